@@ -1,0 +1,166 @@
+"""Hybrid global-local mask features: CLIP's vision transformer with masks in its last blocks.
+
+Source: HybridGL (CVPR 2025) section 3.2; quirk Q3 of docs/quirks.md. The blocks' own parts are
+called; nothing of CLIP is patched.
+
+Shapes: N masks, R side of CLIP's input, G patch-grid side, P = G * G, T = 1 + P tokens,
+D width, E embedding width, h heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridgl.config import FusionConfig, FusionMode
+from hybridgl.models.clip_encoder import VisionTower, embed_patches, qkv_heads
+
+__all__ = ["mask_features"]
+
+
+def mask_features(
+    visual: VisionTower,
+    local_N3RR: Tensor,
+    global_N3RR: Tensor,
+    gate_NP: Tensor,
+    config: FusionConfig,
+    *,
+    attention_masking_skips_last_block: bool,
+) -> Tensor:
+    """CLIP features of masks from their two views.
+
+    Args:
+        visual: CLIP's vision transformer.
+        local_N3RR: local views, float32, (N, 3, R, R).
+        global_N3RR: global views, float32, (N, 3, R, R).
+        gate_NP: share of the mask in every patch, float32, (N, P), 0 to 1.
+        config: mode, first masked block, weight of the added stream.
+        attention_masking_skips_last_block: quirk Q3.
+
+    Returns:
+        float32, (N, E), not normalised.
+    """
+    forward = _FORWARDS[config.mode]
+    blocks = list(visual.transformer.resblocks)
+    if config.mode is FusionMode.ATTENTION_MASKING and attention_masking_skips_last_block:
+        blocks = blocks[:-1]
+    masks = _MaskedBlocks(blocks[config.masking_block :], gate_NP, config.stream_weight)
+
+    def trunk(views_N3RR: Tensor) -> Tensor:
+        tokens_NTD = embed_patches(visual, views_N3RR)
+        for block in blocks[: config.masking_block]:
+            tokens_NTD = masks.step(block, tokens_NTD)
+        return tokens_NTD
+
+    def project(class_ND: Tensor) -> Tensor:
+        return visual.ln_post(class_ND) @ visual.proj
+
+    return forward(masks, trunk, project, local_N3RR, global_N3RR)
+
+
+class _MaskedBlocks:
+    """The masked blocks with the two ways in which a mask acts: gating and attention rule A."""
+
+    def __init__(self, blocks: list[nn.Module], gate_NP: Tensor, stream_weight: float) -> None:
+        self.blocks = blocks
+        self.stream_weight = stream_weight
+        self._gate_NT1 = F.pad(gate_NP, (1, 0), value=1.0)[..., None]
+        self._visible_NT = F.pad(gate_NP > 0, (1, 0), value=True)
+
+    def gated(self, tokens_NTD: Tensor) -> Tensor:
+        """Patch tokens times their share of the mask; the class token as it is."""
+        return tokens_NTD * self._gate_NT1
+
+    def step(self, block: nn.Module, tokens_NTD: Tensor, *, rule_a: bool = False) -> Tensor:
+        """One residual block; under rule A the class token attends to the mask's patches only."""
+        heads = qkv_heads(block, block.ln_1(tokens_NTD))
+        attended_NhTd = F.scaled_dot_product_attention(*heads)
+        if rule_a:
+            q_NhTd, k_NhTd, v_NhTd = heads
+            class_Nh1d = F.scaled_dot_product_attention(
+                q_NhTd[:, :, :1], k_NhTd, v_NhTd, attn_mask=self._visible_NT[:, None, None]
+            )
+            attended_NhTd = torch.cat([class_Nh1d, attended_NhTd[:, :, 1:]], dim=2)
+        tokens_NTD = tokens_NTD + block.attn.out_proj(attended_NhTd.transpose(1, 2).flatten(2))
+        return tokens_NTD + block.mlp(block.ln_2(tokens_NTD))
+
+
+_Trunk = Callable[[Tensor], Tensor]
+_Project = Callable[[Tensor], Tensor]
+_Forward = Callable[[_MaskedBlocks, _Trunk, _Project, Tensor, Tensor], Tensor]
+
+
+def _crop(
+    masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, _global: Tensor
+) -> Tensor:
+    l_NTD = trunk(local)
+    for block in masks.blocks:
+        l_NTD = masks.step(block, l_NTD)
+    return project(l_NTD[:, 0])
+
+
+def _token_masking(
+    masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, _global: Tensor
+) -> Tensor:
+    l_NTD = trunk(local)
+    for block in masks.blocks:
+        l_NTD = masks.step(block, masks.gated(l_NTD))
+    return project(l_NTD[:, 0])
+
+
+def _attention_masking(
+    masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, _global: Tensor
+) -> Tensor:
+    l_NTD = trunk(local)
+    for block in masks.blocks:
+        l_NTD = masks.step(block, l_NTD, rule_a=True)
+    return project(l_NTD[:, 0])
+
+
+def _local_to_global(
+    masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, global_: Tensor
+) -> Tensor:
+    l_NTD, g_NTD = trunk(local), trunk(global_)
+    for index, block in enumerate(masks.blocks):
+        g_NTD = masks.step(block, l_NTD + masks.stream_weight * g_NTD, rule_a=True)
+        if index + 1 < len(masks.blocks):
+            l_NTD = masks.step(block, l_NTD)
+    return project(g_NTD[:, 0])
+
+
+def _global_to_local(
+    masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, global_: Tensor
+) -> Tensor:
+    l_NTD, g_NTD = trunk(local), trunk(global_)
+    for index, block in enumerate(masks.blocks):
+        l_NTD = masks.step(block, masks.stream_weight * masks.gated(g_NTD) + l_NTD)
+        if index + 1 < len(masks.blocks):
+            g_NTD = masks.step(block, g_NTD, rule_a=True)
+    return project(l_NTD[:, 0])
+
+
+def _both(
+    masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, global_: Tensor
+) -> Tensor:
+    weight = masks.stream_weight
+    l_NTD, g_NTD = trunk(local), trunk(global_)
+    hybrid_l_NTD, hybrid_g_NTD = l_NTD, g_NTD
+    for index, block in enumerate(masks.blocks):
+        hybrid_l_NTD = masks.step(block, hybrid_l_NTD + weight * masks.gated(g_NTD))
+        hybrid_g_NTD = masks.step(block, l_NTD + weight * hybrid_g_NTD, rule_a=True)
+        if index + 1 < len(masks.blocks):
+            l_NTD, g_NTD = masks.step(block, l_NTD), masks.step(block, g_NTD, rule_a=True)
+    return project(hybrid_l_NTD[:, 0]) + project(hybrid_g_NTD[:, 0])
+
+
+_FORWARDS: dict[FusionMode, _Forward] = {
+    FusionMode.CROP: _crop,
+    FusionMode.TOKEN_MASKING: _token_masking,
+    FusionMode.ATTENTION_MASKING: _attention_masking,
+    FusionMode.LOCAL_TO_GLOBAL: _local_to_global,
+    FusionMode.GLOBAL_TO_LOCAL: _global_to_local,
+    FusionMode.BOTH: _both,
+}

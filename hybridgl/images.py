@@ -1,0 +1,160 @@
+"""Reading pictures: anything that people hand over, as RGB bytes, or an error that says what came.
+
+Shapes: H x W image pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hybridgl.errors import UserError
+
+__all__ = ["MAX_ASPECT_RATIO", "MAX_PIXELS", "ImageSource", "RgbImage"]
+
+MAX_PIXELS = 50_000_000
+"""Largest picture, in pixels: beyond it the masks of one picture fill the memory."""
+
+MAX_ASPECT_RATIO = 100
+"""Longest over shortest side: beyond it the shorter side is under ten pixels where SAM sees it."""
+
+ImageSource = str | Path | Image.Image | NDArray[np.uint8]
+"""A path, a PIL image, or an RGB array (H, W, 3) of uint8."""
+
+
+class RgbImage:
+    """A picture that is decoded when its pixels are first asked for.
+
+    Args:
+        source: path, PIL image, or uint8 RGB array (H, W, 3). Greyscale, palette, CMYK and 16-bit
+            pictures are converted; transparent parts are laid over white.
+        apply_orientation: turn the picture as its EXIF tag says. Datasets, whose annotations are
+            in stored pixels, leave it off.
+
+    Attributes:
+        name: path or kind of the source, for messages.
+        digest: sha256 of the file's bytes, or of the pixels where there is no file.
+        hw: height and width in pixels.
+
+    Raises:
+        UserError: no such file, no picture, too large, too long, or an array of another kind.
+    """
+
+    def __init__(self, source: ImageSource, *, apply_orientation: bool = True) -> None:
+        if isinstance(source, np.ndarray):
+            self.name = "the array"
+            source = Image.fromarray(_checked_array(source))
+        elif isinstance(source, Image.Image):
+            self.name = "the PIL image"
+        if isinstance(source, Image.Image):
+            self._picture = source
+            header = f"{source.mode} {source.size}".encode()
+            content = header + source.tobytes()
+        else:
+            self.name = str(source)
+            content = _read_file(Path(source))
+            self._picture = _open(content, self.name)
+        self.digest = hashlib.sha256(content + bytes([apply_orientation])).hexdigest()
+        self._apply_orientation = apply_orientation
+        width, height = self._picture.size
+        _check_size(height, width, self.name)
+        if apply_orientation and self._picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+            height, width = width, height
+        self.hw = (height, width)
+
+    @cached_property
+    def pil(self) -> Image.Image:
+        """The picture as a PIL image of mode RGB.
+
+        Raises:
+            UserError: the file is cut short or damaged.
+        """
+        try:
+            self._picture.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(
+                f"Expected a whole picture in {self.name}, but it cannot be decoded ({error}). "
+                f"Fetch the file again."
+            ) from error
+        picture = self._picture
+        if self._apply_orientation:
+            picture = ImageOps.exif_transpose(picture)
+        return _to_rgb(picture, self.name)
+
+    @cached_property
+    def pixels_HW3(self) -> NDArray[np.uint8]:
+        """RGB, uint8, (H, W, 3)."""
+        return np.array(self.pil)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"Expected a picture at {path}, found no such file.") from None
+    except OSError as error:
+        raise UserError(f"Expected a picture at {path}, cannot read it: {error.strerror}.") from error
+
+
+def _open(content: bytes, name: str) -> Image.Image:
+    """The header alone is read: a file that claims gigapixels costs nothing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(content))
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"Expected a picture of at most {MAX_PIXELS:,} pixels in {name}, got more: {error}"
+        ) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f"Expected a picture in {name}, got {len(content):,} bytes of something else. "
+            f"Give a JPEG, PNG or another format that Pillow reads."
+        ) from error
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    if height * width > MAX_PIXELS:
+        raise UserError(
+            f"Expected a picture of at most {MAX_PIXELS:,} pixels in {name}, got "
+            f"{width} x {height}. Shrink it first."
+        )
+    if not height or not width or max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise UserError(
+            f"Expected a picture at most {MAX_ASPECT_RATIO} times longer than wide in {name}, got "
+            f"{width} x {height} pixels. Crop it first."
+        )
+
+
+def _checked_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise UserError(
+            f"Expected an RGB array of shape (H, W, 3) and dtype uint8, got {array.shape} "
+            f"{array.dtype}."
+        )
+    return np.ascontiguousarray(array)
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    if picture.mode.startswith("I"):
+        deep = np.asarray(picture, dtype=np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise UserError(
+                f"Expected 8 or 16 bits a channel in {name}, got values from {deep.min()} to "
+                f"{deep.max()}. Convert it to 8 bits."
+            )
+        return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise UserError(f"Expected integer pixels in {name}, got floats. Convert it to 8 bits.")
+    if picture.has_transparency_data:
+        layered = picture.convert("RGBA")
+        paper = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(paper, layered).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,1 @@
+"""The models that the method stands on: one module per foreign package."""

@@ -1,0 +1,236 @@
+"""CLIP through open_clip: loading OpenAI's files, text features, the parts of the vision tower.
+
+OpenAI's ``.pt`` files are TorchScript archives of float16 weights trained with QuickGELU; the
+architecture is read off the weights. Everything computes in float32 unless told otherwise.
+
+Shapes: B images or masks, R side of the input, T tokens, D width, h heads, d head width,
+L texts, E embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.model import build_model_from_openai_state_dict
+from torch import Tensor, nn
+
+from hybridgl.errors import UserError
+
+__all__ = ["ClipEncoder", "VisionTower", "embed_patches", "qkv_heads"]
+
+_LOG = logging.getLogger(__name__)
+
+_ARCHITECTURES = {
+    "ViT-B-16": (768, 16, 12, 512),
+    "ViT-B-32": (768, 32, 12, 512),
+    "ViT-L-14": (1024, 14, 24, 768),
+}
+"""Width, patch side, vision blocks and embedding width of OpenAI's vision transformers."""
+
+_TEXTS_PER_BATCH = 256
+
+
+class VisionTower(Protocol):
+    """The public parts of open_clip's ``VisionTransformer`` that the method calls."""
+
+    conv1: nn.Conv2d
+    class_embedding: Tensor
+    positional_embedding: Tensor
+    ln_pre: nn.Module
+    transformer: nn.Module
+    ln_post: nn.Module
+    proj: Tensor
+
+
+def embed_patches(visual: VisionTower, images_B3RR: Tensor) -> Tensor:
+    """Tokens that enter the first block.
+
+    Args:
+        visual: CLIP's vision transformer.
+        images_B3RR: normalised, (B, 3, R, R). Where R is not the side that CLIP was trained on,
+            the position embedding is interpolated (bicubic, antialiased).
+
+    Returns:
+        (B, 1 + P, D), the class token first.
+    """
+    patches_BDgg = visual.conv1(images_B3RR)
+    grid = patches_BDgg.shape[-1]
+    patches_BPD = patches_BDgg.flatten(2).transpose(1, 2)
+    class_B1D = visual.class_embedding.to(patches_BPD.dtype).expand(len(patches_BPD), 1, -1)
+    position_TD = _position_embedding(visual.positional_embedding, grid).to(patches_BPD.dtype)
+    tokens: Tensor = visual.ln_pre(torch.cat([class_B1D, patches_BPD], dim=1) + position_TD)
+    return tokens
+
+
+def qkv_heads(block: nn.Module, normed_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of a residual block.
+
+    Args:
+        block: open_clip's ``ResidualAttentionBlock``.
+        normed_BTD: tokens after the block's first layer norm, (B, T, D).
+
+    Returns:
+        Three tensors (B, h, T, d).
+    """
+    attention = block.attn
+    qkv = F.linear(normed_BTD, attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def _position_embedding(position_TD: Tensor, grid: int) -> Tensor:
+    trained = round((position_TD.shape[0] - 1) ** 0.5)
+    if trained == grid:
+        return position_TD
+    grid_1Dgg = position_TD[1:].T.unflatten(-1, (trained, trained))[None]
+    resized_1Dgg = F.interpolate(
+        grid_1Dgg.float(), (grid, grid), mode="bicubic", align_corners=False, antialias=True
+    )
+    return torch.cat([position_TD[:1], resized_1Dgg[0].flatten(1).T])
+
+
+class ClipEncoder:
+    """CLIP's two towers with their tokenizer, from one set of weights.
+
+    Attributes:
+        visual: the vision transformer.
+        image_size: side of the square input, in pixels.
+        grid: patches along each side of the input.
+        logit_scale: factor on cosines, already exponentiated.
+        weights_id: sha256 of the file that the weights came from.
+        num_truncated: distinct texts so far that were longer than the context.
+    """
+
+    def __init__(self, state: dict[str, Tensor], weights_id: str, device: torch.device) -> None:
+        state = {name: value.float() for name, value in state.items()}
+        model = build_model_from_openai_state_dict(
+            state, quick_gelu=True, cast_dtype=torch.float32
+        )
+        self._model = model.float().eval().requires_grad_(False).to(device)
+        self._tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
+        self.device = device
+        self.visual: VisionTower = self._model.visual
+        self.image_size: int = self._model.visual.image_size[0]
+        self.grid: int = self._model.visual.grid_size[0]
+        self.logit_scale = float(state["logit_scale"].exp())
+        self.weights_id = weights_id
+        self.num_truncated = 0
+
+    @classmethod
+    def from_file(
+        cls, path: Path, *, architecture: str | None = None, device: torch.device | str = "cpu"
+    ) -> ClipEncoder:
+        """Load OpenAI's TorchScript archive, a state dict of it, or a ``.npz`` of its arrays.
+
+        Args:
+            path: a local file.
+            architecture: the expected one, as ``ViT-B-16``; None takes any.
+            device: where the weights go.
+
+        Raises:
+            UserError: no such file, unreadable, or of another architecture.
+        """
+        if not path.is_file():
+            raise UserError(
+                f"Expected CLIP weights at {path}, found no such file. "
+                f"Give another file with --clip_weights."
+            )
+        state = _read_state(path)
+        _check_architecture(state, path, architecture)
+        return cls(state, _file_sha256(path), torch.device(device))
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Text features, each distinct text computed once.
+
+        Args:
+            texts: any strings; those beyond the context of 77 tokens are cut there and counted.
+
+        Returns:
+            float32, (L, E), not normalised.
+        """
+        distinct = list(dict.fromkeys(texts))
+        if not distinct:
+            return torch.empty(0, self._model.text_projection.shape[1], device=self.device)
+        tokens = self._tokenize(distinct)
+        features = torch.cat(
+            [
+                self._model.encode_text(batch.to(self.device))
+                for batch in tokens.split(_TEXTS_PER_BATCH)
+            ]
+        )
+        row = {text: index for index, text in enumerate(distinct)}
+        return features[[row[text] for text in texts]]
+
+    def is_truncated(self, text: str) -> bool:
+        """Whether a text is longer than the context and gets cut."""
+        return len(self._tokenizer.encode(text)) + 2 > self._model.context_length
+
+    def _tokenize(self, texts: Sequence[str]) -> Tensor:
+        truncated = sum(self.is_truncated(text) for text in texts)
+        if truncated and not self.num_truncated:
+            _LOG.warning(
+                "A text is longer than CLIP's %d tokens and is cut there; such texts are counted.",
+                self._model.context_length,
+            )
+        self.num_truncated += truncated
+        tokens: Tensor = self._tokenizer(list(texts))
+        return tokens
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        elif _is_torchscript(path):
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"Expected CLIP weights in {path}, but the file cannot be read "
+            f"({type(error).__name__}): it may be cut short. Fetch it again."
+        ) from error
+    if not isinstance(state, dict) or "text_projection" not in state:
+        raise UserError(
+            f"Expected OpenAI CLIP weights in {path}, found something else: "
+            f"no text_projection in it."
+        )
+    for name in ("input_resolution", "context_length", "vocab_size"):
+        state.pop(name, None)
+    return dict(state)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """TorchScript archives are zip files that hold code beside the tensors."""
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _check_architecture(state: dict[str, Tensor], path: Path, expected: str | None) -> None:
+    if "visual.proj" not in state:
+        raise UserError(
+            f"Expected a CLIP vision transformer in {path}, found a ResNet: use ViT-B-16."
+        )
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    blocks = sum(name.startswith("visual.") and name.endswith(".ln_1.weight") for name in state)
+    found = (width, patch, blocks, state["visual.proj"].shape[1])
+    if expected in _ARCHITECTURES and found != _ARCHITECTURES[expected]:
+        names = [name for name, sizes in _ARCHITECTURES.items() if sizes == found]
+        came = names[0] if names else "width {}, patch {}, {} blocks, embedding {}".format(*found)
+        raise UserError(f"Expected CLIP {expected} in {path}, found {came}.")
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
