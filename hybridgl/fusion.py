@@ -10,10 +10,11 @@ D width, E embedding width, h heads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridgl.config import FusionConfig, FusionMode
 from hybridgl.models.clip_encoder import VisionTower, embed_patches, qkv_heads
@@ -64,7 +65,7 @@ def mask_features(
 class _MaskedBlocks:
     """The masked blocks with the two ways in which a mask acts: gating and attention rule A."""
 
-    def __init__(self, blocks: list[nn.Module], gate_NP: Tensor, stream_weight: float) -> None:
+    def __init__(self, blocks: list[Any], gate_NP: Tensor, stream_weight: float) -> None:
         self.blocks = blocks
         self.stream_weight = stream_weight
         self._gate_NT1 = F.pad(gate_NP, (1, 0), value=1.0)[..., None]
@@ -74,7 +75,7 @@ class _MaskedBlocks:
         """Patch tokens times their share of the mask; the class token as it is."""
         return tokens_NTD * self._gate_NT1
 
-    def step(self, block: nn.Module, tokens_NTD: Tensor, *, rule_a: bool = False) -> Tensor:
+    def step(self, block: Any, tokens_NTD: Tensor, *, rule_a: bool = False) -> Tensor:
         """One residual block; under rule A the class token attends to the mask's patches only."""
         heads = qkv_heads(block, block.ln_1(tokens_NTD))
         attended_NhTd = F.scaled_dot_product_attention(*heads)

@@ -43,6 +43,8 @@ class Choice:
     Attributes:
         pick_pure: index of the proposal with the best score.
         pick: index of the proposal with the best final score.
+        pick_without_heat: index of the candidate with the best relation score: the pick at
+            alpha 0, without GEM.
         candidates_K: indices of the candidates, best score first.
         relation_K: relation scores of the candidates, before softmax.
         coherence_N: coherence score of every proposal.
@@ -51,6 +53,7 @@ class Choice:
 
     pick_pure: int
     pick: int
+    pick_without_heat: int
     candidates_K: _Indices
     relation_K: _Floats
     coherence_N: _Floats
@@ -124,7 +127,9 @@ def outside_weight(relation: Relation, config: GuidanceConfig) -> float:
     return config.outside_weight
 
 
-def coherence_scores(weighted_SHW: Tensor, masks_NHW: Tensor, outside_weights: list[float]) -> Tensor:
+def coherence_scores(
+    weighted_SHW: Tensor, masks_NHW: Tensor, outside_weights: list[float]
+) -> Tensor:
     """How well every mask covers the heat: (2 - b) * mean inside - b * mean outside.
 
     Args:
@@ -230,6 +235,7 @@ def choose(
     return Choice(
         pick_pure=int(candidates_K[0]),
         pick=int(candidates_K[np.argmax(final_K)]),
+        pick_without_heat=int(candidates_K[np.argmax(relation_K)]),
         candidates_K=candidates_K,
         relation_K=relation_K,
         coherence_N=coherence_N,
@@ -241,9 +247,7 @@ def _box_share_within(inner_xywh: _Floats, outer_xywh: _Floats) -> _Floats:
     """Share of every inner box that lies in every outer box, (K, J); 0 for a box without area."""
     inner_K1, outer_1J = inner_xywh[:, None], outer_xywh[None]
     near = np.maximum(inner_K1[..., :2], outer_1J[..., :2])
-    far = np.minimum(
-        inner_K1[..., :2] + inner_K1[..., 2:], outer_1J[..., :2] + outer_1J[..., 2:]
-    )
+    far = np.minimum(inner_K1[..., :2] + inner_K1[..., 2:], outer_1J[..., :2] + outer_1J[..., 2:])
     overlap_KJ = np.clip(far - near, 0, None).prod(axis=-1)
     area_K1 = inner_K1[..., 2:].prod(axis=-1)
     return np.divide(overlap_KJ, area_K1, out=np.zeros_like(overlap_KJ), where=area_K1 > 0)

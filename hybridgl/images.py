@@ -100,7 +100,9 @@ def _read_file(path: Path) -> bytes:
     except FileNotFoundError:
         raise UserError(f"Expected a picture at {path}, found no such file.") from None
     except OSError as error:
-        raise UserError(f"Expected a picture at {path}, cannot read it: {error.strerror}.") from error
+        raise UserError(
+            f"Expected a picture at {path}, cannot read it: {error.strerror}."
+        ) from error
 
 
 def _open(content: bytes, name: str) -> Image.Image:

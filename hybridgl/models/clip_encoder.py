@@ -14,7 +14,7 @@ import logging
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import open_clip
@@ -46,7 +46,7 @@ class VisionTower(Protocol):
     class_embedding: Tensor
     positional_embedding: Tensor
     ln_pre: nn.Module
-    transformer: nn.Module
+    transformer: Any
     ln_post: nn.Module
     proj: Tensor
 
@@ -71,7 +71,7 @@ def embed_patches(visual: VisionTower, images_B3RR: Tensor) -> Tensor:
     return tokens
 
 
-def qkv_heads(block: nn.Module, normed_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def qkv_heads(block: Any, normed_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value of a residual block.
 
     Args:
@@ -112,9 +112,7 @@ class ClipEncoder:
 
     def __init__(self, state: dict[str, Tensor], weights_id: str, device: torch.device) -> None:
         state = {name: value.float() for name, value in state.items()}
-        model = build_model_from_openai_state_dict(
-            state, quick_gelu=True, cast_dtype=torch.float32
-        )
+        model = build_model_from_openai_state_dict(state, quick_gelu=True, cast_dtype=torch.float32)
         self._model = model.float().eval().requires_grad_(False).to(device)
         self._tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
         self.device = device

@@ -80,11 +80,13 @@ SHAPES: dict[str, _Region] = {
     "triangle": lambda x, y: _inside_polygon(x, y, _TRIANGLE),
     "star": lambda x, y: _inside_polygon(x, y, _STAR),
     "ring": lambda x, y: (x * x + y * y <= 1.0) & (x * x + y * y >= RING_HOLE**2),
-    "cross": lambda x, y: (np.minimum(np.abs(x), np.abs(y)) <= 0.32)
-    & (np.maximum(np.abs(x), np.abs(y)) <= 0.95),
-    "heart": lambda x, y: ((1.2 * x) ** 2 + (1.2 * y - 0.1) ** 2 - 1.0) ** 3
-    + (1.2 * x) ** 2 * (1.2 * y - 0.1) ** 3
-    <= 0.0,
+    "cross": lambda x, y: (
+        (np.minimum(np.abs(x), np.abs(y)) <= 0.32) & (np.maximum(np.abs(x), np.abs(y)) <= 0.95)
+    ),
+    "heart": lambda x, y: (
+        ((1.2 * x) ** 2 + (1.2 * y - 0.1) ** 2 - 1.0) ** 3 + (1.2 * x) ** 2 * (1.2 * y - 0.1) ** 3
+        <= 0.0
+    ),
     "moon": lambda x, y: (x * x + y * y <= 1.0) & ((x - 0.55) ** 2 + y * y >= 0.72),
 }
 """Inside test of each shape name: coordinates in units of the radius, y downwards."""

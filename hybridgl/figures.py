@@ -1,0 +1,130 @@
+"""Pictures of what the method saw and chose, one file per expression.
+
+Shapes: N proposals, H x W image pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hybridgl.pipeline import Prediction
+from hybridgl.proposals import Proposals
+
+__all__ = ["draw_prediction", "overlay"]
+
+_TRUTH = (0.10, 0.75, 0.35)
+_PURE = (0.95, 0.60, 0.10)
+_GUIDED = (0.15, 0.45, 0.95)
+_CANDIDATES = ((0.15, 0.45, 0.95), (0.85, 0.20, 0.55), (0.10, 0.65, 0.60))
+
+
+def overlay(
+    image_HW3: NDArray[np.uint8], mask_HW: NDArray[np.bool_], color: tuple[float, float, float]
+) -> NDArray[np.uint8]:
+    """The picture with a mask tinted and its surroundings dimmed.
+
+    Args:
+        image_HW3: RGB, uint8, (H, W, 3).
+        mask_HW: bool, (H, W).
+        color: RGB, 0 to 1.
+
+    Returns:
+        uint8, (H, W, 3).
+    """
+    tinted_HW3 = 0.45 * image_HW3 + 0.55 * 255 * np.array(color)
+    dimmed_HW3 = 0.45 * image_HW3 + 0.55 * 205
+    return np.where(mask_HW[..., None], tinted_HW3, dimmed_HW3).astype(np.uint8)
+
+
+def draw_prediction(
+    path: Path,
+    image_HW3: NDArray[np.uint8],
+    proposals: Proposals,
+    prediction: Prediction,
+    heat_HW: NDArray[np.float32],
+    *,
+    title: str,
+    truth_HW: NDArray[np.bool_] | None = None,
+) -> None:
+    """Write a figure: image, truth, both picks, heat map, candidates with scores, and the parse.
+
+    Args:
+        path: a ``.png`` file; its folder exists.
+        image_HW3: RGB, uint8, (H, W, 3).
+        proposals: all masks of the picture.
+        prediction: picks and scores.
+        heat_HW: GEM map under the position ramp, mean 1, float32, (H, W).
+        title: first line.
+        truth_HW: bool, (H, W); None where it is not known.
+    """
+    figure = Figure(figsize=(15, 6.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 4)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    _show(axes[0, 0], image_HW3, "image")
+    if truth_HW is not None:
+        _show(axes[0, 1], overlay(image_HW3, truth_HW, _TRUTH), "ground truth")
+    choice = prediction.choice
+    if choice is not None:
+        masks_NHW = proposals.masks_NHW
+        _show(axes[0, 2], overlay(image_HW3, masks_NHW[choice.pick_pure], _PURE), "mask features")
+        _show(axes[0, 3], overlay(image_HW3, masks_NHW[choice.pick], _GUIDED), "with guidance")
+    _show(axes[1, 0], image_HW3, "GEM map and position ramp")
+    axes[1, 0].imshow(heat_HW, cmap="inferno", alpha=0.65)
+    _show_candidates(axes[1, 1], image_HW3, proposals, prediction)
+    _write_scores(axes[1, 2], prediction)
+    _write_expression(axes[1, 3], prediction)
+    figure.suptitle(title, fontsize=13)
+    figure.savefig(path, dpi=80, metadata={"Software": None})
+
+
+def _show(axis: Axes, image_HW3: NDArray[np.uint8], title: str) -> None:
+    axis.imshow(image_HW3)
+    axis.set_title(title, fontsize=11)
+
+
+def _show_candidates(
+    axis: Axes, image_HW3: NDArray[np.uint8], proposals: Proposals, prediction: Prediction
+) -> None:
+    _show(axis, image_HW3, f"candidates of {len(proposals)} proposals")
+    if prediction.choice is None:
+        return
+    for rank, index in enumerate(prediction.choice.candidates_K):
+        x, y, w, h = proposals.boxes_xywh[index]
+        color = _CANDIDATES[rank % len(_CANDIDATES)]
+        axis.contour(proposals.masks_NHW[index], levels=[0.5], colors=[color], linewidths=2)
+        axis.text(x + w / 2, y + h / 2, str(rank + 1), color="white", backgroundcolor=color)
+
+
+def _write_scores(axis: Axes, prediction: Prediction) -> None:
+    choice = prediction.choice
+    if choice is None:
+        axis.text(0.0, 0.5, "no proposals", fontsize=12)
+        return
+    lines = ["     similarity  relation  coherence   final"]
+    for rank, index in enumerate(choice.candidates_K):
+        chosen = "*" if index == choice.pick else " "
+        lines.append(
+            f"{chosen}{rank + 1:>3}  {prediction.similarity_N[index]:9.2f} "
+            f"{choice.relation_K[rank]:9.3f} {choice.coherence_N[index]:10.3f} "
+            f"{choice.final_K[rank]:7.3f}"
+        )
+    axis.text(0.0, 0.95, "\n".join(lines), family="monospace", fontsize=8.5, va="top")
+
+
+def _write_expression(axis: Axes, prediction: Prediction) -> None:
+    expression = prediction.expression
+    lines = [
+        f"noun phrase  {expression.noun_phrase}",
+        f"other nouns  {', '.join(expression.other_noun_phrases) or '-'}",
+        f"position     {expression.position.value}",
+        f"relation     {expression.relation.value}",
+    ]
+    axis.text(0.0, 0.95, "\n".join(lines), family="monospace", fontsize=9, va="top")

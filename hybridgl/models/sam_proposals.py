@@ -1,0 +1,295 @@
+"""Mask proposals from SAM, through segment_anything's automatic mask generator.
+
+HybridGL takes its candidates from SAM ViT-H (Kirillov et al., "Segment Anything", ICCV 2023). The
+numbers here are those of the library's generator; this module adds the loading of weights files
+with checks, and answers where the generator fails.
+
+Shapes: N proposals, H, W image pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from segment_anything.utils.amg import MaskData, generate_crop_boxes
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+
+from hybridgl.config import ProposalConfig
+from hybridgl.errors import UserError
+from hybridgl.proposals import Proposals
+from hybridgl.weights.manifest import SAM_FILES
+
+__all__ = ["SAM_TYPES", "SamProposer", "build_tiny_sam"]
+
+_LOG = logging.getLogger(__name__)
+
+_POINTS_PER_BATCH = 64
+"""The generator's own default."""
+
+_MASKS_PER_POINT = 3
+
+_ENCODER_STEM = "image_encoder.patch_embed.proj.weight"
+
+_LOGIT_BYTES = 2**30
+"""Most memory for one batch's logits; only pictures beyond 1.4 megapixels get smaller batches."""
+
+
+def build_tiny_sam() -> Sam:
+    """SAM's architecture with 0.8 million parameters for pictures of 256 pixels, untrained."""
+    side, patch, width = 256, 16, 64
+    sam = Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=side,
+            patch_size=patch,
+            embed_dim=96,
+            depth=4,
+            num_heads=3,
+            out_chans=width,
+            use_rel_pos=True,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=width,
+            image_embedding_size=(side // patch, side // patch),
+            input_image_size=(side, side),
+            mask_in_chans=4,
+        ),
+        mask_decoder=MaskDecoder(
+            transformer_dim=width,
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=width, num_heads=4, mlp_dim=4 * width
+            ),
+            num_multimask_outputs=_MASKS_PER_POINT,
+            iou_head_hidden_dim=width,
+        ),
+    )
+    return sam.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class _SamType:
+    """An architecture: how to build it and how to know its weights."""
+
+    build: Callable[[], Sam]
+    width: int
+    """Of the image encoder."""
+    depth: int
+    """Blocks of the image encoder."""
+    source: str
+    """Where its weights come from, as an instruction."""
+
+
+def _official(sam_type: str, width: int, depth: int) -> _SamType:
+    return _SamType(
+        sam_model_registry[sam_type], width, depth, f"download {SAM_FILES[sam_type].url}"
+    )
+
+
+_REGISTRY: dict[str, _SamType] = {
+    "vit_h": _official("vit_h", 1280, 32),
+    "vit_l": _official("vit_l", 1024, 24),
+    "vit_b": _official("vit_b", 768, 12),
+    "tiny": _SamType(build_tiny_sam, 96, 4, "install hybridgl again, which carries it"),
+}
+
+SAM_TYPES = tuple(_REGISTRY)
+"""Names of the architectures."""
+
+
+class _Generator(SamAutomaticMaskGenerator):  # type: ignore[misc]  # the library is untyped
+    """The library's generator, which fails with crops when no crop yields a mask."""
+
+    def _process_crop(self, *args: object) -> MaskData:
+        crop_data = super()._process_crop(*args)
+        crop_data["crop_boxes"] = crop_data["crop_boxes"].reshape(-1, 4)
+        return crop_data
+
+
+class SamProposer:
+    """Proposes masks for images.
+
+    Attributes:
+        device: where the model computes.
+    """
+
+    def __init__(self, sam: Sam, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._sam = sam.eval().requires_grad_(False).to(self.device)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: Path | str, sam_type: str, device: torch.device | str = "cpu"
+    ) -> SamProposer:
+        """Load weights.
+
+        Args:
+            path: one of the official ``.pth`` files, or a ``.npz`` with the same entries as plain
+                arrays (any float type; computed in float32).
+            sam_type: one of ``SAM_TYPES``.
+            device: where the model computes.
+
+        Raises:
+            UserError: unknown type; no such file; a file that cannot be read; weights of another
+                architecture.
+        """
+        if sam_type not in _REGISTRY:
+            raise UserError(f"Expected a SAM type among {', '.join(SAM_TYPES)}, got {sam_type!r}.")
+        path = Path(path)
+        state = _read_state(path, sam_type)
+        _check_type(state, path, sam_type)
+        sam = _REGISTRY[sam_type].build()
+        _check_entries(state, sam.state_dict(), path, sam_type)
+        sam.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+        return cls(sam, device)
+
+    def propose(self, image_HW3: NDArray[np.uint8], config: ProposalConfig) -> Proposals:
+        """Masks of one image, in the generator's order.
+
+        Where a picture has too few pixels for a layer of crops, that layer and those after it are
+        left out. A picture so long and thin that SAM's input would have no row or no column of it
+        has no proposals; that is logged as a warning.
+
+        Args:
+            image_HW3: uint8 RGB, (H, W, 3).
+            config: the generator's settings.
+
+        Returns:
+            The proposals; none where every mask was filtered out.
+
+        Raises:
+            ValueError: the image has another type or shape.
+        """
+        is_rgb = image_HW3.ndim == 3 and image_HW3.shape[2] == 3 and image_HW3.size > 0
+        if image_HW3.dtype != np.uint8 or not is_rgb:
+            raise ValueError(
+                f"Expected image_HW3 to be uint8 of shape (H, W, 3), got {image_HW3.dtype} of "
+                f"shape {image_HW3.shape}; convert the image to 8-bit RGB."
+            )
+        height, width, _ = image_HW3.shape
+        for layers in range(config.crop_n_layers, -1, -1):
+            generator = self._generator(config, layers, (height, width))
+            if _every_crop_is_visible(generator, (height, width)):
+                return _to_proposals(generator.generate(image_HW3), (height, width))
+        _LOG.warning(
+            "Expected an image that SAM can scale to a longer side of %d pixels, got %d x %d, of "
+            "which no row or no column is left then: no proposals. Crop it to a usual shape.",
+            generator.predictor.transform.target_length,
+            height,
+            width,
+        )
+        return Proposals.empty((height, width))
+
+    def _generator(self, config: ProposalConfig, layers: int, hw: tuple[int, int]) -> _Generator:
+        bytes_per_point = _MASKS_PER_POINT * hw[0] * hw[1] * torch.float32.itemsize
+        return _Generator(
+            self._sam,
+            points_per_side=config.points_per_side,
+            points_per_batch=max(1, min(_POINTS_PER_BATCH, _LOGIT_BYTES // bytes_per_point)),
+            pred_iou_thresh=config.pred_iou_thresh,
+            stability_score_thresh=config.stability_score_thresh,
+            crop_n_layers=layers,
+            crop_n_points_downscale_factor=config.crop_n_points_downscale_factor,
+            min_mask_region_area=config.min_mask_region_area,
+        )
+
+
+def _every_crop_is_visible(generator: _Generator, hw: tuple[int, int]) -> bool:
+    """Whether each crop has pixels, also after it is scaled to the model's input."""
+    boxes_xyxy, _ = generate_crop_boxes(hw, generator.crop_n_layers, generator.crop_overlap_ratio)
+    scale: ResizeLongestSide = generator.predictor.transform
+    sizes = [(y1 - y0, x1 - x0) for x0, y0, x1, y1 in boxes_xyxy]
+    return all(
+        min(size) > 0 and min(scale.get_preprocess_shape(*size, scale.target_length)) > 0
+        for size in sizes
+    )
+
+
+def _to_proposals(records: list[dict[str, Any]], hw: tuple[int, int]) -> Proposals:
+    if not records:
+        return Proposals.empty(hw)
+    return Proposals(
+        masks_NHW=np.stack([record["segmentation"] for record in records]),
+        boxes_xywh=np.array([record["bbox"] for record in records]).astype(np.int64),
+        predicted_iou=np.array([record["predicted_iou"] for record in records], dtype=np.float32),
+        stability=np.array([record["stability_score"] for record in records], dtype=np.float32),
+    )
+
+
+def _read_state(path: Path, sam_type: str) -> dict[str, Tensor]:
+    source = _REGISTRY[sam_type].source
+    if not path.is_file():
+        raise UserError(
+            f"Expected weights of SAM {sam_type} at {path}, found no such file: {source}."
+        )
+    try:
+        if path.suffix == ".npz":
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+                state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # a damaged file can fail in any way inside zip, pickle or NumPy
+        raise UserError(
+            f"Expected weights of SAM {sam_type} in {path}, but the file cannot be read "
+            f"({type(error).__name__}); it may be cut short: {source}."
+        ) from error
+    tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
+    if not tensors or _ENCODER_STEM not in state:
+        raise UserError(
+            f"Expected weights of SAM {sam_type} in {path}, found something else "
+            f"(no {_ENCODER_STEM} in it): {source}."
+        )
+    return dict(state)
+
+
+def _check_type(state: Mapping[str, Tensor], path: Path, sam_type: str) -> None:
+    """Tell the architectures apart by the image encoder's width and depth."""
+    width = len(state[_ENCODER_STEM])
+    depth = len({name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")})
+    expected = _REGISTRY[sam_type]
+    if (width, depth) == (expected.width, expected.depth):
+        return
+    looks = [name for name, t in _REGISTRY.items() if (t.width, t.depth) == (width, depth)]
+    if looks:
+        raise UserError(
+            f"Expected weights of SAM {sam_type} in {path}, found those of {looks[0]}: "
+            f"choose SAM type {looks[0]} or {expected.source}."
+        )
+    raise UserError(
+        f"Expected weights of SAM {sam_type} (width {expected.width}, {expected.depth} blocks) in "
+        f"{path}, found width {width} and {depth} blocks: {expected.source}."
+    )
+
+
+def _check_entries(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, sam_type: str
+) -> None:
+    """Every entry of the model is there, with its shape, and no other one."""
+    faults = [f"{name} is missing" for name in expected if name not in state]
+    faults += [f"{name} is not of this model" for name in state if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if faults:
+        raise UserError(
+            f"Expected the {len(expected)} entries of SAM {sam_type} in {path}, found "
+            f"{len(faults)} wrong, first: {faults[0]}; {_REGISTRY[sam_type].source}."
+        )

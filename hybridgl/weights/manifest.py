@@ -1,0 +1,153 @@
+"""The files that the two sets of weights consist of, with their sources and checksums.
+
+``tiny`` is carried in the package and knows the shapes world only; ``paper`` is what the published
+numbers were made with, and is fetched by the user.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridgl.errors import UserError
+
+__all__ = ["CLIP_FILES", "SAM_FILES", "WeightSet", "WeightsFile", "weight_set", "weights_folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A file that can be fetched.
+
+    Attributes:
+        name: file name under ``weights_folder()``.
+        url: where it is published.
+        sha256: its checksum in hexadecimal, or the first digits of it as far as known.
+    """
+
+    name: str
+    url: str
+    sha256: str
+
+
+def _clip(name: str, sha256: str) -> WeightsFile:
+    root = "https://openaipublic.azureedge.net/clip/models"
+    return WeightsFile(name, f"{root}/{sha256}/{name}", sha256)
+
+
+def _sam(name: str, sha256: str) -> WeightsFile:
+    return WeightsFile(name, f"https://dl.fbaipublicfiles.com/segment_anything/{name}", sha256)
+
+
+CLIP_FILES: Mapping[str, WeightsFile] = {
+    "ViT-B-16": _clip(
+        "ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
+    ),
+    "ViT-B-32": _clip(
+        "ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
+    ),
+    "ViT-L-14": _clip(
+        "ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
+    ),
+}
+"""OpenAI's CLIP models by architecture."""
+
+SAM_FILES: Mapping[str, WeightsFile] = {
+    "vit_h": _sam("sam_vit_h_4b8939.pth", "4b8939"),
+    "vit_l": _sam("sam_vit_l_0b3195.pth", "0b3195"),
+    "vit_b": _sam("sam_vit_b_01ec64.pth", "01ec64"),
+}
+"""Segment Anything's models by type."""
+
+_TINY = Path(__file__).parent / "tiny"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightSet:
+    """Local files of one set.
+
+    Attributes:
+        clip_weights: CLIP's file.
+        clip_model: architecture that the file must have; None takes any.
+        sam_checkpoint: SAM's file.
+        sam_type: vit_h, vit_l, vit_b or tiny.
+        spacy_model: name or folder of a spaCy pipeline.
+    """
+
+    clip_weights: Path
+    clip_model: str | None
+    sam_checkpoint: Path
+    sam_type: str
+    spacy_model: str
+
+    def missing(self) -> list[str]:
+        """One line for every file that is not there: what, where, and how to get it."""
+        lines = []
+        for path, known in (
+            (self.clip_weights, CLIP_FILES),
+            (self.sam_checkpoint, SAM_FILES),
+        ):
+            if not path.is_file():
+                source = next((file.url for file in known.values() if file.name == path.name), None)
+                remedy = f"fetch it from {source}" if source else "check the path"
+                lines.append(f"Expected weights at {path}, found no such file; {remedy}.")
+        return lines
+
+
+def weights_folder() -> Path:
+    """Where fetched weights lie: ``$HYBRIDGL_WEIGHTS``, or ``~/.cache/hybridgl/weights``."""
+    named = os.environ.get("HYBRIDGL_WEIGHTS")
+    return Path(named) if named else Path.home() / ".cache" / "hybridgl" / "weights"
+
+
+def weight_set(
+    name: str,
+    *,
+    clip_model: str | None = None,
+    clip_weights: Path | None = None,
+    sam_type: str | None = None,
+    sam_checkpoint: Path | None = None,
+    spacy_model: str | None = None,
+) -> WeightSet:
+    """The files of a set, each replaced by the argument that names another.
+
+    Args:
+        name: "tiny" or "paper".
+        clip_model: architecture of CLIP: ViT-B-16, ViT-B-32 or ViT-L-14.
+        clip_weights: CLIP's file.
+        sam_type: vit_h, vit_l, vit_b or tiny.
+        sam_checkpoint: SAM's file.
+        spacy_model: name or folder of a spaCy pipeline.
+
+    Raises:
+        UserError: no set, architecture or type has this name.
+    """
+    if name not in ("tiny", "paper"):
+        raise UserError(f"Expected the weights 'tiny' or 'paper', got {name!r}.")
+    if clip_model is not None and clip_model not in CLIP_FILES:
+        raise UserError(f"Expected a CLIP model among {', '.join(CLIP_FILES)}, got {clip_model!r}.")
+    if sam_type is not None and sam_type not in (*SAM_FILES, "tiny"):
+        raise UserError(
+            f"Expected a SAM type among {', '.join(SAM_FILES)}, tiny, got {sam_type!r}."
+        )
+    tiny = name == "tiny"
+    folder = weights_folder()
+    if clip_model is None and not tiny and clip_weights is None:
+        clip_model = "ViT-B-16"
+    if clip_weights is None:
+        clip_weights = folder / CLIP_FILES[clip_model].name if clip_model else _TINY / "clip.npz"
+    if sam_type is None:
+        sam_type = "tiny" if tiny else "vit_h"
+    if sam_checkpoint is None:
+        carried = sam_type == "tiny"
+        sam_checkpoint = _TINY / "sam.npz" if carried else folder / SAM_FILES[sam_type].name
+    if spacy_model is None:
+        spacy_model = str(_TINY / "spacy") if tiny else "en_core_web_lg"
+    return WeightSet(
+        clip_weights=clip_weights,
+        clip_model=clip_model,
+        sam_checkpoint=sam_checkpoint,
+        sam_type=sam_type,
+        spacy_model=spacy_model,
+    )

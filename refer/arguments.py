@@ -1,0 +1,81 @@
+"""Command-line arguments that choose a split, shared by every program that reads one."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from refer.errors import DataError
+from refer.reader import ReferSplit, count_differences, load_refer, missing_images
+from refer.shapes.world import ensure_world
+from refer.splits import DATASETS, validate
+
+__all__ = ["add_split_arguments", "split_from_arguments"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that ``split_from_arguments`` reads, in a group "data"."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=DATASETS, default="shapes", help="(default: shapes)")
+    group.add_argument("--split", default="val", help="val, testA, ... (default: val)")
+    group.add_argument(
+        "--split_by",
+        "--splitBy",
+        help="unc, google or umd (default: unc; refcocog: umd)",
+    )
+    group.add_argument(
+        "--refer_data_root",
+        type=Path,
+        default=Path("refer/data"),
+        metavar="DIR",
+        help="see refer/README.md for what it holds (default: %(default)s)",
+    )
+    group.add_argument("--limit", type=int, metavar="N", help="the first N images only")
+
+
+def split_from_arguments(arguments: argparse.Namespace) -> ReferSplit:
+    """The split that the arguments name; the shapes world is made where it is missing.
+
+    A split that lacks refs or images is read all the same, so that a part of the data can be
+    tried: ``problems`` then says that it is incomplete, and so do the reports.
+
+    Raises:
+        DataError: a wrong name, or data that cannot be read.
+        FileNotFoundError: a file of the dataset is missing, images included.
+    """
+    dataset, root = arguments.dataset, arguments.refer_data_root
+    split_by = validate(dataset, arguments.split, arguments.split_by)
+    if arguments.limit is not None and arguments.limit < 1:
+        raise DataError(f"Expected --limit of at least 1 image, got {arguments.limit}.")
+    if dataset == "shapes":
+        ensure_world(root)
+    split = _with_count_problems(
+        load_refer(root, dataset, arguments.split, split_by, check_counts=False)
+    )
+    if arguments.limit is not None:
+        split = split.limited(arguments.limit)
+    missing = missing_images(split)
+    if missing:
+        raise FileNotFoundError(
+            f"Expected {len(split.images)} images of {dataset} {arguments.split}, "
+            f"{len(missing)} are missing, the first of them {missing[0]}. "
+            f"See refer/README.md for where they come from."
+        )
+    return split
+
+
+def _with_count_problems(split: ReferSplit) -> ReferSplit:
+    certain_off, unchecked_off = count_differences(split)
+    problems = [f"Unchecked number: {line}." for line in unchecked_off]
+    if certain_off:
+        problems.append(
+            f"Not the whole of {split.dataset} {split.split}: {'; '.join(certain_off)}. Its "
+            f"scores do not compare with published ones."
+        )
+    for problem in problems:
+        _LOG.warning(problem)
+    return replace(split, problems=(*split.problems, *problems))

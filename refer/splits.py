@@ -1,0 +1,132 @@
+"""The splits that exist, and how many referring expressions each must hold.
+
+Refs and images, and RefCOCO's sentences, come from the public catalogue of the REFER data, as do
+PhraseCut's phrases; the other sentence counts are widely quoted but unchecked, so a difference
+there is a warning.  Splits match by equality: the original API matches substrings, where `test` on
+RefCOCO means testA and testB together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from refer.errors import DataError
+
+__all__ = [
+    "DATASETS",
+    "PHRASECUT_SPLIT_BY",
+    "SPLITS",
+    "ExpectedCounts",
+    "expected_counts",
+    "validate",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedCounts:
+    """What a complete split holds.
+
+    Attributes:
+        refs: Referred objects (PhraseCut: phrases).
+        images: Distinct images.
+        sentences: Expressions, or None where no count is known.
+        sentences_checked: Whether the sentence count is certain: a difference is then an error,
+            otherwise a warning.
+    """
+
+    refs: int
+    images: int
+    sentences: int | None = None
+    sentences_checked: bool = False
+
+
+PHRASECUT_SPLIT_BY = "-"
+"""PhraseCut has one way of splitting, without a name."""
+
+SPLITS: Mapping[str, Mapping[str, Mapping[str, ExpectedCounts | None]]] = {
+    "shapes": {"synthetic": {"train": None, "val": None, "testA": None, "testB": None}},
+    "refcoco": {
+        "unc": {
+            "train": ExpectedCounts(42404, 16994, 120624, sentences_checked=True),
+            "val": ExpectedCounts(3811, 1500, 10834, sentences_checked=True),
+            "testA": ExpectedCounts(1975, 750, 5657, sentences_checked=True),
+            "testB": ExpectedCounts(1810, 750, 5095, sentences_checked=True),
+        },
+        "google": {
+            "train": ExpectedCounts(40000, 19213),
+            "val": ExpectedCounts(5000, 4559),
+            "test": ExpectedCounts(5000, 4527),
+        },
+    },
+    "refcoco+": {
+        "unc": {
+            "train": ExpectedCounts(42278, 16992, 120191),
+            "val": ExpectedCounts(3805, 1500, 10758),
+            "testA": ExpectedCounts(1975, 750, 5726),
+            "testB": ExpectedCounts(1798, 750, 4889),
+        },
+    },
+    "refcocog": {
+        "umd": {
+            "train": ExpectedCounts(42226, 21899, 80512),
+            "val": ExpectedCounts(2573, 1300, 4896),
+            "test": ExpectedCounts(5023, 2600, 9602),
+        },
+        "google": {
+            "train": ExpectedCounts(44822, 24698, 85474),
+            "val": ExpectedCounts(5000, 4650, 9536),
+        },
+    },
+    "phrasecut": {
+        PHRASECUT_SPLIT_BY: {
+            "train": ExpectedCounts(310816, 71746),
+            "val": ExpectedCounts(20316, 2971),
+            "test": ExpectedCounts(14354, 2545),
+            "miniv": ExpectedCounts(821, 100),
+        },
+    },
+}
+"""Dataset -> split_by -> split -> expected counts (None: no fixed size).  The first split_by of a
+dataset is its default."""
+
+DATASETS = tuple(SPLITS)
+
+
+def validate(dataset: str, split: str, split_by: str | None = None) -> str:
+    """Check that the split exists, and return its split_by, the dataset's default for None.
+
+    >>> validate("refcocog", "val")
+    'umd'
+
+    Raises:
+        DataError: There is no such dataset, split_by or split; the message lists the legal ones.
+    """
+    if dataset not in SPLITS:
+        raise DataError(f"Expected dataset to be one of {', '.join(DATASETS)}; got {dataset!r}.")
+    ways = SPLITS[dataset]
+    resolved = next(iter(ways)) if split_by is None else split_by
+    if resolved not in ways:
+        raise DataError(
+            f"Expected split_by of {dataset} to be one of {', '.join(ways)}; got {split_by!r}."
+        )
+    if split not in ways[resolved]:
+        others = [way for way in ways if split in ways[way]]
+        hint = f" ({split!r} exists with split_by {', '.join(others)})" if others else ""
+        raise DataError(
+            f"Expected split of {dataset} with split_by {resolved} to be one of "
+            f"{', '.join(ways[resolved])}; got {split!r}{hint}."
+        )
+    return resolved
+
+
+def expected_counts(dataset: str, split: str, split_by: str | None = None) -> ExpectedCounts | None:
+    """What the complete split holds, or None for a dataset without a fixed size.
+
+    >>> expected_counts("refcoco", "testA").refs
+    1975
+
+    Raises:
+        DataError: As `validate`.
+    """
+    return SPLITS[dataset][validate(dataset, split, split_by)][split]

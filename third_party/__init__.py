@@ -1,0 +1,1 @@
+"""Other people's systems: what the suite compares with or takes input from."""

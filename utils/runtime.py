@@ -1,0 +1,126 @@
+"""How a program runs: its store, one-line errors, exit status, elapsed time and peak memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.store import Store
+
+__all__ = [
+    "Stopwatch",
+    "add_store_arguments",
+    "output_folder",
+    "peak_memory_bytes",
+    "run_program",
+    "store_from_arguments",
+]
+
+_FAILED = 2
+_INTERRUPTED = 130
+
+
+def run_program(body: Callable[[], None], expected: tuple[type[Exception], ...]) -> int:
+    """Run a program's body.
+
+    Args:
+        body: does the work.
+        expected: errors that the user can mend: printed on one line, without a traceback.
+
+    Returns:
+        Exit status: 0, or 2 after an expected error, or 130 after an interruption.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        body()
+    except expected as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        sys.stderr.write(f"error: {text}\n")
+        return _FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        return _INTERRUPTED
+    return 0
+
+
+def add_store_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that ``store_from_arguments`` reads, in a group "store"."""
+    group = parser.add_argument_group("store")
+    group.add_argument(
+        "--store",
+        type=Path,
+        default=Path("store"),
+        metavar="DIR",
+        help="where the results of stages are kept (default: %(default)s)",
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="make again what the store or output holds"
+    )
+
+
+def store_from_arguments(arguments: argparse.Namespace) -> Store:
+    """The store that the arguments name.
+
+    Raises:
+        OSError: its path is a file.
+    """
+    return Store(arguments.store, overwrite=arguments.overwrite)
+
+
+def output_folder(path: Path, settings: Mapping[str, object], *, overwrite: bool) -> Path:
+    """Make the folder that a run leaves its files in.
+
+    Args:
+        path: the folder; may be there already.
+        settings: JSON values, written to the summary of the run as "settings".
+        overwrite: accept a folder with the summary of other settings.
+
+    Raises:
+        OSError: the folder cannot be made, or holds a run of other settings.
+    """
+    summary = path / "summary.json"
+    if not overwrite and summary.is_file():
+        try:
+            found = json.loads(summary.read_text()).get("settings")
+        except ValueError:
+            found = None
+        if found != settings:
+            raise FileExistsError(
+                f"Expected an empty folder or a run of the same settings in {path}, found a run "
+                f"of other ones. Give another --output DIR, or --overwrite."
+            )
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes * (1 if sys.platform == "darwin" else 1024)
+
+
+class Stopwatch:
+    """Seconds spent in named stages.
+
+    Attributes:
+        seconds: by stage, in the order of their first use.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

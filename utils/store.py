@@ -1,0 +1,409 @@
+"""Artefacts on disk, found by the content they were made from.
+
+A stage's result is kept under a key that hashes everything it depends on: the image's bytes, the
+weights, the settings of the stage and of those before it. So a repeated or resumed run finds it
+whatever the order of the work, and a changed setting never meets an old result. Results take hours,
+runs are killed and disks fill, so a file appears under its final name only when it is whole, and
+every byte of it is checked when it is read: a damaged entry is reported and made again, never used.
+
+An entry is one safetensors file, `root/kind/key[:2]/key.safetensors`. Its only metadata string is
+the SHA-256 of all other bytes of the file, in hex, followed by JSON that names the format, kind,
+key and the caller's own metadata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import socket
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as from_safetensors
+from safetensors.numpy import save as to_safetensors
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Entry",
+    "Store",
+    "atomic_write_bytes",
+    "digest",
+    "file_digest",
+    "require_json",
+    "sweep_partials",
+]
+
+FORMAT_VERSION = 1
+"""Written into every entry; entries of another version are made again. The place of the checksum
+must not change with it."""
+
+_KIND = re.compile(r"[a-z][a-z0-9_-]*")
+_KEY = re.compile(r"[0-9a-f]{64}")
+
+# A safetensors file: the header's length, little-endian, then the header as JSON, then the arrays.
+_HEADER_LENGTH_BYTES = 8
+_OPENING = b'{"__metadata__":{"entry":"'
+_UNSIGNED = b"0" * 64
+_CHECKSUM = slice(
+    _HEADER_LENGTH_BYTES + len(_OPENING), _HEADER_LENGTH_BYTES + len(_OPENING) + len(_UNSIGNED)
+)
+
+_PARTIAL = re.compile(r"\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.partial")
+_ABANDONED_AFTER_SECONDS = 24 * 60 * 60
+
+_logger = logging.getLogger(__name__)
+
+
+def require_json(value: object, where: str) -> None:
+    """Checks that JSON gives a value back as it was, but for tuples, which become lists.
+
+    Args:
+        value: Any nesting of dict (with str keys), list, tuple, str, bool, int, finite float and
+            None.
+        where: What the value is called in the message, such as "meta".
+
+    Raises:
+        ValueError: Naming the first place that JSON would change or refuse (NaN and infinity among
+            them).
+
+    Example:
+        >>> require_json({"loss": [1.0, float("nan")]}, "summary")
+        Traceback (most recent call last):
+        ValueError: Expected a finite number at summary.loss[1], got nan.
+    """
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"Expected a finite number at {where}, got {value}.")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise ValueError(f"Expected text as every name in {where}, got {name!r}.")
+            require_json(item, f"{where}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            require_json(item, f"{where}[{index}]")
+    elif not (value is None or isinstance(value, str | int)):
+        raise ValueError(
+            f"Expected dict, list, tuple, str, bool, int, float or None at {where}, "
+            f"got {type(value).__name__}; convert it first."
+        )
+
+
+def digest(*parts: object) -> str:
+    """Hashes values into a key that is the same on every machine and in every run.
+
+    Args:
+        parts: Each is `bytes`, which count by their own SHA-256, or a value that `require_json`
+            accepts. Order counts, the order of a dict's names does not; 1, 1.0 and "1" differ; a
+            tuple equals a list.
+
+    Returns:
+        64 hex digits: SHA-256 of canonical JSON (sorted names, no spaces, floats by `repr`).
+
+    Raises:
+        ValueError: A part is neither bytes nor such a value.
+
+    Example:
+        >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+        True
+    """
+    tagged: list[dict[str, object]] = []
+    for index, part in enumerate(parts):
+        if isinstance(part, bytes):
+            tagged.append({"bytes": hashlib.sha256(part).hexdigest()})
+        else:
+            require_json(part, f"part {index}")
+            tagged.append({"json": part})
+    return hashlib.sha256(_canonical_json(tagged).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Hashes a file in chunks, so that files larger than memory can be hashed.
+
+    Returns:
+        64 hex digits: SHA-256 of the file's bytes.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def atomic_write_bytes(path: Path, content: bytes, *, option: str = "--output") -> None:
+    """Writes a file so that its name holds the old content or the new one, never a part.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk and renamed.
+    Folders that are missing are made. Whatever stops it, an exception leaves no temporary file; a
+    kill may, and `sweep_partials` removes that one.
+
+    Args:
+        path: Where the file goes.
+        content: All of it.
+        option: The programs' option that chooses this folder, for the message.
+
+    Raises:
+        OSError: The folder cannot be written, the disk is full, or a folder's place is taken by a
+            file. The message names the path, the reason and what to do; `errno` is that of the
+            cause.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.parent / f".{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+        try:
+            with partial.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        _flush_folder(path.parent)
+    except OSError as error:
+        explained = OSError(
+            f"Cannot write {path}: {error}. Choose another folder with {option} DIR, "
+            "or free space and check permissions."
+        )
+        explained.errno = error.errno
+        raise explained from error
+
+
+def sweep_partials(folder: Path) -> None:
+    """Removes the temporary files that killed runs left in a folder (not below it).
+
+    A file goes when the process that wrote it ran on this machine and is gone, or when it is a day
+    old: no write lasts that long. A live writer's file stays, be it of this machine or, on a shared
+    disk, of another. A folder that is missing or cannot be written is left as it is.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as items:
+        for item in items:
+            match = _PARTIAL.fullmatch(item.name)
+            if match is None:
+                continue
+            with contextlib.suppress(OSError):
+                age_seconds = time.time() - item.stat(follow_symlinks=False).st_mtime
+                gone = match["host"] == _host() and not _is_alive(int(match["pid"]))
+                if gone or age_seconds > _ABANDONED_AFTER_SECONDS:
+                    Path(item.path).unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a store gives back for a key.
+
+    Attributes:
+        arrays: By name, in the order of the names; writable, each with the shape and dtype it was
+            saved with.
+        meta: What was saved beside them; tuples have become lists.
+    """
+
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+class Store:
+    """Entries of several kinds under one folder, which is made when the first entry is saved.
+
+    Several processes may use one folder at a time. Opening it sweeps the temporary files of killed
+    runs.
+
+    Args:
+        root: The folder.
+        overwrite: Load only what this very object saved, so that everything else is made again.
+
+    Attributes:
+        hits: Per kind, how many loads found their entry.
+        misses: Per kind, how many loads did not, damaged entries included: what the caller has to
+            make.
+        damaged: Per kind, how many entries were found damaged.
+
+    Example::
+
+        key = digest(image_bytes, {"grid": 8})
+        entry = store.load("proposals", key)
+        if entry is None:
+            store.save("proposals", key, {"boxes_xywh": boxes_xywh}, {"hw": [480, 640]})
+    """
+
+    def __init__(self, root: Path, *, overwrite: bool = False) -> None:
+        if root.exists() and not root.is_dir():
+            raise NotADirectoryError(
+                f"Expected a folder for the store, got the file {root}. "
+                "Choose another with --store DIR."
+            )
+        self.root = root
+        self._overwrite = overwrite
+        self._saved: set[Path] = set()
+        self.hits: Counter[str] = Counter()
+        self.misses: Counter[str] = Counter()
+        self.damaged: Counter[str] = Counter()
+        self._reported: set[Path] = set()
+        for shard in root.glob("*/*"):
+            sweep_partials(shard)
+
+    def path(self, kind: str, key: str) -> Path:
+        """Returns where the entry of a kind and key is, or would be.
+
+        Raises:
+            ValueError: The kind is not a word in lower case, or the key was not made by `digest`.
+        """
+        if _KIND.fullmatch(kind) is None:
+            raise ValueError(
+                "Expected a kind of lower-case letters, digits, - and _, starting with a letter; "
+                f"got {kind!r}."
+            )
+        if _KEY.fullmatch(key) is None:
+            raise ValueError(
+                f"Expected a key of 64 hex digits, got {key!r}. Make it with digest()."
+            )
+        return self.root / kind / key[:2] / f"{key}.safetensors"
+
+    def has(self, kind: str, key: str) -> bool:
+        """Tells whether there is a file for the entry; only `load` tells whether it is good."""
+        return self.path(kind, key).is_file()
+
+    def load(self, kind: str, key: str) -> Entry | None:
+        """Reads an entry and checks every byte of it.
+
+        Args:
+            kind: What sort of artefact, such as "proposals".
+            key: From `digest`.
+
+        Returns:
+            The entry, or None where the caller has to make it: there is none, it is of another
+            `FORMAT_VERSION`, or it is damaged (unreadable, cut short, changed, or the entry of
+            another key), which is logged once per entry.
+        """
+        path = self.path(kind, key)
+        entry: Entry | None = None
+        try:
+            if not self._overwrite or path in self._saved:
+                entry = _decode(path.read_bytes(), kind, key)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, _DamagedError) as error:
+            if path not in self._reported:
+                self._reported.add(path)
+                self.damaged[kind] += 1
+                _logger.warning(
+                    "The store's entry %s is damaged and is made again: %s", path, error
+                )
+        if entry is None:
+            self.misses[kind] += 1
+        else:
+            self.hits[kind] += 1
+        return entry
+
+    def save(
+        self, kind: str, key: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, object]
+    ) -> None:
+        """Writes an entry atomically, in place of the one that may be there.
+
+        Args:
+            kind: What sort of artefact, such as "proposals".
+            key: From `digest`.
+            arrays: Any number of them, of booleans, integers or floats, of any shape (axes of
+                length 0 included).
+            meta: A value that `require_json` accepts.
+
+        Raises:
+            ValueError: An array or the metadata cannot be stored.
+            OSError: The disk is full or the folder cannot be written; the message names the path
+                and what to do.
+        """
+        path = self.path(kind, key)
+        atomic_write_bytes(path, _encode(kind, key, arrays, meta), option="--store")
+        self._reported.discard(path)
+        self._saved.add(path)
+
+
+class _DamagedError(Exception):
+    """Why an entry cannot be trusted."""
+
+
+def _encode(
+    kind: str, key: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, object]
+) -> bytes:
+    described = {"format": FORMAT_VERSION, "kind": kind, "key": key, "meta": dict(meta)}
+    require_json(described["meta"], "meta")
+    if "__metadata__" in arrays:
+        raise ValueError("Expected array names other than '__metadata__'; safetensors reserves it.")
+    # safetensors reads an array's memory as it lies, which for a view or a transpose is not the
+    # order of its elements.
+    in_order = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    try:
+        unsigned = to_safetensors(
+            in_order, metadata={"entry": _UNSIGNED.decode() + _canonical_json(described)}
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"Expected arrays of booleans, integers or floats for {kind}: {error}."
+        ) from error
+    assert unsigned[_CHECKSUM] == _UNSIGNED
+    return unsigned[: _CHECKSUM.start] + _checksum(unsigned) + unsigned[_CHECKSUM.stop :]
+
+
+def _decode(content: bytes, kind: str, key: str) -> Entry | None:
+    """Returns the entry, or None where it is of another format version."""
+    if content[_CHECKSUM] != _checksum(content):
+        raise _DamagedError(f"checksum of its {len(content)} bytes does not match")
+    header_end = _HEADER_LENGTH_BYTES + int.from_bytes(content[:_HEADER_LENGTH_BYTES], "little")
+    header = json.loads(content[_HEADER_LENGTH_BYTES:header_end])
+    described = json.loads(header["__metadata__"]["entry"][len(_UNSIGNED) :])
+    if described["format"] != FORMAT_VERSION:
+        return None
+    if (described["kind"], described["key"]) != (kind, key):
+        raise _DamagedError(f"it is the entry of {described['kind']} {described['key']}")
+    arrays = from_safetensors(content)
+    return Entry({name: arrays[name] for name in sorted(arrays)}, described["meta"])
+
+
+def _checksum(content: bytes) -> bytes:
+    """Returns the hex SHA-256 of all bytes but those where it is kept itself."""
+    view = memoryview(content)
+    checksum = hashlib.sha256(view[: _CHECKSUM.start])
+    checksum.update(view[_CHECKSUM.stop :])
+    return checksum.hexdigest().encode()
+
+
+def _canonical_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename in the folder outlast a power cut, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # how some network file systems say that they cannot
+            raise
+    finally:
+        os.close(descriptor)
