@@ -5,6 +5,9 @@ Shapes: N proposals, H x W image pixels.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +19,13 @@ from numpy.typing import NDArray
 from hybridgl.pipeline import Prediction
 from hybridgl.proposals import Proposals
 
-__all__ = ["draw_prediction", "overlay"]
+__all__ = ["GUIDED_COLOR", "GalleryItem", "draw_gallery", "draw_prediction", "overlay"]
+
+GUIDED_COLOR = (0.15, 0.45, 0.95)
+"""RGB, 0 to 1, in which the final pick is shown."""
 
 _TRUTH = (0.10, 0.75, 0.35)
 _PURE = (0.95, 0.60, 0.10)
-_GUIDED = (0.15, 0.45, 0.95)
 _CANDIDATES = ((0.15, 0.45, 0.95), (0.85, 0.20, 0.55), (0.10, 0.65, 0.60))
 
 
@@ -75,13 +80,50 @@ def draw_prediction(
     if choice is not None:
         masks_NHW = proposals.masks_NHW
         _show(axes[0, 2], overlay(image_HW3, masks_NHW[choice.pick_pure], _PURE), "mask features")
-        _show(axes[0, 3], overlay(image_HW3, masks_NHW[choice.pick], _GUIDED), "with guidance")
+        _show(axes[0, 3], overlay(image_HW3, masks_NHW[choice.pick], GUIDED_COLOR), "with guidance")
     _show(axes[1, 0], image_HW3, "GEM map and position ramp")
     axes[1, 0].imshow(heat_HW, cmap="inferno", alpha=0.65)
     _show_candidates(axes[1, 1], image_HW3, proposals, prediction)
     _write_scores(axes[1, 2], prediction)
     _write_expression(axes[1, 3], prediction)
     figure.suptitle(title, fontsize=13)
+    figure.savefig(path, dpi=80, metadata={"Software": None})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GalleryItem:
+    """One picture of a gallery.
+
+    Attributes:
+        image_HW3: RGB, uint8, (H, W, 3).
+        mask_HW: the pick, bool, (H, W).
+        truth_HW: its outline is drawn, bool, (H, W).
+        expression: written above.
+    """
+
+    image_HW3: NDArray[np.uint8]
+    mask_HW: NDArray[np.bool_]
+    truth_HW: NDArray[np.bool_]
+    expression: str
+
+
+def draw_gallery(path: Path, items: Sequence[GalleryItem], *, columns: int = 4) -> None:
+    """Write one picture of many picks: the mask in blue, the truth outlined in green.
+
+    Args:
+        path: a ``.png`` file; its folder exists.
+        items: at least one.
+        columns: pictures in a row.
+    """
+    rows = math.ceil(len(items) / columns)
+    figure = Figure(figsize=(3.1 * columns, 3.1 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, item in zip(axes.flat, items, strict=False):
+        _show(axis, overlay(item.image_HW3, item.mask_HW, GUIDED_COLOR), item.expression)
+        axis.contour(item.truth_HW, levels=[0.5], colors=[_TRUTH], linewidths=2)
     figure.savefig(path, dpi=80, metadata={"Software": None})
 
 

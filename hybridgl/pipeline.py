@@ -53,7 +53,9 @@ __all__ = [
     "HybridGL",
     "Prediction",
     "Segmentation",
+    "masks_per_chunk",
     "select_device",
+    "select_dtype",
 ]
 
 _STAGE_VERSION = 1
@@ -455,7 +457,7 @@ class HybridGL:
         image_3HW = self._channels_first(image_HW3)
         blurred_3HW = self._channels_first(views.blur_background(image_HW3))
         chunks = []
-        for chunk_NHW in torch.from_numpy(masks_NHW).split(_masks_per_chunk(image_HW3.shape[:2])):
+        for chunk_NHW in torch.from_numpy(masks_NHW).split(masks_per_chunk(image_HW3.shape[:2])):
             masks = chunk_NHW.to(self.device)
             local_N3RR = views.local_views(image_3HW, masks, side, quirks)
             global_N3RR = views.global_views(image_3HW, blurred_3HW, masks, side, quirks)
@@ -630,7 +632,7 @@ def select_dtype(name: str) -> torch.dtype:
     return known[name]
 
 
-def _masks_per_chunk(hw: tuple[int, ...]) -> int:
+def masks_per_chunk(hw: tuple[int, ...]) -> int:
     """How many masks' full-size float views, of three channels, fit in the memory set aside."""
     return min(max(_VIEW_BYTES // (3 * 4 * hw[0] * hw[1]), 1), _MOST_MASKS)
 

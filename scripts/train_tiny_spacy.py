@@ -54,7 +54,7 @@ OUTPUT = Path("hybridgl/weights/tiny/spacy")
 REQUIRED_SCORE = 0.97
 """Least labelled attachment and noun-chunk score on unseen word combinations."""
 
-_HELD_OUT_PAIRS = 8
+_HELD_OUT_ONE_IN = 8
 _CONTENT_DEPS = frozenset({"amod", "pobj", "conj", "dobj"})
 _WIDTH = 48
 _HASH_ROWS = {"NORM": 600, "PREFIX": 50, "SUFFIX": 300, "SHAPE": 30}
@@ -127,7 +127,7 @@ def _word_pairs(phrase: Expression) -> set[tuple[str, str]]:
 
 
 def _is_held_out(pair: tuple[str, str]) -> bool:
-    return zlib.crc32(" ".join(pair).encode()) % _HELD_OUT_PAIRS == 0
+    return zlib.crc32(" ".join(pair).encode()) % _HELD_OUT_ONE_IN == 0
 
 
 def build_pipeline(phrases: Sequence[Expression], seed: int) -> Language:

@@ -17,7 +17,7 @@ from utils.store import Store
 __all__ = [
     "Stopwatch",
     "add_store_arguments",
-    "output_folder",
+    "check_output_folder",
     "peak_memory_bytes",
     "run_program",
     "store_from_arguments",
@@ -74,8 +74,8 @@ def store_from_arguments(arguments: argparse.Namespace) -> Store:
     return Store(arguments.store, overwrite=arguments.overwrite)
 
 
-def output_folder(path: Path, settings: Mapping[str, object], *, overwrite: bool) -> Path:
-    """Make the folder that a run leaves its files in.
+def check_output_folder(path: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
+    """Refuse a folder that a run cannot leave its files in.
 
     Args:
         path: the folder; may be there already.
@@ -83,21 +83,24 @@ def output_folder(path: Path, settings: Mapping[str, object], *, overwrite: bool
         overwrite: accept a folder with the summary of other settings.
 
     Raises:
-        OSError: the folder cannot be made, or holds a run of other settings.
+        OSError: the path is a file, or the folder holds a run of other settings.
     """
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(
+            f"Expected a folder for the output, got the file {path}. Give another --output DIR."
+        )
     summary = path / "summary.json"
-    if not overwrite and summary.is_file():
-        try:
-            found = json.loads(summary.read_text()).get("settings")
-        except ValueError:
-            found = None
-        if found != settings:
-            raise FileExistsError(
-                f"Expected an empty folder or a run of the same settings in {path}, found a run "
-                f"of other ones. Give another --output DIR, or --overwrite."
-            )
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    if overwrite or not summary.is_file():
+        return
+    try:
+        found = json.loads(summary.read_text()).get("settings")
+    except ValueError:
+        found = None
+    if found != json.loads(json.dumps(settings)):
+        raise FileExistsError(
+            f"Expected an empty folder or a run of the same settings in {path}, found a run "
+            f"of other ones. Give another --output DIR, or --overwrite."
+        )
 
 
 def peak_memory_bytes() -> int:

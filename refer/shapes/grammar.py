@@ -308,6 +308,8 @@ class _Description:
 
 @dataclass(frozen=True, slots=True)
 class _Meaning:
+    """What is said of the target; each anchor is described so that only one object fits."""
+
     name: str
     target: _Description
     anchors: tuple[_Description, ...] = ()
@@ -482,10 +484,7 @@ def _verdict(
 
 def _refers_to(view: _View, meaning: _Meaning, index: int) -> bool:
     """Whether the meaning is true of this object and clearly false of every other."""
-    found = [view.matching(anchor) for anchor in meaning.anchors]
-    if any(len(indices) != 1 for indices in found):
-        return False
-    anchors = [indices[0] for indices in found]
+    anchors = [view.matching(anchor)[0] for anchor in meaning.anchors]
     rivals = view.matching(meaning.target)
     if meaning.name.endswith("of two") and len(rivals) != 2:
         return False
