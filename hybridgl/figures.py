@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -122,7 +123,7 @@ def draw_gallery(path: Path, items: Sequence[GalleryItem], *, columns: int = 4) 
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, item in zip(axes.flat, items, strict=False):
-        _show(axis, overlay(item.image_HW3, item.mask_HW, GUIDED_COLOR), item.expression)
+        _show(axis, overlay(item.image_HW3, item.mask_HW, GUIDED_COLOR), fill(item.expression, 30))
         axis.contour(item.truth_HW, levels=[0.5], colors=[_TRUTH], linewidths=2)
     figure.savefig(path, dpi=80, metadata={"Software": None})
 

@@ -311,9 +311,10 @@ class HybridGL:
         for _, group in groupby(order, key=lambda index: opened[index].digest):
             indices = list(group)
             image = opened[indices[0]]
-            predictions = self.predict(image, [parsed[index] for index in indices])
+            proposals = self.propose(image)
+            predictions = self.predict(image, proposals, [parsed[index] for index in indices])
             for index, prediction in zip(indices, predictions, strict=True):
-                results[index] = self._segmentation(image, prediction)
+                results[index] = self._segmentation(image, proposals, prediction)
         return [results[index] for index in range(len(opened))]
 
     def parse(self, sentences: Sequence[str]) -> list[ParsedExpression]:
@@ -326,7 +327,7 @@ class HybridGL:
     def propose(self, image: RgbImage) -> Proposals:
         """SAM's masks of a picture, in the generator's order."""
         key = self._proposals_key(image)
-        entry = self._store.load("proposals", key) if self._store else None
+        entry = self._load("proposals", key)
         if entry:
             return _unpack_proposals(entry)
         with self._autocast():
@@ -335,10 +336,15 @@ class HybridGL:
             self._store.save("proposals", key, *_pack_proposals(proposals))
         return proposals
 
+    def count_proposals(self, image: RgbImage) -> int:
+        """Number of a picture's proposals, without decoding those that are stored."""
+        entry = self._load("proposals", self._proposals_key(image))
+        return len(entry.arrays["boxes_xywh"]) if entry else len(self.propose(image))
+
     def features(self, image: RgbImage, proposals: Proposals) -> Tensor:
         """CLIP features of the proposals, float32, (N, E), un-normalised."""
         key = self._features_key(image)
-        entry = self._store.load("features", key) if self._store else None
+        entry = self._load("features", key)
         if entry:
             return torch.from_numpy(entry.arrays["features_NE"]).to(self.device)
         features_NE = self.compute_features(image.pixels_HW3, proposals.masks_NHW)
@@ -353,7 +359,7 @@ class HybridGL:
         """
         wanted = list(dict.fromkeys(phrases))
         key = self._key(image, "gem", self._gem_settings())
-        entry = self._store.load("gem", key) if self._store else None
+        entry = self._load("gem", key)
         known = list(entry.meta["phrases"]) if entry else []
         maps_Sgg = torch.from_numpy(entry.arrays["maps_Sgg"]) if entry else None
         lacking = [phrase for phrase in wanted if phrase not in known]
@@ -370,6 +376,7 @@ class HybridGL:
     def predict(
         self,
         image: RgbImage,
+        proposals: Proposals,
         expressions: Sequence[ParsedExpression],
         largest_k: Sequence[int] | None = None,
     ) -> list[Prediction]:
@@ -377,11 +384,11 @@ class HybridGL:
 
         Args:
             image: the picture.
+            proposals: from ``propose``.
             expressions: from ``parse``.
             largest_k: cap on the candidate counts of every expression (quirk Q5); None caps them
                 at the number of proposals.
         """
-        proposals = self.propose(image)
         maps_Sgg = self.low_resolution_maps(image, [e.noun_phrase for e in expressions])
         if not len(proposals):
             nothing = np.zeros(0)
@@ -515,8 +522,10 @@ class HybridGL:
         ]
         return guidance.weighted_heat(gem.heat_map(maps_Sgg, self._gem_side, hw), ramps)
 
-    def _segmentation(self, image: RgbImage, prediction: Prediction) -> Segmentation:
-        proposals, choice = self.propose(image), prediction.choice
+    def _segmentation(
+        self, image: RgbImage, proposals: Proposals, prediction: Prediction
+    ) -> Segmentation:
+        choice = prediction.choice
         heat_HW = self.heat_map(prediction, image.hw)
         if choice is None:
             empty_HW = np.zeros(image.hw, dtype=bool)
@@ -544,6 +553,9 @@ class HybridGL:
             pure_mask=proposals.masks_NHW[choice.pick_pure],
             expression=prediction.expression,
         )
+
+    def _load(self, kind: str, key: str) -> StoredEntry | None:
+        return self._store.load(kind, key) if self._store else None
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(

@@ -36,7 +36,7 @@ def open_image(split: ReferSplit, image_id: int) -> RgbImage:
 def count_proposals(model: HybridGL, split: ReferSplit) -> dict[int, int]:
     """Number of proposals of every image, each made if the store lacks it."""
     return {
-        image_id: len(model.propose(open_image(split, image_id)))
+        image_id: model.count_proposals(open_image(split, image_id))
         for image_id in tqdm(split.images, desc="proposals", unit="image")
     }
 
@@ -66,14 +66,16 @@ def evaluate(
     for image_id, refs in tqdm(split.refs_by_image().items(), desc="picks", unit="image"):
         image = open_image(split, image_id)
         samples = [(ref, sentence) for ref in refs for sentence in ref.sentences]
+        proposals = model.propose(image)
         predictions = model.predict(
             image,
+            proposals,
             model.parse([sentence.raw for _, sentence in samples]),
             [caps[ref.ref_id] for ref, _ in samples],
         )
         truth_of = {ref.ref_id: split.truth(ref, drop_overlaps=drop_overlaps) for ref in refs}
         truths_SHW = np.stack([truth_of[ref.ref_id] for ref, _ in samples])
-        results = outcomes(model.propose(image), predictions, truths_SHW)
+        results = outcomes(proposals, predictions, truths_SHW)
         for (ref, sentence), prediction, outcome in zip(samples, predictions, results, strict=True):
             expression = prediction.expression
             records[ref.ref_id, sentence.sent_id] = Record(

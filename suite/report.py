@@ -97,12 +97,12 @@ def draw_samples(
     for sort, chosen in sorts.items():
         for rank, record in enumerate(chosen, start=1):
             image = open_image(split, record.image_id)
-            expressions = model.parse([record.sentence])
-            prediction = model.predict(image, expressions, [caps[record.ref_id]])[0]
+            proposals, expressions = model.propose(image), model.parse([record.sentence])
+            prediction = model.predict(image, proposals, expressions, [caps[record.ref_id]])[0]
             draw_prediction(
                 folder / f"{sort}-{rank}.png",
                 image.pixels_HW3,
-                model.propose(image),
+                proposals,
                 prediction,
                 model.heat_map(prediction, image.hw),
                 title=f"{record.sentence!r} (ref {record.ref_id}, sentence {record.sent_id})",

@@ -225,9 +225,8 @@ class Store:
         overwrite: Load only what this very object saved, so that everything else is made again.
 
     Attributes:
-        hits: Per kind, how many loads found their entry.
-        misses: Per kind, how many loads did not, damaged entries included: what the caller has to
-            make.
+        hits: Per kind, how many entries were found when they were first asked for.
+        misses: Per kind, how many were not, damaged ones included: what the caller had to make.
         damaged: Per kind, how many entries were found damaged.
 
     Example::
@@ -247,6 +246,7 @@ class Store:
         self.root = root
         self._overwrite = overwrite
         self._saved: set[Path] = set()
+        self._counted: set[Path] = set()
         self.hits: Counter[str] = Counter()
         self.misses: Counter[str] = Counter()
         self.damaged: Counter[str] = Counter()
@@ -301,10 +301,9 @@ class Store:
                 _logger.warning(
                     "The store's entry %s is damaged and is made again: %s", path, error
                 )
-        if entry is None:
-            self.misses[kind] += 1
-        else:
-            self.hits[kind] += 1
+        if path not in self._counted:
+            self._counted.add(path)
+            (self.misses if entry is None else self.hits)[kind] += 1
         return entry
 
     def save(

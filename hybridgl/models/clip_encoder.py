@@ -159,7 +159,7 @@ class ClipEncoder:
         distinct = list(dict.fromkeys(texts))
         if not distinct:
             return torch.empty(0, self._model.text_projection.shape[1], device=self.device)
-        tokens = self._tokenize(distinct)
+        tokens = self.tokenize(distinct)
         features = torch.cat(
             [
                 self._model.encode_text(batch.to(self.device))
@@ -173,7 +173,8 @@ class ClipEncoder:
         """Whether a text is longer than the context and gets cut."""
         return len(self._tokenizer.encode(text)) + 2 > self._model.context_length
 
-    def _tokenize(self, texts: Sequence[str]) -> Tensor:
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids, int64, (L, 77), filled up with 0; texts beyond the context are cut."""
         truncated = sum(self.is_truncated(text) for text in texts)
         if truncated and not self.num_truncated:
             _LOG.warning(

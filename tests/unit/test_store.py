@@ -198,6 +198,21 @@ class TestLookup:
             {},
         )
 
+    def test_an_entry_is_counted_once(self, store, saved):
+        for _ in range(2):
+            store.load("maps", KEY)
+            store.load("maps", OTHER_KEY)
+        store.save("maps", OTHER_KEY, {}, {})
+        store.load("maps", OTHER_KEY)
+        assert (store.hits, store.misses) == ({"maps": 1}, {"maps": 1})
+
+    def test_overwriting_loads_only_what_it_saved_itself(self, store, saved):
+        again = Store(store.root, overwrite=True)
+        assert again.load("maps", KEY) is None
+        again.save("maps", KEY, {}, {"made": "again"})
+        assert again.load("maps", KEY).meta == {"made": "again"}
+        assert again.misses == {"maps": 1}
+
     def test_has_tells_whether_there_is_a_file(self, store, saved):
         assert store.has("maps", KEY)
         assert not store.has("maps", OTHER_KEY)
@@ -222,6 +237,7 @@ class TestLookup:
             patch.setattr(utils.store, "FORMAT_VERSION", utils.store.FORMAT_VERSION + 1)
             store.save("maps", KEY, sample_arrays(), META)
             assert store.load("maps", KEY) is not None
+        store = Store(store.root)
         assert store.load("maps", KEY) is None
         assert (store.misses, store.damaged) == ({"maps": 1}, {})
         assert not caplog.records
@@ -239,7 +255,7 @@ class TestDamage:
         assert store.load("maps", KEY) is None
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert str(path) in caplog.text
-        assert (store.hits, store.misses, store.damaged) == ({}, {"maps": 2}, {"maps": 1})
+        assert (store.hits, store.misses, store.damaged) == ({}, {"maps": 1}, {"maps": 1})
         if content is not None:
             assert path.read_bytes() == content
 
