@@ -27,7 +27,7 @@ import json
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,7 @@ def compare_folder(folder: Path) -> FolderReport:
 def compare_hybrid(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
     """Views and features of the masks of one image."""
     vectors = _read_npz(path)
-    masks_NHW = torch.from_numpy(_unpack(vectors["masks"], vectors["mask_shape"]))
+    masks_NHW = torch.from_numpy(_unpack(vectors["masks"], vectors["mask_shape"].tolist()))
     inputs = _Inputs.of(vectors["image"], masks_NHW, clip)
     for name, views_N3RR in (("local", inputs.local_N3RR), ("global", inputs.global_N3RR)):
         yield _errors(
@@ -235,7 +235,8 @@ def compare_language(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
     for case in cases:
         words = case["words"]
         spaces = [index + 1 < len(words) for index in range(len(words))]
-        doc = Doc(vocabulary, words, spaces, heads=case["heads"], deps=case["deps"], pos=case["pos"])
+        parse = {name: case[name] for name in ("heads", "deps", "pos")}
+        doc = Doc(vocabulary, words, spaces, **parse)
         parsed = parse_expression(
             doc, right_relation_never_matches=_QUIRKS.right_relation_never_matches
         )
@@ -257,6 +258,197 @@ def compare_guidance(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
     """Scores and picks."""
     arrays = _read_npz(path.with_suffix(".npz"))
     cases = _read_json(path)
-    chosen = [_choose(case, arrays) for case in cases]
-    logits = [(own_N, arrays[f"{case['id']}/logits"].reshape(-1)) for (own_N, _), case in chosen]
-    yield _errors(path, "logits")
+    exact: dict[str, list[bool]] = {}
+    scores: dict[str, list[tuple[_Array, Any]]] = {}
+    for case in cases:
+        own_N, choice = _choose(case, arrays)
+        for subject, is_equal in (
+            ("pure pick", choice.pick_pure == case["pick_hybrid"]),
+            ("candidates", choice.candidates_K.tolist() == case["top"]),
+            ("pick", choice.pick == case["pick_final"]),
+        ):
+            exact.setdefault(subject, []).append(is_equal)
+        for subject, pair in (
+            ("logits", (own_N, arrays[f"{case['id']}/logits"].reshape(-1))),
+            ("relation", (choice.relation_K, case["relation_scores"])),
+            ("coherence", (choice.coherence_N, case["coherence"])),
+            ("final", (choice.final_K, case["final"])),
+        ):
+            scores.setdefault(subject, []).append(pair)
+    for subject, matches in exact.items():
+        yield Comparison(path.name, subject, len(matches), sum(matches))
+    for subject, pairs in scores.items():
+        yield _errors(path, subject, *pairs)
+
+
+def compare_metrics(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
+    """Both metrics over all pairs of masks."""
+    vectors = _read_json(path)
+    overlaps = []
+    for row in vectors["rows"]:
+        prediction_1HW, truth_1HW = (
+            _unpack(np.array([row[name]], dtype=np.uint8), (1, *row["shape"]))
+            for name in ("pred", "target")
+        )
+        intersections, unions = overlap_counts(prediction_1HW, truth_1HW)
+        overlaps.append(Overlap(int(intersections[0, 0]), int(unions[0, 0])))
+    for name, metric in (("oIoU", overall_iou), ("mIoU", mean_iou)):
+        yield _errors(path, f"{name} of {len(overlaps)} pairs", (metric(overlaps), vectors[name]))
+
+
+_COMPARES: Mapping[str, Callable[[Path, Any], Iterator[Comparison]]] = {
+    r"hybrid_.+\.npz": compare_hybrid,
+    r"gem_depth\d+_iter\d+\.npz": compare_gem,
+    r"text\.npz": compare_text,
+    r"language\.json": compare_language,
+    r"guidance\.json": compare_guidance,
+    r"metrics\.json": compare_metrics,
+}
+"""What compares a file, by the pattern of its name."""
+
+_NEED_CLIP = (compare_hybrid, compare_gem, compare_text)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Inputs:
+    """What ``mask_features`` reads, for all masks of one image.
+
+    Attributes:
+        local_N3RR: local views.
+        global_N3RR: global views.
+        gate_NP: share of every mask in every patch.
+    """
+
+    local_N3RR: Tensor
+    global_N3RR: Tensor
+    gate_NP: Tensor
+
+    @classmethod
+    def of(cls, image_HW3: _Array, masks_NHW: Tensor, clip: ClipEncoder) -> _Inputs:
+        """Views and gates, made in chunks: a view is at the size of the image before it shrinks."""
+        image_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1)
+        blurred_3HW = torch.from_numpy(views.blur_background(image_HW3)).permute(2, 0, 1)
+        side = clip.image_size
+        chunks = masks_NHW.split(_MASKS_PER_CHUNK)
+        return cls(
+            torch.cat([views.local_views(image_3HW, m, side, _QUIRKS) for m in chunks]),
+            torch.cat(
+                [views.global_views(image_3HW, blurred_3HW, m, side, _QUIRKS) for m in chunks]
+            ),
+            torch.cat([views.gate(m, clip.grid) for m in chunks]),
+        )
+
+    def features(self, clip: ClipEncoder, config: FusionConfig) -> Tensor:
+        """Mask features, (N, E)."""
+        skips = _QUIRKS.attention_masking_skips_last_block
+        chunks = zip(
+            self.local_N3RR.split(_MASKS_PER_CHUNK),
+            self.global_N3RR.split(_MASKS_PER_CHUNK),
+            self.gate_NP.split(_MASKS_PER_CHUNK),
+            strict=True,
+        )
+        return torch.cat(
+            [
+                mask_features(clip.visual, *chunk, config, attention_masking_skips_last_block=skips)
+                for chunk in chunks
+            ]
+        )
+
+
+def _choose(
+    case: Mapping[str, Any], arrays: Mapping[str, _Array]
+) -> tuple[_Array, guidance.Choice]:
+    """Scores of every mask, (N,), and the choice of one case."""
+    sentence, phrase, others, features, heat_HW = (
+        torch.from_numpy(arrays[f"{case['id']}/{name}"])
+        for name in ("sent", "np", "others", "feats", "heat")
+    )
+    hw = (case["height"], case["width"])
+    masks_NHW = _unpack(arrays[f"{case['id']}/masks"], (case["n"], *hw))
+    position, relation = Position(case["position"]), Relation(case["relation"])
+    own = _SENTENCE_WEIGHT * sentence + (1 - _SENTENCE_WEIGHT) * phrase
+    own_N = _scores(features, own)
+    other_N = _scores(features, others.mean(dim=0, keepdim=True)) if len(others) else None
+    ramp = guidance.position_ramp(position, hw, vertical_disabled=_QUIRKS.vertical_ramps_disabled)
+    coherence_1N = guidance.coherence_scores(
+        guidance.weighted_heat(heat_HW[None], [ramp]),
+        torch.from_numpy(masks_NHW),
+        [guidance.outside_weight(relation, GuidanceConfig())],
+    )
+    choice = guidance.choose(
+        own_N,
+        other_N,
+        coherence_1N[0].double().numpy(),
+        np.array(case["boxes"], dtype=np.float64),
+        relation,
+        GuidanceConfig(),
+    )
+    return own_N, choice
+
+
+def _scores(features_NE: Tensor, text_1E: Tensor) -> _Array:
+    scores_1N = guidance.similarity_scores(features_NE, text_1E, _LOGIT_SCALE)
+    return np.asarray(scores_1N[0].double().numpy())
+
+
+def _errors(path: Path, subject: str, *pairs: tuple[Tensor | _Array | float, Any]) -> Comparison:
+    """Largest error over pairs of what came and what was expected."""
+    errors = [0.0]
+    total = 0
+    for came, expected in pairs:
+        came, expected = np.asarray(came, np.float64), np.asarray(expected, np.float64)
+        total += expected.size
+        if came.shape != expected.shape:
+            errors.append(np.inf)
+        elif expected.size:
+            errors.append(np.abs(came - expected).max())
+    return Comparison(path.name, subject, total, error=float(np.max(errors)))
+
+
+def _unpack(packed_NB: _Array, shape: Sequence[int]) -> NDArray[np.bool_]:
+    """Masks from ``np.packbits`` of each, bool, (N, H, W)."""
+    count, height, width = shape
+    bits = np.unpackbits(packed_NB, axis=1, count=height * width)
+    return bits.reshape(count, height, width).astype(bool)
+
+
+def _read_npz(path: Path) -> dict[str, _Array]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _run(
+    compare: Callable[[Path, Any], Iterator[Comparison]], path: Path, clip: ClipEncoder | None
+) -> list[Comparison]:
+    try:
+        return list(compare(path, clip))
+    except (LookupError, TypeError, ValueError, RuntimeError, OSError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0]
+        raise GoldenError(
+            f"Expected golden vectors in {path}, cannot compare with them "
+            f"({type(error).__name__}: {reason}). Copy the file again."
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of golden vectors")
+    arguments = parser.parse_args(argv)
+    try:
+        report = compare_folder(arguments.folder)
+    except (GoldenError, UserError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(report)
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
