@@ -17,7 +17,11 @@ from pathlib import Path
 from hybridgl.arguments import add_model_arguments, fusion_mode, model_from_arguments
 from hybridgl.config import FusionMode
 from hybridgl.errors import UserError
-from refer.arguments import add_split_arguments, split_from_arguments
+from refer.arguments import (
+    add_split_arguments,
+    check_split_arguments,
+    split_from_arguments,
+)
 from refer.errors import DataError
 from suite.evaluation import caps_by_ref, count_proposals, evaluate
 from suite.report import draw_samples, score_by_pick, score_report
@@ -59,25 +63,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate the split and leave records, summary and figures."""
-    split = split_from_arguments(arguments)
+    dataset, split_name, mode = arguments.dataset, arguments.split, arguments.fusion_mode
+    split_by = check_split_arguments(arguments)
     store = store_from_arguments(arguments)
     model = model_from_arguments(arguments, store)
+    model.load()
     settings = {
-        "dataset": split.dataset,
-        "split": split.split,
-        "split_by": split.split_by,
+        "dataset": dataset,
+        "split": split_name,
+        "split_by": split_by,
         "limit": arguments.limit,
         **model.describe(),
     }
-    name = f"{split.dataset}-{split.split}-{arguments.fusion_mode.value}-{arguments.profile}"
+    name = f"{dataset}-{split_name}-{mode.value}-{arguments.profile}"
     output = arguments.output or Path("runs") / name
     check_output_folder(output, settings, overwrite=arguments.overwrite)
+    split = split_from_arguments(arguments)
     watch = Stopwatch()
     with watch.measure("proposals"):
         counts = count_proposals(model, split)
     with watch.measure("features and guidance"):
         caps = caps_by_ref(model, split, counts)
         records = evaluate(model, split, counts, caps)
+    # The summary, written last, vouches for the files beside it; an earlier run's no longer does.
+    summary_path = output / "summary.json"
+    summary_path.unlink(missing_ok=True)
     write_records(output / "records.jsonl", records)
     with watch.measure("figures"):
         draw_samples(model, split, records, caps, output / "figures")
@@ -92,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
         "seconds": watch.seconds,
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    write_summary(output / "summary.json", summary)
+    write_summary(summary_path, summary)
     print(f"\n{score_report(split, records)}")
     print(f"store {store.root}: found {dict(store.hits)}, made {dict(store.misses)}")
     print(f"records, summary and figures: {output}")

@@ -14,9 +14,13 @@ from tqdm import tqdm
 
 from hybridgl.arguments import add_model_arguments, model_from_arguments
 from hybridgl.errors import UserError
-from hybridgl.images import RgbImage
-from refer.arguments import add_split_arguments, split_from_arguments
+from refer.arguments import (
+    add_split_arguments,
+    check_split_arguments,
+    split_from_arguments,
+)
 from refer.errors import DataError
+from suite.evaluation import open_image
 from utils.runtime import add_store_arguments, run_program, store_from_arguments
 
 
@@ -34,14 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make what the store lacks."""
-    split = split_from_arguments(arguments)
+    check_split_arguments(arguments)
     store = store_from_arguments(arguments)
     model = model_from_arguments(arguments, store)
+    model.load()
+    split = split_from_arguments(arguments)
     num_maps = 0
-    for image_id, refs in tqdm(split.refs_by_image().items(), desc="GEM maps", unit="image"):
+    for image_id, refs in tqdm(
+        split.refs_by_image().items(), desc="GEM maps", unit="image", disable=None
+    ):
         sentences = [sentence.raw for ref in refs for sentence in ref.sentences]
         phrases = {expression.noun_phrase for expression in model.parse(sentences)}
-        image = RgbImage(split.image_path(image_id), apply_orientation=False)
+        image = open_image(split, image_id)
         num_maps += len(model.low_resolution_maps(image, sorted(phrases)))
     print(
         f"{num_maps} maps of {len(split.images)} images in {store.root}: "

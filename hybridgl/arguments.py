@@ -31,7 +31,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=["tiny", "paper"],
         help="tiny: carried along, knows the shapes world only; paper: SAM ViT-H, CLIP ViT-B/16 "
-        "and en_core_web_lg, to be fetched (default: tiny for shapes, else paper)",
+        "and en_core_web_lg, to be fetched (default: tiny; for datasets of photographs paper)",
     )
     group.add_argument("--clip_model", choices=list(CLIP_FILES), help="another CLIP architecture")
     group.add_argument("--clip_weights", type=Path, metavar="FILE", help="CLIP's file")
@@ -50,7 +50,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["float32", "bfloat16"],
         default="float32",
-        help="number format of the encoders (default: %(default)s)",
+        help="number format of CLIP's encoders (default: %(default)s)",
     )
 
 
@@ -66,17 +66,21 @@ def model_from_arguments(arguments: argparse.Namespace, store: ArtefactStore | N
     """The model that the arguments name.
 
     Args:
-        arguments: parsed; ``dataset`` decides the default weights and the settings of the mask
-            generator; ``fusion_mode`` is optional.
+        arguments: parsed; ``fusion_mode`` is optional, and so is ``dataset``, which decides the
+            default weights and the settings of the mask generator.
         store: keeps the results of stages.
 
     Raises:
         UserError: a file is missing or a device is not there.
     """
     mode = getattr(arguments, "fusion_mode", FusionMode.GLOBAL_TO_LOCAL)
+    dataset = getattr(arguments, "dataset", None)
+    weights = arguments.weights or ("tiny" if dataset in (None, "shapes") else "paper")
+    if dataset is None:
+        dataset = "shapes" if weights == "tiny" else "refcoco"
     return HybridGL(
         weight_set(
-            arguments.weights or ("tiny" if arguments.dataset == "shapes" else "paper"),
+            weights,
             clip_model=arguments.clip_model,
             clip_weights=arguments.clip_weights,
             sam_type=arguments.sam_type,
@@ -85,7 +89,7 @@ def model_from_arguments(arguments: argparse.Namespace, store: ArtefactStore | N
         ),
         MethodConfig(
             quirks=ReferenceQuirks.of(Profile(arguments.profile)),
-            proposals=_PROPOSALS.get(arguments.dataset, PROPOSALS_REFCOCO),
+            proposals=_PROPOSALS.get(dataset, PROPOSALS_REFCOCO),
             fusion=FusionConfig(mode=mode),
         ),
         device=select_device(arguments.device),

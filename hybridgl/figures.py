@@ -5,10 +5,11 @@ Shapes: N proposals, H x W image pixels.
 
 from __future__ import annotations
 
+import io
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import fill
 
 import numpy as np
@@ -27,6 +28,9 @@ GUIDED_COLOR = (0.15, 0.45, 0.95)
 
 _TRUTH = (0.10, 0.75, 0.35)
 _PURE = (0.95, 0.60, 0.10)
+_MOST_CHARACTERS = 90
+"""Longer texts are cut, so that they leave room for the pictures."""
+
 _CANDIDATES = ((0.15, 0.45, 0.95), (0.85, 0.20, 0.55), (0.10, 0.65, 0.60))
 
 
@@ -49,7 +53,6 @@ def overlay(
 
 
 def draw_prediction(
-    path: Path,
     image_HW3: NDArray[np.uint8],
     proposals: Proposals,
     prediction: Prediction,
@@ -57,17 +60,19 @@ def draw_prediction(
     *,
     title: str,
     truth_HW: NDArray[np.bool_] | None = None,
-) -> None:
-    """Write a figure: image, truth, both picks, heat map, candidates with scores, and the parse.
+) -> bytes:
+    """A figure: image, truth, both picks, heat map, candidates with scores, and the parse.
 
     Args:
-        path: a ``.png`` file; its folder exists.
         image_HW3: RGB, uint8, (H, W, 3).
         proposals: all masks of the picture.
         prediction: picks and scores.
         heat_HW: GEM map under the position ramp, mean 1, float32, (H, W).
         title: first line.
         truth_HW: bool, (H, W); None where it is not known.
+
+    Returns:
+        A PNG file.
     """
     figure = Figure(figsize=(15, 6.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -87,8 +92,8 @@ def draw_prediction(
     _show_candidates(axes[1, 1], image_HW3, proposals, prediction)
     _write_scores(axes[1, 2], prediction)
     _write_expression(axes[1, 3], prediction)
-    figure.suptitle(title, fontsize=13)
-    figure.savefig(path, dpi=80, metadata={"Software": None})
+    figure.suptitle(_cut(title), fontsize=13, parse_math=False)
+    return _png(figure)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,13 +113,15 @@ class GalleryItem:
     expression: str
 
 
-def draw_gallery(path: Path, items: Sequence[GalleryItem], *, columns: int = 4) -> None:
-    """Write one picture of many picks: the mask in blue, the truth outlined in green.
+def draw_gallery(items: Sequence[GalleryItem], *, columns: int = 4) -> bytes:
+    """One picture of many picks: the mask in blue, the truth outlined in green.
 
     Args:
-        path: a ``.png`` file; its folder exists.
         items: at least one.
         columns: pictures in a row.
+
+    Returns:
+        A PNG file.
     """
     rows = math.ceil(len(items) / columns)
     figure = Figure(figsize=(3.1 * columns, 3.1 * rows), layout="constrained")
@@ -123,14 +130,35 @@ def draw_gallery(path: Path, items: Sequence[GalleryItem], *, columns: int = 4) 
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, item in zip(axes.flat, items, strict=False):
-        _show(axis, overlay(item.image_HW3, item.mask_HW, GUIDED_COLOR), fill(item.expression, 30))
-        axis.contour(item.truth_HW, levels=[0.5], colors=[_TRUTH], linewidths=2)
-    figure.savefig(path, dpi=80, metadata={"Software": None})
+        title = fill(_cut(item.expression), 30)
+        _show(axis, overlay(item.image_HW3, item.mask_HW, GUIDED_COLOR), title)
+        _outline(axis, item.truth_HW, _TRUTH)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # A box stands for what the font lacks, such as emoji.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
 
 
 def _show(axis: Axes, image_HW3: NDArray[np.uint8], title: str) -> None:
     axis.imshow(image_HW3)
-    axis.set_title(title, fontsize=11)
+    axis.set_title(title, fontsize=11, parse_math=False)
+
+
+def _outline(axis: Axes, mask_HW: NDArray[np.bool_], color: tuple[float, float, float]) -> None:
+    """Contour of a mask, closed along the border of the picture; none where the mask is empty."""
+    if mask_HW.any():
+        y, x = (np.clip(np.arange(-1, side + 1), -0.5, side - 0.5) for side in mask_HW.shape)
+        axis.contour(x, y, np.pad(mask_HW, 1), levels=[0.5], colors=[color], linewidths=2)
 
 
 def _show_candidates(
@@ -142,7 +170,7 @@ def _show_candidates(
     for rank, index in enumerate(prediction.choice.candidates_K):
         x, y, w, h = proposals.boxes_xywh[index]
         color = _CANDIDATES[rank % len(_CANDIDATES)]
-        axis.contour(proposals.masks_NHW[index], levels=[0.5], colors=[color], linewidths=2)
+        _outline(axis, proposals.masks_NHW[index], color)
         axis.text(x + w / 2, y + h / 2, str(rank + 1), color="white", backgroundcolor=color)
 
 
@@ -165,9 +193,10 @@ def _write_scores(axis: Axes, prediction: Prediction) -> None:
 def _write_expression(axis: Axes, prediction: Prediction) -> None:
     expression = prediction.expression
     lines = [
-        f"noun phrase  {expression.noun_phrase}",
-        f"other nouns  {', '.join(expression.other_noun_phrases) or '-'}",
+        f"noun phrase  {_cut(expression.noun_phrase)}",
+        f"other nouns  {_cut(', '.join(expression.other_noun_phrases)) or '-'}",
         f"position     {expression.position.value}",
         f"relation     {expression.relation.value}",
     ]
-    axis.text(0.0, 0.95, "\n".join(lines), family="monospace", fontsize=9, va="top")
+    text = "\n".join(lines)
+    axis.text(0.0, 0.95, text, family="monospace", fontsize=9, va="top", parse_math=False)

@@ -22,7 +22,10 @@ from hybridgl.config import GemConfig
 from hybridgl.models.clip_encoder import VisionTower, embed_patches, qkv_heads
 from hybridgl.views import CLIP_MEAN, CLIP_STD
 
-__all__ = ["gem_input", "heat_map", "low_resolution_maps", "patch_features"]
+__all__ = ["gem_input", "heat_map", "low_resolution_maps", "min_max", "patch_features"]
+
+_LEAST_CONTRAST = 1e-6
+"""Spread below which a map of cosines, or of values from 0 to 1, holds rounding errors alone."""
 
 
 def gem_input(image: Image.Image, side: int) -> Tensor:
@@ -106,10 +109,11 @@ def heat_map(low_Sgg: Tensor, side: int, hw: tuple[int, int]) -> Tensor:
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """Last two axes scaled to 0 to 1; a constant map becomes 0."""
+    """Last two axes scaled to 0 to 1; a map without contrast becomes 0."""
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
     spread = high - low
-    return (maps - low) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    scaled = (maps - low) / spread
+    return torch.where(spread > _LEAST_CONTRAST, scaled, torch.zeros_like(scaled))
 
 
 def _self_self_attention(

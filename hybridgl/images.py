@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from hybridgl.errors import UserError
 
@@ -23,14 +23,15 @@ MAX_PIXELS = 50_000_000
 """Largest picture, in pixels: beyond it the masks of one picture fill the memory."""
 
 MAX_ASPECT_RATIO = 100
-"""Longest over shortest side: beyond it the shorter side is under ten pixels where SAM sees it."""
+"""Longest over shortest side: SAM shrinks the longest side to 1024 pixels and sees patches of 16;
+beyond this ratio the shorter side is less than one patch there, and no mask is found."""
 
 ImageSource = str | Path | Image.Image | NDArray[np.uint8]
 """A path, a PIL image, or an RGB array (H, W, 3) of uint8."""
 
 
 class RgbImage:
-    """A picture that is decoded when its pixels are first asked for.
+    """A picture, which is decoded when its pixels are first asked for.
 
     Args:
         source: path, PIL image, or uint8 RGB array (H, W, 3). Greyscale, palette, CMYK and 16-bit
@@ -40,53 +41,64 @@ class RgbImage:
 
     Attributes:
         name: path or kind of the source, for messages.
-        digest: sha256 of the file's bytes, or of the pixels where there is no file.
-        hw: height and width in pixels.
+        digest: sha256 of the file's bytes, or of the RGB pixels where there is no file.
 
     Raises:
-        UserError: no such file, no picture, too large, too long, or an array of another kind.
+        UserError: no such file, no picture, too large, too long, or a source of another kind.
     """
 
     def __init__(self, source: ImageSource, *, apply_orientation: bool = True) -> None:
-        if isinstance(source, np.ndarray):
-            self.name = "the array"
-            source = Image.fromarray(_checked_array(source))
-        elif isinstance(source, Image.Image):
-            self.name = "the PIL image"
-        if isinstance(source, Image.Image):
-            self._picture = source
-            header = f"{source.mode} {source.size}".encode()
-            content = header + source.tobytes()
-        else:
+        self._apply_orientation = apply_orientation
+        if isinstance(source, str | Path):
             self.name = str(source)
             content = _read_file(Path(source))
             self._picture = _open(content, self.name)
+        elif isinstance(source, Image.Image):
+            self.name = "the PIL image"
+            self._picture = source
+        elif isinstance(source, np.ndarray):
+            self.name = "the array"
+            self._picture = Image.fromarray(_checked_array(source))
+        else:
+            raise UserError(
+                f"Expected a picture as a path, a PIL image or an RGB array (H, W, 3) of uint8, "
+                f"got {type(source).__name__}. Convert it to one of these."
+            )
+        _check_size(self._picture, self.name)
+        if not isinstance(source, str | Path):
+            content = f"{self.hw}".encode() + self.pixels_HW3.tobytes()
         self.digest = hashlib.sha256(content + bytes([apply_orientation])).hexdigest()
-        self._apply_orientation = apply_orientation
-        width, height = self._picture.size
-        _check_size(height, width, self.name)
-        if apply_orientation and self._picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):
-            height, width = width, height
-        self.hw = (height, width)
+
+    @cached_property
+    def hw(self) -> tuple[int, int]:
+        """Height and width in pixels; without orientation, the header alone is read for it.
+
+        Raises:
+            UserError: the file is cut short or damaged.
+        """
+        width, height = (self.pil if self._apply_orientation else self._picture).size
+        return height, width
 
     @cached_property
     def pil(self) -> Image.Image:
         """The picture as a PIL image of mode RGB.
 
         Raises:
-            UserError: the file is cut short or damaged.
+            UserError: the file is cut short or damaged, or its values are no colours.
         """
         try:
             self._picture.load()
-        except (OSError, SyntaxError, ValueError) as error:
+            picture = self._picture
+            if self._apply_orientation:
+                picture = ImageOps.exif_transpose(picture)
+            return _to_rgb(picture, self.name)
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file can fail in any way inside its decoder
             raise UserError(
                 f"Expected a whole picture in {self.name}, but it cannot be decoded ({error}). "
-                f"Fetch the file again."
+                f"Fetch it again, or save it as an 8-bit RGB picture."
             ) from error
-        picture = self._picture
-        if self._apply_orientation:
-            picture = ImageOps.exif_transpose(picture)
-        return _to_rgb(picture, self.name)
 
     @cached_property
     def pixels_HW3(self) -> NDArray[np.uint8]:
@@ -98,10 +110,13 @@ def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"Expected a picture at {path}, found no such file.") from None
-    except OSError as error:
         raise UserError(
-            f"Expected a picture at {path}, cannot read it: {error.strerror}."
+            f"Expected a picture at {path}, found no such file. Check the path."
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"Expected a picture at {str(path)!r}, cannot read it: {reason}. Check the path."
         ) from error
 
 
@@ -113,24 +128,28 @@ def _open(content: bytes, name: str) -> Image.Image:
             return Image.open(io.BytesIO(content))
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"Expected a picture of at most {MAX_PIXELS:,} pixels in {name}, got more: {error}"
+            f"Expected a picture of at most {MAX_PIXELS:,} pixels in {name}, got more ({error}). "
+            f"Shrink it first."
         ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # a damaged file can fail in any way inside its decoder
         raise UserError(
             f"Expected a picture in {name}, got {len(content):,} bytes of something else. "
             f"Give a JPEG, PNG or another format that Pillow reads."
         ) from error
 
 
-def _check_size(height: int, width: int, name: str) -> None:
+def _check_size(picture: Image.Image, name: str) -> None:
+    width, height = picture.size
     if height * width > MAX_PIXELS:
         raise UserError(
             f"Expected a picture of at most {MAX_PIXELS:,} pixels in {name}, got "
             f"{width} x {height}. Shrink it first."
         )
-    if not height or not width or max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+    if not height or not width:
+        raise UserError(f"Expected a picture with pixels in {name}, got {width} x {height}.")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise UserError(
-            f"Expected a picture at most {MAX_ASPECT_RATIO} times longer than wide in {name}, got "
+            f"Expected sides of at most {MAX_ASPECT_RATIO} to 1 in {name}, got "
             f"{width} x {height} pixels. Crop it first."
         )
 
@@ -139,7 +158,7 @@ def _checked_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise UserError(
             f"Expected an RGB array of shape (H, W, 3) and dtype uint8, got {array.shape} "
-            f"{array.dtype}."
+            f"{array.dtype}. Convert it first."
         )
     return np.ascontiguousarray(array)
 

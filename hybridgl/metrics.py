@@ -8,6 +8,7 @@ Shapes: N proposals, S truths, H x W image pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,8 +56,9 @@ def overlap_counts(
             f"Expected predictions and truths of one size, got {predictions_NHW.shape[1:]} "
             f"and {truths_SHW.shape[1:]}."
         )
-    flat_N = predictions_NHW.reshape(len(predictions_NHW), -1)
-    flat_S = truths_SHW.reshape(len(truths_SHW), -1)
+    pixels = math.prod(truths_SHW.shape[1:])
+    flat_N = predictions_NHW.reshape(len(predictions_NHW), pixels)
+    flat_S = truths_SHW.reshape(len(truths_SHW), pixels)
     intersections = np.zeros((len(flat_N), len(flat_S)), dtype=np.int64)
     for column, truth in enumerate(flat_S):
         intersections[:, column] = np.count_nonzero(flat_N[:, truth], axis=1)

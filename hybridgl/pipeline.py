@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,13 +61,13 @@ _STAGE_VERSION = 1
 """Part of every key: raised when a stage's code gives other results than before."""
 
 _VIEW_BYTES = 512 * 2**20
-"""Memory for the full-size views of one chunk of masks."""
+"""Memory for what a chunk of masks or heat maps has at the size of the picture."""
 
 _MOST_MASKS = 32
 """Masks of one chunk, whatever the memory: more do not make a chunk faster."""
 
 _HEAT_MAPS_PER_CHUNK = 16
-"""Sentences whose heat maps are at the size of the picture at one time."""
+"""Heat maps of one chunk, whatever the memory."""
 
 
 class StoredEntry(Protocol):
@@ -166,18 +165,19 @@ class HybridGL:
         weights: the files.
         config: settings of the method.
         device: where the models run.
-        dtype: float32, or bfloat16 for the matrix products of both encoders.
+        dtype: float32, or bfloat16 for the matrix products of CLIP's encoders; SAM computes in
+            float32, so that the candidates stay the same.
         store: keeps the results of stages; None computes them anew.
 
     Raises:
         UserError: a file is missing.
 
     Example:
-        >>> from refer.shapes.scene import sample_scene
-        >>> scene = sample_scene(np.random.default_rng(3))
-        >>> result = HybridGL.from_pretrained("tiny").segment(scene.image_HW3, "the red star")
-        >>> result.mask.shape
-        (224, 256)
+        >>> picture = np.full((224, 256, 3), 140, dtype=np.uint8)
+        >>> picture[60:120, 40:100] = (214, 38, 40)
+        >>> result = HybridGL.from_pretrained("tiny").segment(picture, "the red square")
+        >>> bool(result.mask[90, 70]), bool(result.mask[200, 200])
+        (True, False)
     """
 
     def __init__(
@@ -243,12 +243,25 @@ class HybridGL:
 
     @cached_property
     def clip(self) -> ClipEncoder:
-        """CLIP, loaded at first use."""
-        return ClipEncoder.from_file(
+        """CLIP, loaded at first use.
+
+        Raises:
+            UserError: it has fewer blocks than the settings speak of.
+        """
+        clip = ClipEncoder.from_file(
             self.weights.clip_weights,
             architecture=self.weights.clip_model,
             device=self.device,
         )
+        blocks = len(clip.visual.transformer.resblocks)
+        # Mode attn_masking may leave out the last block (quirk Q3).
+        needed = max(self.config.fusion.masking_block + 2, self.config.gem.depth)
+        if blocks < needed:
+            raise UserError(
+                f"Expected a CLIP of at least {needed} vision blocks in "
+                f"{self.weights.clip_weights}, got {blocks}. Use ViT-B-16."
+            )
+        return clip
 
     @cached_property
     def proposer(self) -> SamProposer:
@@ -267,6 +280,16 @@ class HybridGL:
         """Sha256 of the weights that take part in keys."""
         files = {"clip": self.weights.clip_weights, "sam": self.weights.sam_checkpoint}
         return {name: _file_sha256(path) for name, path in files.items()}
+
+    def load(self) -> None:
+        """Load what every run needs, so that a wrong file is found before any work.
+
+        SAM waits for a picture whose proposals are not stored.
+
+        Raises:
+            UserError: a file is damaged or of another architecture.
+        """
+        _ = self.parser, self.clip
 
     def segment(self, image: ImageSource, expression: str) -> Segmentation:
         """Mask of what an expression refers to.
@@ -305,17 +328,18 @@ class HybridGL:
             if not isinstance(expression, str) or not expression.strip():
                 raise UserError(f"Expected an expression in words, got {expression!r}.")
         parsed = self.parse(expressions)
-        opened = [RgbImage(image) for image in images]
+        indices_of: dict[str, list[int]] = {}
+        for index, source in enumerate(images):
+            indices_of.setdefault(RgbImage(source).digest, []).append(index)
         results: dict[int, Segmentation] = {}
-        order = sorted(range(len(opened)), key=lambda index: opened[index].digest)
-        for _, group in groupby(order, key=lambda index: opened[index].digest):
-            indices = list(group)
-            image = opened[indices[0]]
+        for indices in indices_of.values():
+            # Opened again, so that the pixels of one picture at a time are in memory.
+            image = RgbImage(images[indices[0]])
             proposals = self.propose(image)
             predictions = self.predict(image, proposals, [parsed[index] for index in indices])
             for index, prediction in zip(indices, predictions, strict=True):
                 results[index] = self._segmentation(image, proposals, prediction)
-        return [results[index] for index in range(len(opened))]
+        return [results[index] for index in range(len(images))]
 
     def parse(self, sentences: Sequence[str]) -> list[ParsedExpression]:
         """Noun phrase, other nouns, position and relation of raw sentences."""
@@ -330,8 +354,7 @@ class HybridGL:
         entry = self._load("proposals", key)
         if entry:
             return _unpack_proposals(entry)
-        with self._autocast():
-            proposals = self.proposer.propose(image.pixels_HW3, self.config.proposals)
+        proposals = self.proposer.propose(image.pixels_HW3, self.config.proposals)
         if self._store:
             self._store.save("proposals", key, *_pack_proposals(proposals))
         return proposals
@@ -343,7 +366,7 @@ class HybridGL:
 
     def features(self, image: RgbImage, proposals: Proposals) -> Tensor:
         """CLIP features of the proposals, float32, (N, E), un-normalised."""
-        key = self._features_key(image)
+        key = self._features_key(image, proposals)
         entry = self._load("features", key)
         if entry:
             return torch.from_numpy(entry.arrays["features_NE"]).to(self.device)
@@ -502,13 +525,17 @@ class HybridGL:
         maps_Sgg: Tensor,
         expressions: Sequence[ParsedExpression],
     ) -> Tensor:
-        masks = torch.from_numpy(masks_NHW).to(self.device)
         rows = []
-        for start in range(0, len(expressions), _HEAT_MAPS_PER_CHUNK):
-            some = expressions[start : start + _HEAT_MAPS_PER_CHUNK]
+        step = min(_HEAT_MAPS_PER_CHUNK, masks_per_chunk(hw))
+        for start in range(0, len(expressions), step):
+            some = expressions[start : start + step]
             heat_SHW = self._weighted_heat(maps_Sgg[start : start + len(some)], hw, some)
             weights = [guidance.outside_weight(e.relation, self.config.guidance) for e in some]
-            rows.append(guidance.coherence_scores(heat_SHW, masks, weights))
+            columns = [
+                guidance.coherence_scores(heat_SHW, chunk_NHW.to(self.device), weights)
+                for chunk_NHW in torch.from_numpy(masks_NHW).split(masks_per_chunk(hw))
+            ]
+            rows.append(torch.cat(columns, dim=1))
         return torch.cat(rows)
 
     def _weighted_heat(
@@ -575,7 +602,6 @@ class HybridGL:
                 "stage": stage,
                 "version": _STAGE_VERSION,
                 "image": image.digest,
-                "dtype": str(self.dtype),
                 **settings,
             }
         )
@@ -587,11 +613,14 @@ class HybridGL:
         }
         return self._key(image, "proposals", settings)
 
-    def _features_key(self, image: RgbImage) -> str:
+    def _features_key(self, image: RgbImage, proposals: Proposals) -> str:
+        """By the masks themselves: another machine may find others at the same settings."""
         config, quirks = self.config, self.config.quirks
+        masks = np.packbits(proposals.masks_NHW)
         settings = {
-            "proposals": self._proposals_key(image),
+            "masks": f"{len(proposals)} {hashlib.sha256(masks.tobytes()).hexdigest()}",
             "clip": self.weights_ids["clip"],
+            "dtype": str(self.dtype),
             "mode": config.fusion.mode.value,
             "masking_block": config.fusion.masking_block,
             "stream_weight": config.fusion.stream_weight,
@@ -606,6 +635,7 @@ class HybridGL:
     def _gem_settings(self) -> dict[str, Any]:
         return {
             "clip": self.weights_ids["clip"],
+            "dtype": str(self.dtype),
             "config": dataclasses.asdict(self.config.gem),
         }
 

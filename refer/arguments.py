@@ -12,7 +12,7 @@ from refer.reader import ReferSplit, count_differences, load_refer, missing_imag
 from refer.shapes.world import ensure_world
 from refer.splits import DATASETS, validate
 
-__all__ = ["add_split_arguments", "split_from_arguments"]
+__all__ = ["add_split_arguments", "check_split_arguments", "split_from_arguments"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,6 +37,17 @@ def add_split_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--limit", type=int, metavar="N", help="the first N images only")
 
 
+def check_split_arguments(arguments: argparse.Namespace) -> str:
+    """Check the arguments without reading or writing a file, and return the split_by.
+
+    Raises:
+        DataError: a wrong name or limit.
+    """
+    if arguments.limit is not None and arguments.limit < 1:
+        raise DataError(f"Expected --limit of at least 1 image, got {arguments.limit}.")
+    return validate(arguments.dataset, arguments.split, arguments.split_by)
+
+
 def split_from_arguments(arguments: argparse.Namespace) -> ReferSplit:
     """The split that the arguments name; the shapes world is made where it is missing.
 
@@ -44,13 +55,11 @@ def split_from_arguments(arguments: argparse.Namespace) -> ReferSplit:
     tried: ``problems`` then says that it is incomplete, and so do the reports.
 
     Raises:
-        DataError: a wrong name, or data that cannot be read.
+        DataError: as ``check_split_arguments``; data that cannot be read or has no sentence.
         FileNotFoundError: a file of the dataset is missing, images included.
     """
     dataset, root = arguments.dataset, arguments.refer_data_root
-    split_by = validate(dataset, arguments.split, arguments.split_by)
-    if arguments.limit is not None and arguments.limit < 1:
-        raise DataError(f"Expected --limit of at least 1 image, got {arguments.limit}.")
+    split_by = check_split_arguments(arguments)
     if dataset == "shapes":
         ensure_world(root)
     split = _with_count_problems(
@@ -58,6 +67,11 @@ def split_from_arguments(arguments: argparse.Namespace) -> ReferSplit:
     )
     if arguments.limit is not None:
         split = split.limited(arguments.limit)
+    if not split.num_sentences:
+        raise DataError(
+            f"Expected sentences in {dataset} {arguments.split}, got {len(split.refs)} refs "
+            f"without any. Fetch the refs file again, or raise --limit."
+        )
     missing = missing_images(split)
     if missing:
         raise FileNotFoundError(

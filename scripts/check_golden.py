@@ -67,6 +67,17 @@ _SENTENCE_WEIGHT = 0.5
 
 _MASKS_PER_CHUNK = 16
 
+_UNUSABLE = (
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
+"""What reading or comparing a damaged file raises."""
+
 _CLIP = "clip_tiny.npz"
 
 _Array = NDArray[Any]
@@ -219,15 +230,16 @@ def compare_text(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
     """Tokens and features of texts."""
     vectors = _read_npz(path)
     texts = [str(text) for text in vectors["texts"]]
-    tokens_match = (clip.tokenize(texts).numpy() == vectors["tokens"]).all(axis=1)
-    yield Comparison(path.name, "tokens", len(texts), int(tokens_match.sum()))
+    pairs = zip(clip.tokenize(texts), vectors["tokens"], strict=True)
+    matches = sum(np.array_equal(came, expected) for came, expected in pairs)
+    yield Comparison(path.name, "tokens", len(texts), matches)
     yield _errors(path, "features", (clip.encode_texts(texts), vectors["features"]))
 
 
 def compare_language(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
     """What is read off parses."""
     vocabulary = spacy.blank("en").vocab
-    cases = _read_json(path)
+    cases = _read_json(path, list)
     matches = dict.fromkeys(
         ("noun_phrase", "head_noun", "other_noun_phrases", "other_nouns", "position", "relation"),
         0,
@@ -257,7 +269,7 @@ def compare_language(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
 def compare_guidance(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
     """Scores and picks."""
     arrays = _read_npz(path.with_suffix(".npz"))
-    cases = _read_json(path)
+    cases = _read_json(path, list)
     exact: dict[str, list[bool]] = {}
     scores: dict[str, list[tuple[_Array, Any]]] = {}
     for case in cases:
@@ -283,7 +295,7 @@ def compare_guidance(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
 
 def compare_metrics(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
     """Both metrics over all pairs of masks."""
-    vectors = _read_json(path)
+    vectors = _read_json(path, dict)
     overlaps = []
     for row in vectors["rows"]:
         prediction_1HW, truth_1HW = (
@@ -413,12 +425,15 @@ def _unpack(packed_NB: _Array, shape: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def _read_npz(path: Path) -> dict[str, _Array]:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _read_json(path: Path, kind: type) -> Any:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, kind):
+        raise TypeError(f"a {type(values).__name__} instead of a {kind.__name__}")
+    return values
 
 
 def _run(
@@ -426,7 +441,7 @@ def _run(
 ) -> list[Comparison]:
     try:
         return list(compare(path, clip))
-    except (LookupError, TypeError, ValueError, RuntimeError, OSError, zipfile.BadZipFile) as error:
+    except _UNUSABLE as error:
         reason = str(error).partition("\n")[0]
         raise GoldenError(
             f"Expected golden vectors in {path}, cannot compare with them "

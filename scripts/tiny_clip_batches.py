@@ -67,8 +67,8 @@ class Phase:
     """One stretch of the training."""
 
     steps: int
-    learning_rate: float
-    """At its top; a linear rise over ``warmup`` steps, then a cosine to 2 % of it."""
+    learning_rates: tuple[float, float]
+    """At the top and at the end of a cosine, times a linear rise over ``warmup`` steps."""
     warmup: int
     crop_shares: tuple[float, float]
     """Share of crops among the single-region views at the start and at the end of the phase."""
@@ -78,16 +78,19 @@ class Phase:
     """Scenes whose objects go through the masked forward."""
     gem_scenes: int = 0
     """Scenes that go through the heat maps' forward."""
+    opposites: bool = False
+    """Whether every region also gets a caption that is wrong in one attribute, and its truth."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskedRegions:
-    """Regions for the masked forward: both views and the gate."""
+    """Regions for the masked forward: both views, the gate and how they are to be read."""
 
     local_N3RR: Tensor
     global_N3RR: Tensor
     gate_NP: Tensor
     mode: FusionMode
+    quirks: ReferenceQuirks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,14 +141,11 @@ def sample_batch(
         masked, masked_attributes = _masked_regions(pool, rng, phase.masked_scenes)
         attributes.append(masked_attributes)
     attributes_N3 = np.concatenate(attributes)
-    told, texts = zip(
-        *(
-            captions.sample(rng, row)
-            for row in attributes_N3.tolist()
-            for _ in range(_CAPTIONS_PER_REGION)
-        ),
-        strict=True,
-    )
+    rows = attributes_N3.tolist()
+    pairs = [captions.sample(rng, row) for row in rows for _ in range(_CAPTIONS_PER_REGION)]
+    if phase.opposites:
+        pairs += [pair for row in rows for pair in captions.sample_opposites(rng, row)]
+    told, texts = zip(*pairs, strict=True)
     return Batch(
         views=Views(
             torch.cat([v.images_N3RR for v in views]), torch.cat([v.masks_N1RR for v in views])
@@ -182,7 +182,7 @@ def _masked_regions(
         )
         attributes.append(pool.attributes_NK3[scene, objects])
     local, global_, gates = (torch.cat(column) for column in zip(*rows, strict=True))
-    return MaskedRegions(local, global_, gates, mode), np.concatenate(attributes)
+    return MaskedRegions(local, global_, gates, mode, quirks), np.concatenate(attributes)
 
 
 def _any_quirks(rng: np.random.Generator) -> ReferenceQuirks:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hybridgl.views import blur_background
 from refer.shapes.grammar import Expression, sample_phrase
-from refer.shapes.scene import COLORS, IMAGE_HW, SHAPES, SIZES, Scene, sample_scene
+from refer.shapes.scene import COLORS, IMAGE_HW, SHAPES, SIZES
 from refer.shapes.words import (
     COLOR_WORDS,
     GENERIC_NOUNS,
@@ -31,6 +31,7 @@ from refer.shapes.words import (
     SIZE_WORDS,
     SMALL_CIRCLE_NOUN,
 )
+from refer.shapes.world import training_scene
 
 __all__ = [
     "ANY",
@@ -43,7 +44,6 @@ __all__ = [
     "fits_TN",
     "noun_phrase",
     "open_pool",
-    "training_scene",
 ]
 
 ANY = -1
@@ -52,6 +52,12 @@ ANY = -1
 _MAX_OBJECTS = 7
 _NAMES: tuple[tuple[str, ...], ...] = (tuple(SHAPES), tuple(COLORS), tuple(SIZES))
 _CONTEXT = 77
+
+_TOLD_SHARES = (0.85, 0.6, 0.3)
+"""Shares of the captions that tell shape, colour and size."""
+
+_OPPOSITE_SHARES = (0.3, 0.2, 0.5)
+"""How often the wrong one of two opposite captions is wrong in shape, colour and size."""
 
 Attributes = tuple[int, int, int]
 """Indices of a shape, a colour and a size, or ``ANY``."""
@@ -94,11 +100,6 @@ class ScenePool:
         """Background of the global views of a scene, uint8, (3, H, W)."""
         blurred_HW3 = blur_background(np.ascontiguousarray(self.images_NHW3[scene]))
         return torch.from_numpy(np.ascontiguousarray(blurred_HW3.transpose(2, 0, 1)))
-
-
-def training_scene(seed: int, index: int) -> Scene:
-    """Scene ``index`` of the training stream; the splits of the data set use other streams."""
-    return sample_scene(np.random.default_rng(np.random.SeedSequence((seed, 100, index))))
 
 
 def open_pool(folder: Path, seed: int, size: int) -> ScenePool:
@@ -228,18 +229,39 @@ class Captions:
             wording: how the phrase is shown; None draws one.
         """
         while True:
-            shape, color, size = (
-                int(value) if rng.random() < share else ANY
-                for value, share in zip(attributes, (0.85, 0.6, 0.3), strict=True)
-            )
-            phrases = self._phrases.get((shape, color, size))
-            if phrases:
-                break
+            told = _some_of(rng, attributes)
+            if self._phrases.get(told):
+                return told, self._say(rng, told, wording)
+
+    def sample_opposites(
+        self, rng: np.random.Generator, attributes: Sequence[int]
+    ) -> list[tuple[Attributes, tuple[str, ...]]]:
+        """A phrase that fits an object and one that is wrong in a single attribute.
+
+        Args:
+            rng: the only source of chance.
+            attributes: shape, colour and size of the object.
+        """
+        column = int(rng.choice(len(_NAMES), p=_OPPOSITE_SHARES))
+        count = len(_NAMES[column])
+        while True:
+            told = list(_some_of(rng, attributes))
+            told[column] = int(attributes[column])
+            wrong = told.copy()
+            wrong[column] = (told[column] + int(rng.integers(1, count))) % count
+            pair: list[Attributes] = [(told[0], told[1], told[2]), (wrong[0], wrong[1], wrong[2])]
+            if all(self._phrases.get(tells) for tells in pair):
+                return [(tells, self._say(rng, tells, None)) for tells in pair]
+
+    def _say(
+        self, rng: np.random.Generator, told: Attributes, wording: _Wording | None
+    ) -> tuple[str, ...]:
+        phrases = self._phrases[told]
         phrase = phrases[int(rng.integers(len(phrases)))]
         if wording is None:
             shares = [share for share, _ in _WORDINGS]
             wording = _WORDINGS[int(rng.choice(len(_WORDINGS), p=shares))][1]
-        return (shape, color, size), wording(phrase)
+        return wording(phrase)
 
     def tokens_TL(self, texts: Iterable[Sequence[str]]) -> Tensor:
         """Compact token rows, int64, (T, L), as short as the longest text allows."""
@@ -249,6 +271,15 @@ class Captions:
         ]
         longest = max(map(len, rows))
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+
+def _some_of(rng: np.random.Generator, attributes: Sequence[int]) -> Attributes:
+    """What a phrase may tell of an object."""
+    shape, color, size = (
+        int(value) if rng.random() < share else ANY
+        for value, share in zip(attributes, _TOLD_SHARES, strict=True)
+    )
+    return shape, color, size
 
 
 def fits_TN(told_T3: Tensor, attributes_N3: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measure the tiny CLIP on scenes of the validation stream, on true masks.
+"""Measure the tiny CLIP on scenes that no training saw, on true masks.
 
 Every way in which the method looks at an object is asked the same queries: phrases of attributes
 that single out one object of a scene. The pick is the object whose feature is nearest the text's.
@@ -33,7 +33,7 @@ __all__ = ["evaluate"]
 
 
 def _query_scenes(seed: int, count: int) -> Iterator[tuple[Scene, list[tuple[int, str]]]]:
-    """Validation scenes, each with phrases of attributes that single out one of its objects."""
+    """Held-out scenes, each with phrases of attributes that single out one of its objects."""
     for index in range(count):
         scene = sample_scene(np.random.default_rng(np.random.SeedSequence((seed, 1, index))))
         rng = np.random.default_rng(np.random.SeedSequence((seed, 103, index)))
@@ -104,7 +104,7 @@ def evaluate(weights: Path, seed: int, num_scenes: int, profile: Profile) -> dic
     Args:
         weights: the exported file.
         seed: of the scenes and phrases.
-        num_scenes: validation scenes to use.
+        num_scenes: held-out scenes to use.
         profile: which reading of the method.
 
     Returns:

@@ -7,8 +7,8 @@ which the method uses CLIP beyond that: the masked forward of ``hybridgl.fusion`
 of ``hybridgl.gem``, both run as they will run later.
 
 Run it again after an interruption and it goes on from its last checkpoint; a step's data depends
-on the seed and the step alone. ``--evaluate`` measures the exported file on scenes of the
-validation stream.
+on the seed and the step alone. ``--evaluate`` measures the exported file on scenes
+that no training saw.
 
 Shapes: N regions, T texts, B scenes, R side of the input, L tokens, P patches, D width, E embedding
 width, K objects of a scene.
@@ -66,15 +66,31 @@ _MANTISSA_BITS = 8
 _BACKGROUND = len(SHAPES)
 
 PHASES = (
-    Phase(steps=2900, learning_rate=4e-4, warmup=200, crop_shares=(0.8, 0.3), scenes=8),
     Phase(
-        steps=1900,
-        learning_rate=3e-4,
+        steps=2900,
+        learning_rates=(4e-4, 8e-6),
+        warmup=200,
+        crop_shares=(0.8, 0.3),
+        scenes=8,
+    ),
+    Phase(
+        steps=700,
+        learning_rates=(3e-4, 2.1e-4),
         warmup=100,
-        crop_shares=(0.3, 0.2),
-        scenes=5,
-        masked_scenes=2,
-        gem_scenes=3,
+        crop_shares=(0.3, 0.26),
+        scenes=4,
+        masked_scenes=3,
+        gem_scenes=2,
+    ),
+    Phase(
+        steps=1700,
+        learning_rates=(3e-4, 3e-6),
+        warmup=50,
+        crop_shares=(0.25, 0.15),
+        scenes=3,
+        masked_scenes=4,
+        gem_scenes=2,
+        opposites=True,
     ),
 )
 
@@ -214,7 +230,7 @@ def gem_loss(patches_BPE: Tensor, texts_TE: Tensor, scale: Tensor, scenes: GemSc
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Terms of one step's loss, and the share of captions whose best region fits."""
+    """One step's loss terms, and the share of answerable captions whose best region fits."""
 
     contrast: Tensor
     auxiliary: Tensor
@@ -235,13 +251,14 @@ def step_losses(learner: Learner, batch: Batch) -> Losses:
         features_NE, auxiliary = learner.region_features(batch.views, single_N3)
         texts_TE = learner.text_features(batch.tokens_TL)
         if batch.masked is not None:
+            quirks = batch.masked.quirks
             masked_NE = mask_features(
                 visual,
                 batch.masked.local_N3RR,
                 batch.masked.global_N3RR,
                 batch.masked.gate_NP,
                 FusionConfig(mode=batch.masked.mode),
-                attention_masking_skips_last_block=True,
+                attention_masking_skips_last_block=quirks.attention_masking_skips_last_block,
             )
             features_NE = torch.cat([features_NE, masked_NE])
         if batch.gem is not None:
@@ -255,7 +272,8 @@ def step_losses(learner: Learner, batch: Batch) -> Losses:
     matches_TN = fits_TN(batch.told_T3, batch.attributes_N3)
     both_ways = 0.5 * (contrast(scores_TN, matches_TN) + contrast(scores_TN.T, matches_TN.T))
     best_T1 = scores_TN.detach().argmax(dim=1, keepdim=True)
-    return Losses(both_ways, auxiliary, gem, matches_TN.gather(1, best_T1).float().mean())
+    right_T = matches_TN.gather(1, best_T1)[matches_TN.any(dim=1)]
+    return Losses(both_ways, auxiliary, gem, right_T.float().mean())
 
 
 # The loop.
@@ -272,8 +290,9 @@ def _phase_of(step: int) -> tuple[Phase, int]:
 
 def _learning_rate(phase: Phase, step: int) -> float:
     rise = min(1.0, (step + 1) / phase.warmup)
+    top, end = phase.learning_rates
     cosine = 0.5 * (1 + math.cos(math.pi * step / phase.steps))
-    return phase.learning_rate * rise * (0.02 + 0.98 * cosine)
+    return rise * (end + (top - end) * cosine)
 
 
 def _optimizer(learner: nn.Module) -> torch.optim.AdamW:
@@ -358,7 +377,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = _learning_rate(phase, phase_step)
     optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    losses.total.backward()
     nn.utils.clip_grad_norm_(learner.parameters(), MAX_GRADIENT_NORM)
     optimizer.step()
     return losses

@@ -37,7 +37,7 @@ def count_proposals(model: HybridGL, split: ReferSplit) -> dict[int, int]:
     """Number of proposals of every image, each made if the store lacks it."""
     return {
         image_id: model.count_proposals(open_image(split, image_id))
-        for image_id in tqdm(split.images, desc="proposals", unit="image")
+        for image_id in tqdm(split.images, desc="proposals", unit="image", disable=None)
     }
 
 
@@ -63,9 +63,13 @@ def evaluate(
     """
     drop_overlaps = model.config.quirks.overlapping_polygons_dropped
     records: dict[tuple[int, int], Record] = {}
-    for image_id, refs in tqdm(split.refs_by_image().items(), desc="picks", unit="image"):
+    for image_id, refs in tqdm(
+        split.refs_by_image().items(), desc="picks", unit="image", disable=None
+    ):
         image = open_image(split, image_id)
         samples = [(ref, sentence) for ref in refs for sentence in ref.sentences]
+        if not samples:  # named among the split's problems
+            continue
         proposals = model.propose(image)
         predictions = model.predict(
             image,

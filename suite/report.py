@@ -13,6 +13,7 @@ from refer.reader import ReferSplit
 from suite.evaluation import open_image
 from third_party.published import published_scores
 from utils.records import PICKS, Record
+from utils.store import atomic_write_bytes, sweep_partials
 from utils.tables import breakdown
 
 __all__ = ["draw_samples", "overlaps", "score_by_pick", "score_report"]
@@ -87,7 +88,7 @@ def draw_samples(
         caps: cap on the candidate counts of every ref.
         folder: gets ``best-1.png`` and so on, and ``gallery.png``; made if missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    sweep_partials(folder)
     order = sorted(records, key=lambda r: iou(overlaps([r], "guided")[0]))
     few = min(_FIGURES_OF_EACH_SORT, len(order))
     shuffled = Random(0).sample(order, len(order))
@@ -99,19 +100,18 @@ def draw_samples(
             image = open_image(split, record.image_id)
             proposals, expressions = model.propose(image), model.parse([record.sentence])
             prediction = model.predict(image, proposals, expressions, [caps[record.ref_id]])[0]
-            draw_prediction(
-                folder / f"{sort}-{rank}.png",
+            figure = draw_prediction(
                 image.pixels_HW3,
                 proposals,
                 prediction,
                 model.heat_map(prediction, image.hw),
-                title=f"{record.sentence!r} (ref {record.ref_id}, sentence {record.sent_id})",
+                title=f"ref {record.ref_id}, sentence {record.sent_id}: {record.sentence!r}",
                 truth_HW=split.truth(refs[record.ref_id], drop_overlaps=drop_overlaps),
             )
+            atomic_write_bytes(folder / f"{sort}-{rank}.png", figure)
     shown = [record for record in shuffled if record.pick_guided is not None][:_GALLERY_ITEMS]
     if shown:
-        draw_gallery(
-            folder / "gallery.png",
+        gallery = draw_gallery(
             [
                 GalleryItem(
                     image_HW3=image.pixels_HW3,
@@ -123,3 +123,4 @@ def draw_samples(
                 for image in [open_image(split, record.image_id)]
             ],
         )
+        atomic_write_bytes(folder / "gallery.png", gallery)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import resource
 import sys
 import time
@@ -38,16 +39,17 @@ def run_program(body: Callable[[], None], expected: tuple[type[Exception], ...])
         Exit status: 0, or 2 after an expected error, or 130 after an interruption.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    status, line = 0, ""
     try:
         body()
     except expected as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        sys.stderr.write(f"error: {text}\n")
-        return _FAILED
+        status, line = _FAILED, f"error: {text}\n"
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        return _INTERRUPTED
-    return 0
+        status, line = _INTERRUPTED, "interrupted; the same command goes on from here\n"
+    # Written when the exception is gone, and with it the body's progress bar, which ends its line.
+    sys.stderr.write(line)
+    return status
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,18 +85,25 @@ def check_output_folder(path: Path, settings: Mapping[str, object], *, overwrite
         overwrite: accept a folder with the summary of other settings.
 
     Raises:
-        OSError: the path is a file, or the folder holds a run of other settings.
+        OSError: the path or one above it is a file, the folder cannot be written, or it holds a
+            run of other settings.
     """
-    if path.exists() and not path.is_dir():
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    if not nearest.is_dir():
         raise NotADirectoryError(
-            f"Expected a folder for the output, got the file {path}. Give another --output DIR."
+            f"Expected a folder for the output, got the file {nearest}. Give another --output DIR."
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"Expected a folder that can be written for the output, got {nearest}, which cannot. "
+            f"Give another --output DIR."
         )
     summary = path / "summary.json"
     if overwrite or not summary.is_file():
         return
     try:
-        found = json.loads(summary.read_text()).get("settings")
-    except ValueError:
+        found = json.loads(summary.read_text())["settings"]
+    except (ValueError, TypeError, KeyError):
         found = None
     if found != json.loads(json.dumps(settings)):
         raise FileExistsError(

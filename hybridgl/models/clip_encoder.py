@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,7 +108,6 @@ class ClipEncoder:
         grid: patches along each side of the input.
         logit_scale: factor on cosines, already exponentiated.
         weights_id: sha256 of the file that the weights came from.
-        num_truncated: distinct texts so far that were longer than the context.
     """
 
     def __init__(self, state: dict[str, Tensor], weights_id: str, device: torch.device) -> None:
@@ -121,7 +121,7 @@ class ClipEncoder:
         self.grid: int = self._model.visual.grid_size[0]
         self.logit_scale = float(state["logit_scale"].exp())
         self.weights_id = weights_id
-        self.num_truncated = 0
+        self._truncated: set[str] = set()
 
     @classmethod
     def from_file(
@@ -143,8 +143,15 @@ class ClipEncoder:
                 f"Give another file with --clip_weights."
             )
         state = _read_state(path)
-        _check_architecture(state, path, architecture)
-        return cls(state, _file_sha256(path), torch.device(device))
+        try:
+            _check_architecture(state, path, architecture)
+            return cls(state, _file_sha256(path), torch.device(device))
+        except (AttributeError, LookupError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"Expected the weights of a whole OpenAI CLIP in {path}, cannot build one of them "
+                f"({type(error).__name__}: {reason}). Fetch the file again."
+            ) from error
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -169,19 +176,24 @@ class ClipEncoder:
         row = {text: index for index, text in enumerate(distinct)}
         return features[[row[text] for text in texts]]
 
+    @property
+    def num_truncated(self) -> int:
+        """Distinct texts so far that were longer than the context."""
+        return len(self._truncated)
+
     def is_truncated(self, text: str) -> bool:
         """Whether a text is longer than the context and gets cut."""
         return len(self._tokenizer.encode(text)) + 2 > self._model.context_length
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids, int64, (L, 77), filled up with 0; texts beyond the context are cut."""
-        truncated = sum(self.is_truncated(text) for text in texts)
-        if truncated and not self.num_truncated:
+        truncated = {text for text in texts if self.is_truncated(text)}
+        if truncated and not self._truncated:
             _LOG.warning(
                 "A text is longer than CLIP's %d tokens and is cut there; such texts are counted.",
                 self._model.context_length,
             )
-        self.num_truncated += truncated
+        self._truncated |= truncated
         tokens: Tensor = self._tokenizer(list(texts))
         return tokens
 
@@ -189,10 +201,13 @@ class ClipEncoder:
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         elif _is_torchscript(path):
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+            with warnings.catch_warnings():
+                # The format of OpenAI's files is not ours to choose.
+                warnings.filterwarnings("ignore", ".*torch.jit.load.*", FutureWarning)
+                state = torch.jit.load(str(path), map_location="cpu").state_dict()
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

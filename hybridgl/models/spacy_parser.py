@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from hybridgl.language import ParsedExpression, clean_sentence, parse_expression
 
 __all__ = ["SpacyParser"]
 
-_LOG = logging.getLogger(__name__)
-
 _MAX_CHARACTERS = 10_000
 """Longest sentence that is parsed: expressions have a few dozen characters."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class SpacyParser:
@@ -30,24 +30,28 @@ class SpacyParser:
         name: name and version of the pipeline.
 
     Raises:
-        UserError: no such pipeline, or one without a parser.
+        UserError: no such pipeline, a damaged one, or one of another language or without the
+            components that noun phrases are read from.
     """
 
     def __init__(self, model: str | Path) -> None:
         try:
             self._nlp: Any = spacy.load(model, exclude=["ner", "lemmatizer", "textcat"])
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # a damaged folder can fail in any of its components
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
-                f"Expected a spaCy pipeline {str(model)!r}, cannot load it "
-                f"({str(error).splitlines()[0]}). Install it with "
-                f"`python -m spacy download en_core_web_lg`, or name another with --spacy_model."
+                f"Expected a spaCy pipeline {str(model)!r}, cannot load it ({reason}). Install one "
+                f"with `python -m spacy download en_core_web_lg`, or name another with "
+                f"--spacy_model."
             ) from error
-        if not self._nlp.has_pipe("parser"):
-            raise UserError(
-                f"Expected a spaCy pipeline with a parser, got {str(model)!r} with "
-                f"{self._nlp.pipe_names}. Use en_core_web_lg."
-            )
         meta = self._nlp.meta
+        lacking = {"tagger", "attribute_ruler", "parser"} - set(self._nlp.pipe_names)
+        if meta["lang"] != "en" or lacking:
+            raise UserError(
+                f"Expected an English spaCy pipeline with tagger, attribute_ruler and parser, got "
+                f"{str(model)!r} of language {meta['lang']!r} with {self._nlp.pipe_names}. "
+                f"Use en_core_web_lg."
+            )
         self.name = f"{meta['lang']}_{meta['name']} {meta['version']}"
 
     def parse(
@@ -60,15 +64,21 @@ class SpacyParser:
             right_relation_never_matches: quirk Q4.
 
         Raises:
-            UserError: a sentence is longer than 10,000 characters.
+            UserError: a sentence is longer than 10,000 characters, or is not valid Unicode.
         """
         longest = max(sentences, key=len, default="")
         if len(longest) > _MAX_CHARACTERS:
             raise UserError(
                 f"Expected expressions of at most {_MAX_CHARACTERS:,} characters, got one of "
-                f"{len(longest):,}: {longest[:40]!r}..."
+                f"{len(longest):,}: {longest[:40]!r}... Shorten it."
             )
         distinct = list(dict.fromkeys(sentences))
+        for sentence in distinct:
+            if _LONE_SURROGATE.search(sentence):
+                raise UserError(
+                    f"Expected expressions in valid Unicode, got {sentence!r} with half of a "
+                    f"character. Decode it anew."
+                )
         cleaned = [clean_sentence(doc) for doc in self._docs([s.lower() for s in distinct])]
         parsed = {
             sentence: parse_expression(

@@ -362,6 +362,12 @@ def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, monkeypatch)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    train_tiny_sam.train(_settings(tmp_path))
+    with pytest.raises(ValueError, match="choose another folder"):
+        train_tiny_sam.train(dataclasses.replace(_settings(tmp_path), seed=4))
+
+
 def _interrupt_after(calls):
     left = iter(range(calls - 1))
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hybridgl.models.clip_encoder import ClipEncoder
 from refer.shapes.grammar import Expression
 from refer.shapes.scene import COLORS, SHAPES, SIZES
+from refer.shapes.world import training_scene
 from scripts import train_tiny_clip as trainer
 from scripts.tiny_clip_batches import (
     BACKGROUND_PATCH,
@@ -27,7 +28,6 @@ from scripts.tiny_clip_data import (
     fits_TN,
     noun_phrase,
     open_pool,
-    training_scene,
 )
 
 
@@ -78,6 +78,16 @@ def test_captions_tell_only_what_is_true(captions):
         assert all(tells in (ANY, true) for tells, true in zip(told, item, strict=True))
         assert told != (ANY, ANY, ANY)
         assert not {"red", "star", "tiny"} & set(words[:2])
+
+
+def test_opposite_captions_differ_in_one_attribute(captions):
+    rng = np.random.default_rng(4)
+    item = attributes_of("ring", "green", "large")
+    for _ in range(50):
+        (true, _), (wrong, _) = captions.sample_opposites(rng, item)
+        assert all(tells in (ANY, value) for tells, value in zip(true, item, strict=True))
+        assert sum(a != b for a, b in zip(true, wrong, strict=True)) == 1
+        assert not fits_TN(torch.tensor([wrong]), torch.tensor([item])).any()
 
 
 def test_compact_tokens_are_those_of_the_tokenizer(captions):
@@ -178,7 +188,7 @@ def test_second_phase_draws_masked_regions_and_whole_scenes(pool, captions):
     assert int(batch.gem.owners_BP.max()) < len(batch.gem.attributes_K3)
 
 
-TINY = Phase(steps=2, learning_rate=1e-3, warmup=1, crop_shares=(0.5, 0.5), scenes=1)
+TINY = Phase(steps=2, learning_rates=(1e-3, 0.0), warmup=1, crop_shares=(0.5, 0.5), scenes=1)
 
 
 @pytest.mark.slow

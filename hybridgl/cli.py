@@ -1,0 +1,113 @@
+"""The command ``hybridgl``: the mask of what an expression refers to in a picture of one's own.
+
+Example:
+    hybridgl segment photo.jpg "the cat left of the red chair" --weights paper
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hybridgl.arguments import add_model_arguments, model_from_arguments
+from hybridgl.errors import UserError
+from hybridgl.figures import GUIDED_COLOR, overlay
+from hybridgl.images import RgbImage
+from hybridgl.pipeline import Segmentation
+
+__all__ = ["main"]
+
+_FAILED = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0, or 2 after an error that the user can mend."""
+    parser = argparse.ArgumentParser(prog="hybridgl", description="Masks for what words refer to.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("segment", help="mask of what an expression refers to")
+    command.add_argument("image", type=Path, metavar="IMAGE", help="a picture file")
+    command.add_argument("expression", metavar="EXPRESSION", help='such as "the cat on the left"')
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.png",
+        help="where the picture with the mask goes (default: IMAGE-segmented.png, here)",
+    )
+    command.add_argument("--mask", type=Path, metavar="FILE.png", help="where the bare mask goes")
+    add_model_arguments(command)
+    arguments = parser.parse_args(argv)
+    try:
+        _segment(arguments)
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return _FAILED
+    return 0
+
+
+def _segment(arguments: argparse.Namespace) -> None:
+    output = arguments.output or Path(f"{arguments.image.stem}-segmented.png")
+    for path in filter(None, (output, arguments.mask)):
+        _check_target(path, arguments.image)
+    image = RgbImage(arguments.image)
+    model = model_from_arguments(arguments, store=None)
+    result = model.segment(arguments.image, arguments.expression)
+    print(_description(result))
+    _write_png(output, overlay(image.pixels_HW3, result.mask, GUIDED_COLOR))
+    print(f"picture      {output}")
+    if arguments.mask:
+        _write_png(arguments.mask, result.mask.astype(np.uint8) * 255)
+        print(f"mask         {arguments.mask}")
+
+
+def _description(result: Segmentation) -> str:
+    """What was read off the sentence, the box of the pick, and the candidates' scores."""
+    read, box = result.expression, result.box
+    lines = [
+        f"noun phrase  {read.noun_phrase}",
+        f"other nouns  {', '.join(read.other_noun_phrases) or '-'}",
+        f"position     {read.position.value}",
+        f"relation     {read.relation.value}",
+        f"proposals    {len(result.scores)}",
+        f"box          {'x {}, y {}, w {}, h {}'.format(*box) if box else 'no mask was found'}",
+    ]
+    if result.candidates:
+        lines.append("candidates   similarity   relation  coherence      score  box")
+        chosen = max(result.candidates, key=lambda candidate: candidate.score)
+    for candidate in result.candidates:
+        lines.append(
+            f"{'*' if candidate is chosen else '':>10}   {candidate.similarity:10.2f} "
+            f"{candidate.relation:10.3f} {candidate.coherence:10.3f} {candidate.score:10.3f}  "
+            f"{candidate.box}"
+        )
+    return "\n".join(lines)
+
+
+def _check_target(path: Path, image: Path) -> None:
+    """Refuse, before any work, a path that no PNG can be written to."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"Expected a file name that ends in .png, got {path}. Rename it.")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"Expected a file in a folder that is there, got {path}. Make the folder.")
+    if path.exists() and image.exists() and path.samefile(image):
+        raise UserError(f"Expected another file than the picture itself, got {path}. Rename it.")
+
+
+def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write a file whole or not at all."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content.getvalue())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}. Give another file.") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,270 @@
+"""CLIP's adapter: files of every kind, texts of every kind, a plain forward against open_clip."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import open_clip
+import pytest
+import torch
+
+from hybridgl.errors import UserError
+from hybridgl.models import clip_encoder as module
+from hybridgl.models.clip_encoder import ClipEncoder, embed_patches, qkv_heads
+from tests.clip_oracle import SlowVision
+from tests.factories_clip import clip_encoder, clip_state, save_npz, save_torchscript
+
+LONG = "cat " * 90
+
+
+@pytest.fixture(scope="module")
+def state():
+    return clip_state(blocks=2)
+
+
+@pytest.fixture(scope="module")
+def shared_encoder(state):
+    return clip_encoder(state)
+
+
+@pytest.fixture
+def encoder(shared_encoder, monkeypatch):
+    monkeypatch.setattr(shared_encoder, "_truncated", set())
+    return shared_encoder
+
+
+@pytest.fixture(scope="module")
+def torchscript(tmp_path_factory, state):
+    return save_torchscript(tmp_path_factory.mktemp("clip") / "ViT-tiny.pt", state)
+
+
+def save_state_dict(path, state):
+    torch.save({name: value.half() for name, value in state.items()}, path)
+    return path
+
+
+def assert_same_features(encoder, other):
+    texts = ["a red cat", "dogs"]
+    assert torch.equal(encoder.encode_texts(texts), other.encode_texts(texts))
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(encoder.visual(image), other.visual(image))
+
+
+def test_torchscript_archive_of_float16_weights_loads(encoder, torchscript):
+    assert_same_features(encoder, ClipEncoder.from_file(torchscript))
+
+
+def test_plain_state_dict_loads(encoder, state, tmp_path):
+    assert_same_features(encoder, ClipEncoder.from_file(save_state_dict(tmp_path / "c.pt", state)))
+
+
+def test_arrays_of_an_npz_load(encoder, state, tmp_path):
+    assert_same_features(encoder, ClipEncoder.from_file(save_npz(tmp_path / "c.npz", state)))
+
+
+def test_weights_compute_in_float32_and_without_gradients(torchscript):
+    visual = ClipEncoder.from_file(torchscript).visual
+    assert {p.dtype for p in visual.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in visual.parameters())
+
+
+def test_geometry_is_read_off_the_weights(encoder):
+    assert (encoder.image_size, encoder.grid) == (64, 4)
+    assert encoder.logit_scale == pytest.approx(math.exp(4.6015625))
+    larger = clip_encoder(clip_state(blocks=1, side=96, patch=32))
+    assert (larger.image_size, larger.grid) == (96, 3)
+
+
+def test_weights_are_told_apart_by_their_bytes(state, tmp_path):
+    first = ClipEncoder.from_file(save_npz(tmp_path / "a.npz", state))
+    changed = {**state, "visual.proj": state["visual.proj"] + 1}
+    second = ClipEncoder.from_file(save_npz(tmp_path / "b.npz", changed))
+    assert first.weights_id != second.weights_id
+    assert len(first.weights_id) == 64
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"CLIP weights at .*gone\.pt, found no such file"):
+        ClipEncoder.from_file(tmp_path / "gone.pt")
+
+
+def test_folder_is_no_file(tmp_path):
+    with pytest.raises(UserError, match="found no such file"):
+        ClipEncoder.from_file(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "state dict", "npz"])
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_file_that_is_cut_short_is_refused(torchscript, state, tmp_path, kind, share):
+    path = tmp_path / ("c.npz" if kind == "npz" else "c.pt")
+    if kind == "torchscript":
+        path.write_bytes(torchscript.read_bytes())
+    elif kind == "npz":
+        save_npz(path, state)
+    else:
+        save_state_dict(path, state)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(UserError, match=r"cannot be read .* cut short. Fetch it again"):
+        ClipEncoder.from_file(path)
+
+
+@pytest.mark.parametrize("name", ["c.pt", "c.npz"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all", bytes(1000)])
+def test_garbage_is_refused(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        ClipEncoder.from_file(path)
+
+
+def test_pickle_that_calls_a_function_is_refused_and_not_called(tmp_path):
+    class Caller:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "called"), "w"))
+
+    torch.save({"text_projection": Caller()}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match="cannot be read"):
+        ClipEncoder.from_file(tmp_path / "c.pt")
+    assert not (tmp_path / "called").exists()
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    torch.save({"image_encoder.pos_embed": torch.zeros(3)}, tmp_path / "sam.pth")
+    with pytest.raises(UserError, match=r"Expected OpenAI CLIP weights in .*no text_projection"):
+        ClipEncoder.from_file(tmp_path / "sam.pth")
+
+
+def test_resnet_is_refused(state, tmp_path):
+    resnet = {name: value for name, value in state.items() if name != "visual.proj"}
+    with pytest.raises(UserError, match="found a ResNet: use ViT-B-16"):
+        ClipEncoder.from_file(save_npz(tmp_path / "c.npz", resnet))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"visual.ln_post.weight": None},
+        {"visual.conv1.weight": None},
+        {"logit_scale": None},
+        {"visual.extra": torch.zeros(2)},
+        {"visual.proj": torch.zeros(64, 64)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_weights_that_do_not_fit_together_are_refused(state, tmp_path, change):
+    changed = {name: value for name, value in {**state, **change}.items() if value is not None}
+    with pytest.raises(UserError, match=r"a whole OpenAI CLIP in .*, cannot build one of them"):
+        ClipEncoder.from_file(save_npz(tmp_path / "c.npz", changed))
+
+
+def test_another_size_than_the_expected_architecture_is_refused(state, tmp_path):
+    path = save_npz(tmp_path / "c.npz", state)
+    expected = r"Expected CLIP ViT-B-16 in .*, found width 128, patch 16, 2 blocks, embedding 64"
+    with pytest.raises(UserError, match=expected):
+        ClipEncoder.from_file(path, architecture="ViT-B-16")
+
+
+def test_another_known_architecture_is_named(tmp_path):
+    slim = {
+        "text_projection": torch.zeros(1),
+        "visual.proj": torch.zeros(768, 512),
+        "visual.conv1.weight": torch.zeros(768, 3, 32, 32),
+        **{
+            f"visual.transformer.resblocks.{index}.ln_1.weight": torch.zeros(1)
+            for index in range(12)
+        },
+    }
+    path = save_npz(tmp_path / "c.npz", slim)
+    with pytest.raises(UserError, match=r"Expected CLIP ViT-B-16 in .*, found ViT-B-32"):
+        ClipEncoder.from_file(path, architecture="ViT-B-16")
+
+
+def test_repeated_texts_are_computed_once(encoder, monkeypatch):
+    batches = []
+    encode = encoder._model.encode_text
+    monkeypatch.setattr(
+        encoder._model, "encode_text", lambda batch: batches.append(len(batch)) or encode(batch)
+    )
+    features = encoder.encode_texts(["a cat", "a dog", "a cat"])
+    assert batches == [2]
+    assert torch.equal(features[0], features[2])
+    assert not torch.allclose(features[0], features[1])
+
+
+def test_size_of_a_text_batch_does_not_matter(encoder, monkeypatch):
+    texts = ["a cat", "a dog on the left", "", "two red chairs", "who"]
+    together = encoder.encode_texts(texts)
+    monkeypatch.setattr(module, "_TEXTS_PER_BATCH", 2)
+    torch.testing.assert_close(encoder.encode_texts(texts), together, atol=1e-5, rtol=0)
+
+
+def test_features_are_those_of_open_clip(encoder):
+    texts = ["a cat", "Dogs"]
+    tokens = open_clip.get_tokenizer("ViT-B-16")(texts)
+    assert torch.equal(encoder.tokenize(texts), tokens)
+    expected = encoder._model.encode_text(tokens)
+    torch.testing.assert_close(encoder.encode_texts(texts), expected, atol=1e-5, rtol=0)
+
+
+def test_texts_are_tokenised_as_start_words_end_padding(encoder):
+    tokens = encoder.tokenize(["a photo of a cat."])
+    assert tokens.shape == (1, 77)
+    assert tokens[0, :9].tolist() == [49406, 320, 1125, 539, 320, 2368, 269, 49407, 0]
+
+
+def test_no_texts_give_no_features(encoder):
+    assert encoder.encode_texts([]).shape == (0, 64)
+
+
+@pytest.mark.parametrize("text", ["", " ", "猫は左", "🐈⬅️", "naïve café", "&amp; <b>"])
+def test_odd_texts_have_finite_features(encoder, text):
+    assert encoder.encode_texts([text]).isfinite().all()
+
+
+def test_long_text_is_cut_at_77_tokens(encoder):
+    cut = "cat " * 75
+    assert torch.equal(encoder.encode_texts([LONG]), encoder.encode_texts([cut]))
+    assert encoder.tokenize([LONG])[0, -1] == 49407
+
+
+@pytest.mark.parametrize(("words", "truncated"), [(75, False), (76, True)])
+def test_text_that_fills_the_context_is_not_truncated(encoder, words, truncated):
+    assert encoder.is_truncated("cat " * words) == truncated
+    encoder.encode_texts(["cat " * words])
+    assert encoder.num_truncated == truncated
+
+
+def test_truncation_warns_once_and_is_counted(encoder, caplog):
+    with caplog.at_level(logging.WARNING):
+        encoder.encode_texts([LONG, LONG, LONG + "dog", "a cat"])
+        encoder.encode_texts([LONG, LONG + "chair"])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "longer than CLIP's 77 tokens" in caplog.text
+    assert encoder.num_truncated == 3
+
+
+@pytest.mark.parametrize("side", [64, 128, 32])
+def test_patches_enter_the_first_block_as_the_formula_says(encoder, state, side):
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    tokens = embed_patches(encoder.visual, images)
+    slow = SlowVision(state)
+    for image, got in zip(images, tokens, strict=True):
+        torch.testing.assert_close(got, slow.embed(image).float(), atol=1e-5, rtol=0)
+
+
+def test_heads_are_split_as_the_formula_says(encoder, state):
+    block = encoder.visual.transformer.resblocks[1]
+    normed = torch.randn(1, 17, 128, generator=torch.Generator().manual_seed(1))
+    expected = SlowVision(state).heads(1, normed[0].double())
+    for got, heads in zip(qkv_heads(block, normed), expected, strict=True):
+        assert got.shape == (1, 2, 17, 64)
+        torch.testing.assert_close(got[0], torch.stack(heads).float(), atol=1e-5, rtol=0)
+
+
+def test_whole_tower_equals_the_formula(encoder, state):
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    slow = SlowVision(state)
+    for image, got in zip(images, encoder.visual(images), strict=True):
+        torch.testing.assert_close(got, slow.encode(image).float(), atol=1e-5, rtol=0)
