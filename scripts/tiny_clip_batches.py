@@ -6,6 +6,7 @@ image pixels, R side of the input.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ __all__ = [
     "sample_batch",
 ]
 
-SIDE, PATCH = 128, 16
+SIDE, PATCH = 112, 16
 """Sides of the square input and of its patches, in pixels."""
 
 BACKGROUND_PATCH, UNUSED = -1, -100
@@ -53,11 +54,13 @@ MASKED_MODES = {
 REFERENCE_SHARE = 0.7
 """Share of the reference profile in all views; the rest is ``corrected``."""
 
+WHOLE = math.inf
+"""Upper end of the reach with which every window is the whole picture."""
+
 _OBJECTS = 4
 """Regions taken from one scene; other regions of the same picture make good negatives."""
 
 _CAPTIONS_PER_REGION = 2
-_GLOBAL_SHARE = 0.25
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -67,11 +70,12 @@ class Phase:
     """One stretch of the training."""
 
     steps: int
-    learning_rates: tuple[float, float]
-    """At the top and at the end of a cosine, times a linear rise over ``warmup`` steps."""
-    warmup: int
     crop_shares: tuple[float, float]
     """Share of crops among the single-region views at the start and at the end of the phase."""
+    reaches: tuple[float, float] = (WHOLE, WHOLE)
+    """Upper end of the reach of the other views, at the start and at the end of the phase."""
+    global_share: float = 0.25
+    """Share of global views among those."""
     scenes: int
     """Scenes from which single-region views are taken, four regions of each."""
     masked_scenes: int = 0
@@ -128,13 +132,26 @@ class Batch:
 
 
 def sample_batch(
-    pool: ScenePool, captions: Captions, rng: np.random.Generator, phase: Phase, crop_share: float
+    pool: ScenePool, captions: Captions, rng: np.random.Generator, phase: Phase, done: float
 ) -> Batch:
-    """Draw scenes, regions, views and captions."""
+    """Draw scenes, regions, views and captions.
+
+    Args:
+        pool: the training scenes.
+        captions: the training phrases.
+        rng: the only source of chance.
+        phase: what a step of it holds.
+        done: share of the phase that lies behind.
+    """
+    mix = ViewMix(
+        crop_share=_between(phase.crop_shares, done),
+        reach=_between(phase.reaches, done),
+        global_share=phase.global_share,
+    )
     views, attributes = [], []
     for scene in rng.integers(len(pool), size=phase.scenes):
         objects = _some_objects(pool, int(scene), rng)
-        views.append(region_views(pool, int(scene), objects, SIDE, rng, crop_share))
+        views.append(region_views(pool, int(scene), objects, rng, mix))
         attributes.append(pool.attributes_NK3[scene, objects])
     masked = None
     if phase.masked_scenes:
@@ -156,6 +173,10 @@ def sample_batch(
         tokens_TL=captions.tokens_TL(texts),
         gem=_gem_scenes(pool, captions, rng, phase.gem_scenes) if phase.gem_scenes else None,
     )
+
+
+def _between(ends: tuple[float, float], done: float) -> float:
+    return ends[0] if ends[0] == ends[1] else ends[0] * (1 - done) + ends[1] * done
 
 
 def _some_objects(pool: ScenePool, scene: int, rng: np.random.Generator) -> list[int]:
@@ -289,13 +310,24 @@ def global_local_crops(image_3HW: Tensor, masks_NHW: Tensor, side: int) -> Tenso
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewMix:
+    """Shares of the single-region views.
+
+    Attributes:
+        crop_share: probability of a crop; half of the crops show their surroundings.
+        global_share: probability that what is no crop is a global view, else it is a local one.
+        reach: local and global views are taken in a window; it lies between the region's box (0)
+            and the whole picture (1), at a place drawn evenly from 0 to ``reach``, 1 at most.
+    """
+
+    crop_share: float
+    global_share: float
+    reach: float
+
+
 def region_views(
-    pool: ScenePool,
-    scene: int,
-    objects: Sequence[int],
-    side: int,
-    rng: np.random.Generator,
-    crop_share: float,
+    pool: ScenePool, scene: int, objects: Sequence[int], rng: np.random.Generator, mix: ViewMix
 ) -> Views:
     """One view of each of some objects of a scene: a crop, a local or a global view.
 
@@ -303,31 +335,39 @@ def region_views(
         pool: where the scene is.
         scene: index of the scene.
         objects: which of its objects.
-        side: R, in pixels.
         rng: the only source of chance.
-        crop_share: probability of a crop; half of the crops show their surroundings. Of the
-            others, one in four is a global view. Seven in ten are in the reference profile.
+        mix: shares of the views.
     """
     image_3HW, masks_NHW = pool.image_3HW(scene), pool.masks_NHW(scene, objects)
+    blurred_3HW = pool.blurred_3HW(scene)
     images, masks = [], []
     for mask_HW in masks_NHW:
         reference = bool(rng.random() < REFERENCE_SHARE)
-        kind = rng.random()
-        if kind < crop_share:
+        if rng.random() < mix.crop_share:
             masked = bool(rng.random() < 0.5)
             margin = 0.0 if masked and rng.random() < 0.5 else float(rng.uniform(0.0, 0.25))
             image, mask = _crop(
-                image_3HW, mask_HW, side, masked=masked, reference=reference, margin=margin
+                image_3HW, mask_HW, SIDE, masked=masked, reference=reference, margin=margin
             )
         else:
             quirks = ReferenceQuirks.of(Profile.REFERENCE if reference else Profile.CORRECTED)
-            mask_1HW = mask_HW[None]
-            if kind < crop_share + _GLOBAL_SHARE * (1 - crop_share):
-                blurred_3HW = pool.blurred_3HW(scene)
-                image = global_views(image_3HW, blurred_3HW, mask_1HW, side, quirks)[0]
+            window = _window(mask_HW, min(float(rng.random()) * mix.reach, 1.0))
+            seen_3hw, mask_1hw = image_3HW[window], mask_HW[None][window]
+            if rng.random() < mix.global_share:
+                image = global_views(seen_3hw, blurred_3HW[window], mask_1hw, SIDE, quirks)[0]
             else:
-                image = local_views(image_3HW, mask_1HW, side, quirks)[0]
-            mask = _resize(mask_1HW[None].float(), side)[0]
+                image = local_views(seen_3hw, mask_1hw, SIDE, quirks)[0]
+            mask = _resize(mask_1hw[None].float(), SIDE)[0]
         images.append(image)
         masks.append(mask)
     return Views(torch.stack(images), torch.stack(masks))
+
+
+def _window(mask_HW: Tensor, place: float) -> tuple[slice, slice, slice]:
+    """The part of a picture (any, h, w) between the mask's box, at 0, and all of it, at 1."""
+    bounds = []
+    for inside, size in zip((mask_HW.any(dim=1), mask_HW.any(dim=0)), mask_HW.shape, strict=True):
+        places = inside.nonzero()
+        first, end = int(places[0]), int(places[-1]) + 1
+        bounds.append(slice(round((1 - place) * first), round(end + place * (size - end))))
+    return slice(None), bounds[0], bounds[1]

@@ -285,7 +285,7 @@ def train(settings: Settings) -> Sam:
             logits, quality = predict(sam, batch)
         loss, best_iou = training_loss(logits, quality, batch)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -34,9 +34,9 @@ COLORS: dict[str, tuple[int, int, int]] = {
 """RGB of each colour name, before shading."""
 
 SIZES: dict[str, tuple[float, float]] = {
-    "small": (17.0, 21.0),
-    "medium": (27.0, 33.0),
-    "large": (42.0, 50.0),
+    "small": (21.0, 25.0),
+    "medium": (31.0, 36.0),
+    "large": (44.0, 52.0),
 }
 """Range of the radius of each size name, in pixels."""
 

@@ -20,6 +20,7 @@ import pytest
 import spacy
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import hybridgl
 import hybridgl_main
@@ -33,6 +34,7 @@ from hybridgl.weights.manifest import weight_set
 from tests.factories_clip import clip_state, save_npz
 from tests.refer_factories import HW, IMAGES_PER_SPLIT, mini_refer
 from utils.records import read_records
+from utils.runtime import run_program
 
 CARRIED = Path(hybridgl.__file__).parent / "weights" / "tiny"
 PROGRAMS = [save_attn_gem.main, hybridgl_main.main]
@@ -139,6 +141,40 @@ def test_wrong_name_is_refused_before_anything_is_written(
     argv = [*arguments(tmp_path), "--refer_data_root", str(tmp_path / "data"), *given]
     refused(program, argv, "Expected", *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_error_stands_on_a_line_of_its_own_below_a_progress_bar(capsys):
+    def body():
+        return [1 / number for number in tqdm([2, 1, 0])]
+
+    assert run_program(body, expected=(ZeroDivisionError,)) == 2
+    *_, bar, line = capsys.readouterr().err.splitlines()
+    assert "2/3" in bar
+    assert line == "error: division by zero"
+
+
+def test_interruption_ends_with_a_line_and_the_usual_status(capsys):
+    def body():
+        raise KeyboardInterrupt
+
+    assert run_program(body, expected=(ValueError,)) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"weights": "huge"}, "weights 'tiny' or 'paper', got 'huge'"),
+        ({"profile": "fixed"}, "profile 'reference' or 'corrected', got 'fixed'"),
+        ({"fusion_mode": "L2L"}, "a fusion mode among G2L, .*, got 'L2L'"),
+        ({"device": "tpu"}, "device auto, cpu, cuda or cuda:i, got 'tpu'"),
+        ({"dtype": "float16"}, "dtype float32 or bfloat16, got 'float16'"),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_wrong_name_for_a_model_lists_the_right_ones(given, message):
+    with pytest.raises(UserError, match=message):
+        HybridGL.from_pretrained(**given)
 
 
 # Missing and damaged files
@@ -314,8 +350,9 @@ def test_orientation_tag_turns_a_picture_of_ones_own_but_not_one_of_a_dataset(re
     records = (tmp_path / "run" / "records.jsonl").read_bytes()
     exif = Image.Exif()
     exif[0x0112] = 6
-    with Image.open(io.BytesIO(paths[0].read_bytes())) as picture:
-        picture.save(paths[0], quality="keep", exif=exif)
+    segment, content = exif.tobytes(), paths[0].read_bytes()
+    tag = b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
+    paths[0].write_bytes(content[:2] + tag + content[2:])
     assert hybridgl_main.main([*refcoco, "--overwrite"]) == 0
     assert (tmp_path / "run" / "records.jsonl").read_bytes() == records
     turned = RgbImage(paths[0])

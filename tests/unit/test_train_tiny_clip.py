@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +15,14 @@ from refer.shapes.world import training_scene
 from scripts import train_tiny_clip as trainer
 from scripts.tiny_clip_batches import (
     BACKGROUND_PATCH,
+    PATCH,
+    SIDE,
     UNUSED,
     GemScenes,
     Phase,
+    ViewMix,
     global_local_crops,
+    region_views,
     sample_batch,
 )
 from scripts.tiny_clip_data import (
@@ -131,6 +136,26 @@ def test_crop_leaves_out_the_last_row_and_column_of_the_box():
     assert torch.allclose(crop_3RR[0], torch.full((8, 8), -0.485 / 0.229))
 
 
+def test_windows_run_from_the_box_to_the_whole_picture(pool):
+    scene = training_scene(0, 1)
+    local_only = {"crop_share": 0.0, "global_share": 0.0}
+    shares = {
+        reach: region_views(
+            pool,
+            1,
+            range(len(scene.objects)),
+            np.random.default_rng(0),
+            ViewMix(reach=reach, **local_only),
+        ).masks_N1RR.mean(dim=(1, 2, 3))
+        for reach in (0.0, 0.5, math.inf)
+    }
+    covered = torch.tensor([scene.mask_HW(i).mean() for i in range(len(scene.objects))])
+    assert torch.allclose(shares[math.inf], covered.float(), atol=0.01)
+    assert (shares[math.inf] < shares[0.5]).all()
+    assert (shares[0.5] < shares[0.0]).all()
+    assert (shares[0.0] > 0.2).all()
+
+
 def test_contrast_equals_a_slow_loop():
     rng = np.random.default_rng(2)
     scores_AB = rng.normal(size=(4, 5))
@@ -172,7 +197,7 @@ def test_exported_file_scores_texts_as_the_trained_model(captions, tmp_path):
     encoder = ClipEncoder.from_file(tmp_path / "clip.npz")
     exported_TE = encoder.encode_texts([" ".join(words), " ".join(words[:4])])
     assert (F.cosine_similarity(trained_TE, exported_TE) > 0.9999).all()
-    assert encoder.image_size == 128
+    assert encoder.image_size == SIDE
 
 
 def test_second_phase_draws_masked_regions_and_whole_scenes(pool, captions):
@@ -183,12 +208,12 @@ def test_second_phase_draws_masked_regions_and_whole_scenes(pool, captions):
     assert batch.gem is not None
     single, masked = len(batch.views.images_N3RR), len(batch.masked.local_N3RR)
     assert len(batch.attributes_N3) == single + masked
-    assert batch.gem.images_B3RR.shape == (1, 3, 256, 256)
-    assert batch.gem.owners_BP.shape == (1, 256)
+    assert batch.gem.images_B3RR.shape == (1, 3, 2 * SIDE, 2 * SIDE)
+    assert batch.gem.owners_BP.shape == (1, (2 * SIDE // PATCH) ** 2)
     assert int(batch.gem.owners_BP.max()) < len(batch.gem.attributes_K3)
 
 
-TINY = Phase(steps=2, learning_rates=(1e-3, 0.0), warmup=1, crop_shares=(0.5, 0.5), scenes=1)
+TINY = Phase(steps=2, crop_shares=(0.5, 0.5), scenes=1)
 
 
 @pytest.mark.slow
