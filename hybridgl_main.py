@@ -23,13 +23,14 @@ from refer.arguments import (
     split_from_arguments,
 )
 from refer.errors import DataError
-from suite.evaluation import caps_by_ref, count_proposals, evaluate
+from suite.evaluation import caps_by_ref, check_truths, count_proposals, evaluate
 from suite.report import draw_samples, score_by_pick, score_report
 from utils.records import write_records, write_summary
 from utils.runtime import (
     Stopwatch,
     add_store_arguments,
     check_output_folder,
+    check_settings,
     peak_memory_bytes,
     run_program,
     store_from_arguments,
@@ -64,21 +65,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate the split and leave records, summary and figures."""
     dataset, split_name, mode = arguments.dataset, arguments.split, arguments.fusion_mode
-    split_by = check_split_arguments(arguments)
+    check_split_arguments(arguments)
     store = store_from_arguments(arguments)
     model = model_from_arguments(arguments, store)
     model.load()
+    drawn_by = f"-{arguments.split_by}" if arguments.split_by else ""
+    name = f"{dataset}{drawn_by}-{split_name}-{mode.value}-{arguments.profile}"
+    output = arguments.output or Path("runs") / name
+    check_output_folder(output)
+    split = split_from_arguments(arguments)
     settings = {
         "dataset": dataset,
         "split": split_name,
-        "split_by": split_by,
+        "split_by": split.split_by,
         "limit": arguments.limit,
+        "data": split.file_digests,
         **model.describe(),
     }
-    name = f"{dataset}-{split_name}-{mode.value}-{arguments.profile}"
-    output = arguments.output or Path("runs") / name
-    check_output_folder(output, settings, overwrite=arguments.overwrite)
-    split = split_from_arguments(arguments)
+    check_settings(output, settings, overwrite=arguments.overwrite)
+    check_truths(model, split)
+    problems = [*split.problems, *model.weights.doubts(model.weights_ids)]
     watch = Stopwatch()
     with watch.measure("proposals"):
         counts = count_proposals(model, split)
@@ -96,14 +102,16 @@ def run(arguments: argparse.Namespace) -> None:
         "samples": len(records),
         "samples_without_proposals": sum(r.num_proposals == 0 for r in records),
         "samples_truncated": sum(r.truncated for r in records),
-        "problems": list(split.problems),
+        "problems": problems,
         "scores": score_by_pick(records),
         "store": {"found": dict(store.hits), "made": dict(store.misses)},
         "seconds": watch.seconds,
         "peak_memory_bytes": peak_memory_bytes(),
     }
     write_summary(summary_path, summary)
-    print(f"\n{score_report(split, records)}")
+    setting = f"{mode.value}, {arguments.profile} profile, CLIP {model.weights.clip_weights.name}"
+    setting += f", SAM {model.weights.sam_checkpoint.name}, {settings['dtype']}"
+    print(f"\n{score_report(split, records, setting, problems)}")
     print(f"store {store.root}: found {dict(store.hits)}, made {dict(store.misses)}")
     print(f"records, summary and figures: {output}")
 

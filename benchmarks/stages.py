@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from hybridgl.config import FusionConfig, FusionMode, GemConfig, GuidanceConfig,
 from hybridgl.language import Position, Relation
 from hybridgl.models.clip_encoder import ClipEncoder
 from hybridgl.models.spacy_parser import SpacyParser
-from hybridgl.pipeline import masks_per_chunk
+from hybridgl.pipeline import HybridGL, masks_per_chunk
 from hybridgl.weights.manifest import weight_set
 from utils.runtime import peak_memory_bytes
 from utils.tables import Table
@@ -104,7 +105,7 @@ def ellipses(rng: np.random.Generator, count: int) -> Tensor:
 def random_clip() -> ClipEncoder:
     """ViT-B/16 as OpenAI built it, with random weights."""
     model = open_clip.create_model("ViT-B-16-quickgelu")
-    return ClipEncoder(model.state_dict(), "random", torch.device("cpu"))
+    return ClipEncoder(model.state_dict(), torch.device("cpu"))
 
 
 def sam_encoder(_: int) -> Work:
@@ -166,6 +167,21 @@ def fused(mode: FusionMode) -> Callable[[int], Work]:
         return Work("mask", num_masks, lambda: run(masks_per_chunk(HW)), lambda: run(1))
 
     return work
+
+
+def features(num_masks: int) -> Work:
+    """Mask features as a run makes them, from the picture and its masks, in bounded chunks."""
+    rng = np.random.default_rng(0)
+    image_HW3, masks_NHW = picture(rng), ellipses(rng, num_masks).numpy()
+    model = HybridGL.from_pretrained("tiny", device="cpu")
+    model.clip = random_clip()
+
+    def plain() -> None:
+        for mask_1HW in np.split(masks_NHW, num_masks):
+            model.compute_features(image_HW3, mask_1HW)
+
+    run = partial(model.compute_features, image_HW3, masks_NHW)
+    return Work("mask", num_masks, run, plain)
 
 
 def gem_maps(_: int) -> Work:
@@ -250,6 +266,7 @@ STAGES: dict[str, Callable[[int], Work]] = {
     "SAM generator (ViT-B)": sam_generator,
     "views": both_views,
     **{f"fusion {mode.value}": fused(mode) for mode in FusionMode},
+    "features G2L": features,
     "GEM": gem_maps,
     "text features": texts,
     "parse": parses,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,14 +56,20 @@ def _segment(arguments: argparse.Namespace) -> None:
     output = arguments.output or Path(f"{arguments.image.stem}-segmented.png")
     for path in filter(None, (output, arguments.mask)):
         _check_target(path, arguments.image)
+    if arguments.mask and arguments.mask.resolve() == output.resolve():
+        raise UserError(f"Expected two files for picture and mask, got {output} twice. Rename one.")
     image = RgbImage(arguments.image)
     model = model_from_arguments(arguments, store=None)
     result = model.segment(arguments.image, arguments.expression)
-    print(_description(result))
     _write_png(output, overlay(image.pixels_HW3, result.mask, GUIDED_COLOR))
-    print(f"picture      {output}")
     if arguments.mask:
         _write_png(arguments.mask, result.mask.astype(np.uint8) * 255)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names and words that the terminal cannot show are no reason to stop.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    print(_description(result))
+    print(f"picture      {output}")
+    if arguments.mask:
         print(f"mask         {arguments.mask}")
 
 
@@ -95,6 +102,8 @@ def _check_target(path: Path, image: Path) -> None:
         raise UserError(f"Expected a file name that ends in .png, got {path}. Rename it.")
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"Expected a file in a folder that is there, got {path}. Make the folder.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"Expected a folder that can be written, got {path.parent}. Give another.")
     if path.exists() and image.exists() and path.samefile(image):
         raise UserError(f"Expected another file than the picture itself, got {path}. Rename it.")
 

@@ -47,9 +47,12 @@ def overlay(
     Returns:
         uint8, (H, W, 3).
     """
-    tinted_HW3 = 0.45 * image_HW3 + 0.55 * 255 * np.array(color)
-    dimmed_HW3 = 0.45 * image_HW3 + 0.55 * 205
-    return np.where(mask_HW[..., None], tinted_HW3, dimmed_HW3).astype(np.uint8)
+    faded = 0.45 * np.arange(256)
+    shown_HW3 = (faded + 0.55 * 205).astype(np.uint8)[image_HW3]
+    for channel, value in enumerate(color):
+        tinted = (faded + 0.55 * 255 * value).astype(np.uint8)
+        shown_HW3[mask_HW, channel] = tinted[image_HW3[mask_HW, channel]]
+    return shown_HW3
 
 
 def draw_prediction(

@@ -30,8 +30,6 @@ __all__ = [
     "weighted_heat",
 ]
 
-_MASKS_PER_CHUNK = 64
-
 _Floats = NDArray[np.float64]
 _Indices = NDArray[np.int64]
 
@@ -142,14 +140,11 @@ def coherence_scores(
     """
     heat_PS = weighted_SHW.flatten(1).T
     b_S1 = torch.tensor(outside_weights, device=heat_PS.device)[:, None]
-    columns = []
-    for chunk_NHW in masks_NHW.split(_MASKS_PER_CHUNK):
-        inside_NP = chunk_NHW.flatten(1).float()
-        outside_NP = 1 - inside_NP
-        inside_SN = ((inside_NP @ heat_PS) / inside_NP.sum(1, keepdim=True).clamp(min=1)).T
-        outside_SN = ((outside_NP @ heat_PS) / outside_NP.sum(1, keepdim=True).clamp(min=1)).T
-        columns.append((2 - b_S1) * inside_SN - b_S1 * outside_SN)
-    return torch.cat(columns, dim=1)
+    inside_NP = masks_NHW.flatten(1).float()
+    outside_NP = 1 - inside_NP
+    inside_SN = ((inside_NP @ heat_PS) / inside_NP.sum(1, keepdim=True).clamp(min=1)).T
+    outside_SN = ((outside_NP @ heat_PS) / outside_NP.sum(1, keepdim=True).clamp(min=1)).T
+    return (2 - b_S1) * inside_SN - b_S1 * outside_SN
 
 
 def relation_scores(

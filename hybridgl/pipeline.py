@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -278,8 +277,7 @@ class HybridGL:
     @cached_property
     def weights_ids(self) -> dict[str, str]:
         """Sha256 of the weights that take part in keys."""
-        files = {"clip": self.weights.clip_weights, "sam": self.weights.sam_checkpoint}
-        return {name: _file_sha256(path) for name, path in files.items()}
+        return self.weights.digests()
 
     def load(self) -> None:
         """Load what every run needs, so that a wrong file is found before any work.
@@ -350,29 +348,34 @@ class HybridGL:
 
     def propose(self, image: RgbImage) -> Proposals:
         """SAM's masks of a picture, in the generator's order."""
+        if self._store is None:
+            return self.proposer.propose(image.pixels_HW3, self.config.proposals)
         key = self._proposals_key(image)
-        entry = self._load("proposals", key)
+        entry = self._store.load("proposals", key)
         if entry:
             return _unpack_proposals(entry)
         proposals = self.proposer.propose(image.pixels_HW3, self.config.proposals)
-        if self._store:
-            self._store.save("proposals", key, *_pack_proposals(proposals))
+        self._store.save("proposals", key, *_pack_proposals(proposals))
         return proposals
 
     def count_proposals(self, image: RgbImage) -> int:
         """Number of a picture's proposals, without decoding those that are stored."""
-        entry = self._load("proposals", self._proposals_key(image))
-        return len(entry.arrays["boxes_xywh"]) if entry else len(self.propose(image))
+        if self._store is not None:
+            entry = self._store.load("proposals", self._proposals_key(image))
+            if entry:
+                return len(entry.arrays["boxes_xywh"])
+        return len(self.propose(image))
 
     def features(self, image: RgbImage, proposals: Proposals) -> Tensor:
         """CLIP features of the proposals, float32, (N, E), un-normalised."""
+        if self._store is None:
+            return self.compute_features(image.pixels_HW3, proposals.masks_NHW)
         key = self._features_key(image, proposals)
-        entry = self._load("features", key)
+        entry = self._store.load("features", key)
         if entry:
             return torch.from_numpy(entry.arrays["features_NE"]).to(self.device)
         features_NE = self.compute_features(image.pixels_HW3, proposals.masks_NHW)
-        if self._store:
-            self._store.save("features", key, {"features_NE": features_NE.cpu().numpy()}, {})
+        self._store.save("features", key, {"features_NE": features_NE.cpu().numpy()}, {})
         return features_NE
 
     def low_resolution_maps(self, image: RgbImage, phrases: Sequence[str]) -> Tensor:
@@ -380,17 +383,20 @@ class HybridGL:
 
         The store holds one entry a picture; phrases that it lacks are added to it.
         """
-        wanted = list(dict.fromkeys(phrases))
-        key = self._key(image, "gem", self._gem_settings())
-        entry = self._load("gem", key)
-        known = list(entry.meta["phrases"]) if entry else []
-        maps_Sgg = torch.from_numpy(entry.arrays["maps_Sgg"]) if entry else None
-        lacking = [phrase for phrase in wanted if phrase not in known]
+        known: list[str] = []
+        maps_Sgg: Tensor | None = None
+        if self._store is not None:
+            key = self._key(image, "gem", self._gem_settings())
+            entry = self._store.load("gem", key)
+            if entry:
+                known = list(entry.meta["phrases"])
+                maps_Sgg = torch.from_numpy(entry.arrays["maps_Sgg"])
+        lacking = [phrase for phrase in dict.fromkeys(phrases) if phrase not in known]
         if lacking or maps_Sgg is None:
             made_Sgg = self._compute_maps(image, lacking)
             maps_Sgg = made_Sgg if maps_Sgg is None else torch.cat([maps_Sgg, made_Sgg])
             known += lacking
-            if self._store:
+            if self._store is not None:
                 arrays = {"maps_Sgg": maps_Sgg.numpy()}
                 self._store.save("gem", key, arrays, {"phrases": known})
         return maps_Sgg[[known.index(phrase) for phrase in phrases]].to(self.device)
@@ -413,11 +419,12 @@ class HybridGL:
                 at the number of proposals.
         """
         maps_Sgg = self.low_resolution_maps(image, [e.noun_phrase for e in expressions])
+        kept_Sgg = maps_Sgg.cpu().numpy()
         if not len(proposals):
             nothing = np.zeros(0)
             return [
                 Prediction(expression, None, nothing, map_gg)
-                for expression, map_gg in zip(expressions, maps_Sgg.cpu().numpy(), strict=True)
+                for expression, map_gg in zip(expressions, kept_Sgg, strict=True)
             ]
         texts = expression_features(self.encode_texts, expressions, self.config.text)
         features_NE = self.features(image, proposals)
@@ -441,7 +448,7 @@ class HybridGL:
                     largest_k=largest_k[row] if largest_k else None,
                 ),
                 similarity_N=own_SN[row],
-                low_resolution_map_gg=maps_Sgg[row].cpu().numpy(),
+                low_resolution_map_gg=kept_Sgg[row],
             )
             for row, expression in enumerate(expressions)
         ]
@@ -560,12 +567,12 @@ class HybridGL:
                 empty_HW, None, np.zeros(0), (), heat_HW, empty_HW, prediction.expression
             )
         return Segmentation(
-            mask=proposals.masks_NHW[choice.pick],
+            mask=proposals.masks_NHW[choice.pick].copy(),
             box=_box(proposals, choice.pick),
             scores=prediction.similarity_N,
             candidates=tuple(
                 Candidate(
-                    mask=proposals.masks_NHW[index],
+                    mask=proposals.masks_NHW[index].copy(),
                     box=_box(proposals, index),
                     similarity=float(prediction.similarity_N[index]),
                     relation=float(relation),
@@ -577,12 +584,9 @@ class HybridGL:
                 )
             ),
             heat_map=heat_HW,
-            pure_mask=proposals.masks_NHW[choice.pick_pure],
+            pure_mask=proposals.masks_NHW[choice.pick_pure].copy(),
             expression=prediction.expression,
         )
-
-    def _load(self, kind: str, key: str) -> StoredEntry | None:
-        return self._store.load(kind, key) if self._store else None
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(
@@ -620,6 +624,7 @@ class HybridGL:
         settings = {
             "masks": f"{len(proposals)} {hashlib.sha256(masks.tobytes()).hexdigest()}",
             "clip": self.weights_ids["clip"],
+            "device": self.device.type,
             "dtype": str(self.dtype),
             "mode": config.fusion.mode.value,
             "masking_block": config.fusion.masking_block,
@@ -635,6 +640,7 @@ class HybridGL:
     def _gem_settings(self) -> dict[str, Any]:
         return {
             "clip": self.weights_ids["clip"],
+            "device": self.device.type,
             "dtype": str(self.dtype),
             "config": dataclasses.asdict(self.config.gem),
         }
@@ -716,8 +722,3 @@ def _unpack_proposals(entry: StoredEntry) -> Proposals:
 def _digest(settings: Mapping[str, Any]) -> str:
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

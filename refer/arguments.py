@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from dataclasses import replace
 from pathlib import Path
 
 from refer.errors import DataError
-from refer.reader import ReferSplit, count_differences, load_refer, missing_images
+from refer.reader import IMAGE_FOLDERS, ReferSplit, load_refer, missing_images
 from refer.shapes.world import ensure_world
 from refer.splits import DATASETS, validate
 
 __all__ = ["add_split_arguments", "check_split_arguments", "split_from_arguments"]
-
-_LOG = logging.getLogger(__name__)
 
 
 def add_split_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +42,13 @@ def check_split_arguments(arguments: argparse.Namespace) -> str:
     """
     if arguments.limit is not None and arguments.limit < 1:
         raise DataError(f"Expected --limit of at least 1 image, got {arguments.limit}.")
-    return validate(arguments.dataset, arguments.split, arguments.split_by)
+    split_by = validate(arguments.dataset, arguments.split, arguments.split_by)
+    if arguments.dataset not in IMAGE_FOLDERS:
+        raise DataError(
+            f"Expected a dataset that this version reads ({', '.join(IMAGE_FOLDERS)}), got "
+            f"{arguments.dataset}."
+        )
+    return split_by
 
 
 def split_from_arguments(arguments: argparse.Namespace) -> ReferSplit:
@@ -62,11 +65,14 @@ def split_from_arguments(arguments: argparse.Namespace) -> ReferSplit:
     split_by = check_split_arguments(arguments)
     if dataset == "shapes":
         ensure_world(root)
-    split = _with_count_problems(
-        load_refer(root, dataset, arguments.split, split_by, check_counts=False)
-    )
-    if arguments.limit is not None:
+    split = load_refer(root, dataset, arguments.split, split_by, check_counts=False)
+    whole = len(split.images)
+    if arguments.limit is not None and arguments.limit < whole:
         split = split.limited(arguments.limit)
+        problem = (
+            f"Not the whole of {dataset} {arguments.split}: {arguments.limit} of {whole} images."
+        )
+        split = replace(split, problems=(*split.problems, problem))
     if not split.num_sentences:
         raise DataError(
             f"Expected sentences in {dataset} {arguments.split}, got {len(split.refs)} refs "
@@ -80,16 +86,3 @@ def split_from_arguments(arguments: argparse.Namespace) -> ReferSplit:
             f"See refer/README.md for where they come from."
         )
     return split
-
-
-def _with_count_problems(split: ReferSplit) -> ReferSplit:
-    certain_off, unchecked_off = count_differences(split)
-    problems = [f"Unchecked number: {line}." for line in unchecked_off]
-    if certain_off:
-        problems.append(
-            f"Not the whole of {split.dataset} {split.split}: {'; '.join(certain_off)}. Its "
-            f"scores do not compare with published ones."
-        )
-    for problem in problems:
-        _LOG.warning(problem)
-    return replace(split, problems=(*split.problems, *problems))

@@ -10,6 +10,7 @@ annotation's id and names no file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import reprlib
@@ -31,7 +32,6 @@ __all__ = [
     "Ref",
     "ReferSplit",
     "Sentence",
-    "count_differences",
     "load_refer",
     "missing_images",
 ]
@@ -127,6 +127,7 @@ class ReferSplit:
         annotations: Annotation id -> annotation, for every annotated object of these images,
             referred to or not: ground truth as proposals needs the others too.
         image_root: Folder of the image files.
+        file_digests: SHA-256 of the annotation files that were read, by file name.
         problems: One line for each doubt about the data that does not forbid using it.
     """
 
@@ -137,6 +138,7 @@ class ReferSplit:
     images: dict[int, ImageInfo]
     annotations: dict[int, Annotation]
     image_root: Path
+    file_digests: dict[str, str]
     problems: tuple[str, ...] = ()
 
     @property
@@ -212,8 +214,8 @@ def load_refer(
         dataset: One of `IMAGE_FOLDERS`.
         split: A split of the dataset, matched by equality.
         split_by: Who drew the splits; None: the dataset's default.
-        check_counts: Compare refs, images and sentences with the published counts; False for a
-            deliberate subset of the data.
+        check_counts: Refuse a split whose refs, images or sentences differ in number from the
+            published ones; False reads it all the same, and names it among the problems.
 
     Raises:
         FileNotFoundError: A folder or file is missing; the message shows the expected ones.
@@ -236,10 +238,22 @@ def load_refer(
         images=images,
         annotations=annotations,
         image_root=root / IMAGE_FOLDERS[dataset],
+        file_digests={path.name: _sha256(path) for path in (instances_path, refs_path)},
     )
     problems = _doubts(loaded, instances_path)
-    if check_counts:
-        problems += _count_doubts(loaded, refs_path)
+    certain_off, unchecked_off = _count_differences(loaded)
+    problems += [f"Unchecked number: {line} in {refs_path}." for line in unchecked_off]
+    if certain_off:
+        incomplete = (
+            f"Not the whole of {dataset} {split} ({split_by}): {'; '.join(certain_off)} in "
+            f"{refs_path}."
+        )
+        if check_counts:
+            raise DataError(
+                f"{incomplete} Fetch the file again, or load without checking counts if it is a "
+                "subset on purpose."
+            )
+        problems.append(f"{incomplete} Its scores do not compare with published ones.")
     for problem in problems:
         logger.warning(problem)
     return replace(loaded, problems=tuple(problems))
@@ -383,7 +397,7 @@ def _doubts(split: ReferSplit, instances_path: Path) -> list[str]:
     return without_mask + without_words
 
 
-def count_differences(split: ReferSplit) -> tuple[list[str], list[str]]:
+def _count_differences(split: ReferSplit) -> tuple[list[str], list[str]]:
     """How the split's counts differ from the published ones.
 
     Returns:
@@ -405,16 +419,9 @@ def count_differences(split: ReferSplit) -> tuple[list[str], list[str]]:
     return certain_off, unchecked_off
 
 
-def _count_doubts(split: ReferSplit, refs_path: Path) -> list[str]:
-    """One line for each uncertain count that is off; an error for the certain ones."""
-    certain_off, unchecked_off = count_differences(split)
-    name = f"{split.dataset} {split.split} ({split.split_by})"
-    if certain_off:
-        raise DataError(
-            f"{name}: {'; '.join(certain_off + unchecked_off)} in {refs_path}. Fetch the file "
-            "again, or load without checking counts if it is a subset on purpose."
-        )
-    return [f"{name}: {line} in {refs_path}; the number is unchecked." for line in unchecked_off]
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _parse_each(content: object, parse: Callable[[Entry], T | None], what: str) -> list[T]:

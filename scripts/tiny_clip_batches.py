@@ -43,11 +43,11 @@ BACKGROUND_PATCH, UNUSED = -1, -100
 """Owners of a patch that no object covers, and of one that is not clearly anything."""
 
 MASKED_MODES = {
-    FusionMode.GLOBAL_TO_LOCAL: 0.5,
-    FusionMode.BOTH: 0.25,
+    FusionMode.GLOBAL_TO_LOCAL: 0.6,
+    FusionMode.BOTH: 0.2,
     FusionMode.LOCAL_TO_GLOBAL: 0.1,
-    FusionMode.TOKEN_MASKING: 0.075,
-    FusionMode.ATTENTION_MASKING: 0.075,
+    FusionMode.TOKEN_MASKING: 0.05,
+    FusionMode.ATTENTION_MASKING: 0.05,
 }
 """Shares of the fusion modes in the masked forward."""
 

@@ -1,12 +1,11 @@
 """Train the tiny CLIP that the library carries, on scenes of the shapes world, and measure it.
 
-The model is open_clip's own class in OpenAI's layout. It first learns by contrast alone: views of
-single regions against captions, with discarded auxiliary heads for shape, colour, size and outline,
-without which shape is hardly learnt. Later phases add the two ways in which the method uses CLIP
-beyond that, the masked forward of ``hybridgl.fusion`` and the heat maps of ``hybridgl.gem``, both
-run as they will run later; then captions that are wrong in one attribute, because sizes are seldom
-told apart by chance; and at the end as many local views as possible, because small shapes in a
-whole frame are what is learnt last.
+The model is open_clip's own class in OpenAI's layout. Two things make it learn shapes, which are
+hard and colours are not: discarded auxiliary heads, and windows on single regions that grow from
+the region's box to the whole picture in the first phase. The second phase adds the two ways in
+which the method uses CLIP beyond that, the masked forward of ``hybridgl.fusion`` and the heat maps
+of ``hybridgl.gem``, both run as they will run later; and captions that are wrong in one attribute,
+because sizes are seldom told apart by chance.
 
 Run it again after an interruption and it goes on from its last checkpoint; a step's data depends
 on the seed and the step alone. ``--evaluate`` measures the exported file on scenes
@@ -68,12 +67,12 @@ _MANTISSA_BITS = 8
 _BACKGROUND = len(SHAPES)
 
 PHASES = (
-    Phase(steps=3000, crop_shares=(0.6, 0.2), reaches=(0.2, 3.0), scenes=8),
+    Phase(steps=2600, crop_shares=(0.6, 0.2), reaches=(0.2, 3.0), scenes=8),
     Phase(
         steps=2600,
-        crop_shares=(0.2, 0.15),
-        scenes=4,
-        masked_scenes=4,
+        crop_shares=(0.25, 0.2),
+        scenes=3,
+        masked_scenes=5,
         gem_scenes=2,
         opposites=True,
     ),
@@ -132,9 +131,9 @@ class Learner(nn.Module):
         self.clip = build_clip(vocabulary)
         self.heads = nn.ModuleDict(
             {
-                "shape": nn.Linear(WIDTH, len(SHAPES)),
-                "color": nn.Linear(WIDTH, len(COLORS)),
-                "size": nn.Linear(WIDTH, len(SIZES)),
+                "shape": nn.Linear(EMBED, len(SHAPES)),
+                "color": nn.Linear(EMBED, len(COLORS)),
+                "size": nn.Linear(EMBED, len(SIZES)),
                 "patches": nn.Linear(WIDTH, _BACKGROUND + 1),
                 "outline": nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, _OUTLINE_CELLS**2)),
             }
@@ -150,8 +149,8 @@ class Learner(nn.Module):
         features: Tensor = last_TD @ clip.text_projection
         return features
 
-    def region_features(self, views: Views, attributes_N3: Tensor) -> tuple[Tensor, Tensor]:
-        """Class-token features of single-region views, and the loss of the auxiliary heads."""
+    def region_features(self, views: Views, shapes_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Class-token features of single-region views, and the loss of what patches tell."""
         visual = self.clip.visual
         x_NTD = embed_patches(visual, views.images_N3RR)
         for index, block in enumerate(visual.transformer.resblocks):
@@ -159,19 +158,24 @@ class Learner(nn.Module):
             if index + 1 == _OUTLINE_BLOCK:
                 outline_NPC = self.heads["outline"](x_NTD[:, 1:])
         x_NTD = visual.ln_post(x_NTD)
-        losses = {
-            name: F.cross_entropy(self.heads[name](x_NTD[:, 0]).float(), attributes_N3[:, column])
-            for column, name in enumerate(("shape", "color", "size"))
-        }
-        losses["patches"] = F.cross_entropy(
+        patches = F.cross_entropy(
             self.heads["patches"](x_NTD[:, 1:]).float().flatten(0, 1),
-            _patch_shapes(views.masks_N1RR, attributes_N3[:, 0]).flatten(),
+            _patch_shapes(views.masks_N1RR, shapes_N).flatten(),
             ignore_index=UNUSED,
         )
         cells = _outline(views.masks_N1RR)
-        losses["outline"] = F.binary_cross_entropy_with_logits(outline_NPC.float(), cells)
-        auxiliary = torch.stack([AUXILIARY_WEIGHTS[name] * x for name, x in losses.items()]).sum()
+        outline = F.binary_cross_entropy_with_logits(outline_NPC.float(), cells)
+        auxiliary = AUXILIARY_WEIGHTS["patches"] * patches + AUXILIARY_WEIGHTS["outline"] * outline
         return x_NTD[:, 0] @ visual.proj, auxiliary
+
+    def attribute_loss(self, features_NE: Tensor, attributes_N3: Tensor) -> Tensor:
+        """Loss of the heads that read shape, colour and size off features, whatever the view."""
+        losses = [
+            AUXILIARY_WEIGHTS[name]
+            * F.cross_entropy(self.heads[name](features_NE).float(), attributes_N3[:, column])
+            for column, name in enumerate(("shape", "color", "size"))
+        ]
+        return torch.stack(losses).sum()
 
 
 def _patch_shapes(masks_N1RR: Tensor, shapes_N: Tensor) -> Tensor:
@@ -234,9 +238,9 @@ class Losses:
 def step_losses(learner: Learner, batch: Batch) -> Losses:
     """All losses of a batch; the towers run in bfloat16, the comparisons in float32."""
     visual, scale = learner.clip.visual, learner.clip.logit_scale.exp().clamp(max=100.0)
-    single_N3 = batch.attributes_N3[: len(batch.views.images_N3RR)]
+    shapes_N = batch.attributes_N3[: len(batch.views.images_N3RR), 0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        features_NE, auxiliary = learner.region_features(batch.views, single_N3)
+        features_NE, auxiliary = learner.region_features(batch.views, shapes_N)
         texts_TE = learner.text_features(batch.tokens_TL)
         if batch.masked is not None:
             quirks = batch.masked.quirks
@@ -249,6 +253,7 @@ def step_losses(learner: Learner, batch: Batch) -> Losses:
                 attention_masking_skips_last_block=quirks.attention_masking_skips_last_block,
             )
             features_NE = torch.cat([features_NE, masked_NE])
+        auxiliary = auxiliary + learner.attribute_loss(features_NE, batch.attributes_N3)
         if batch.gem is not None:
             patches_BPE = patch_features(visual, batch.gem.images_B3RR, GemConfig())
             prompts_TE = learner.text_features(batch.gem.tokens_TL)

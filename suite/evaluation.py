@@ -12,7 +12,7 @@ from refer.errors import DataError
 from refer.reader import ReferSplit
 from utils.records import Record
 
-__all__ = ["caps_by_ref", "count_proposals", "evaluate", "open_image"]
+__all__ = ["caps_by_ref", "check_truths", "count_proposals", "evaluate", "open_image"]
 
 
 def open_image(split: ReferSplit, image_id: int) -> RgbImage:
@@ -31,6 +31,16 @@ def open_image(split: ReferSplit, image_id: int) -> RgbImage:
             f"{image.hw[1]} x {image.hw[0]}. Fetch the file again."
         )
     return image
+
+
+def check_truths(model: HybridGL, split: ReferSplit) -> None:
+    """Read every mask of the split once, so that a broken one stops a run at its start.
+
+    Raises:
+        DataError: an annotation's segmentation is broken.
+    """
+    for ref in tqdm(split.refs, desc="annotations", unit="ref", disable=None, leave=False):
+        split.truth(ref, drop_overlaps=model.config.quirks.overlapping_polygons_dropped)
 
 
 def count_proposals(model: HybridGL, split: ReferSplit) -> dict[int, int]:

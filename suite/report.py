@@ -45,12 +45,16 @@ def score_by_pick(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     return scores
 
 
-def score_report(split: ReferSplit, records: Sequence[Record]) -> str:
+def score_report(
+    split: ReferSplit, records: Sequence[Record], setting: str, problems: Sequence[str]
+) -> str:
     """Scores by kind of expression, the totals, and what is published.
 
     Args:
         split: the data.
         records: of one run, at least one.
+        setting: what the run was made with, to be held against the published setting.
+        problems: what is doubtful about data or weights.
     """
     columns = {
         f"{score} {pick}": lambda rows, score=score, pick=pick: score_by_pick(rows)[pick][score]
@@ -64,7 +68,8 @@ def score_report(split: ReferSplit, records: Sequence[Record]) -> str:
         lines.append(f"{name}: oIoU {scores[pick]['oIoU']:.2f}  mIoU {scores[pick]['mIoU']:.2f}")
     without = sum(r.num_proposals == 0 for r in records)
     lines.append(f"{len(records)} samples, {without} without proposals")
-    lines += [f"note: {problem}" for problem in split.problems]
+    lines += [f"note: {problem}" for problem in problems]
+    lines.append(f"this run: {setting}")
     for published in published_scores(split.dataset, split.split_by, split.split):
         oiou = "-" if published.oiou is None else f"{published.oiou:.2f}"
         lines.append(f"published, {published.what}: oIoU {oiou}  mIoU {published.miou:.2f}")
@@ -89,6 +94,8 @@ def draw_samples(
         folder: gets ``best-1.png`` and so on, and ``gallery.png``; made if missing.
     """
     sweep_partials(folder)
+    for earlier in folder.glob("*.png"):
+        earlier.unlink()
     order = sorted(records, key=lambda r: iou(overlaps([r], "guided")[0]))
     few = min(_FIGURES_OF_EACH_SORT, len(order))
     shuffled = Random(0).sample(order, len(order))

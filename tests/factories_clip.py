@@ -76,7 +76,7 @@ def clip_state(
 
 
 def clip_encoder(state):
-    return ClipEncoder(state, "random", torch.device("cpu"))
+    return ClipEncoder(state, torch.device("cpu"))
 
 
 class _Tree(nn.Module):

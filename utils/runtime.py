@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ __all__ = [
     "Stopwatch",
     "add_store_arguments",
     "check_output_folder",
+    "check_settings",
     "peak_memory_bytes",
     "run_program",
     "store_from_arguments",
@@ -38,6 +40,9 @@ def run_program(body: Callable[[], None], expected: tuple[type[Exception], ...])
     Returns:
         Exit status: 0, or 2 after an expected error, or 130 after an interruption.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names and sentences that the terminal cannot show are no reason to stop.
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     status, line = 0, ""
     try:
@@ -76,17 +81,14 @@ def store_from_arguments(arguments: argparse.Namespace) -> Store:
     return Store(arguments.store, overwrite=arguments.overwrite)
 
 
-def check_output_folder(path: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
+def check_output_folder(path: Path) -> None:
     """Refuse a folder that a run cannot leave its files in.
 
     Args:
         path: the folder; may be there already.
-        settings: JSON values, written to the summary of the run as "settings".
-        overwrite: accept a folder with the summary of other settings.
 
     Raises:
-        OSError: the path or one above it is a file, the folder cannot be written, or it holds a
-            run of other settings.
+        OSError: the path or one above it is a file, or the folder cannot be written.
     """
     nearest = next(place for place in (path, *path.parents) if place.exists())
     if not nearest.is_dir():
@@ -98,6 +100,19 @@ def check_output_folder(path: Path, settings: Mapping[str, object], *, overwrite
             f"Expected a folder that can be written for the output, got {nearest}, which cannot. "
             f"Give another --output DIR."
         )
+
+
+def check_settings(path: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
+    """Refuse a folder that holds a run of other settings.
+
+    Args:
+        path: the folder; may be there already.
+        settings: JSON values, written to the summary of the run as "settings".
+        overwrite: accept it all the same.
+
+    Raises:
+        OSError: it holds a run of other settings.
+    """
     summary = path / "summary.json"
     if overwrite or not summary.is_file():
         return

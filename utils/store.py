@@ -40,8 +40,6 @@ __all__ = [
     "Entry",
     "Store",
     "atomic_write_bytes",
-    "digest",
-    "file_digest",
     "require_json",
     "sweep_partials",
 ]
@@ -100,47 +98,6 @@ def require_json(value: object, where: str) -> None:
             f"Expected dict, list, tuple, str, bool, int, float or None at {where}, "
             f"got {type(value).__name__}; convert it first."
         )
-
-
-def digest(*parts: object) -> str:
-    """Hashes values into a key that is the same on every machine and in every run.
-
-    Args:
-        parts: Each is `bytes`, which count by their own SHA-256, or a value that `require_json`
-            accepts. Order counts, the order of a dict's names does not; 1, 1.0 and "1" differ; a
-            tuple equals a list.
-
-    Returns:
-        64 hex digits: SHA-256 of canonical JSON (sorted names, no spaces, floats by `repr`).
-
-    Raises:
-        ValueError: A part is neither bytes nor such a value.
-
-    Example:
-        >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
-        True
-    """
-    tagged: list[dict[str, object]] = []
-    for index, part in enumerate(parts):
-        if isinstance(part, bytes):
-            tagged.append({"bytes": hashlib.sha256(part).hexdigest()})
-        else:
-            require_json(part, f"part {index}")
-            tagged.append({"json": part})
-    return hashlib.sha256(_canonical_json(tagged).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Hashes a file in chunks, so that files larger than memory can be hashed.
-
-    Returns:
-        64 hex digits: SHA-256 of the file's bytes.
-
-    Raises:
-        OSError: The file is missing or cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def atomic_write_bytes(path: Path, content: bytes, *, option: str = "--output") -> None:
@@ -231,7 +188,7 @@ class Store:
 
     Example::
 
-        key = digest(image_bytes, {"grid": 8})
+        key = hashlib.sha256(image_bytes + b"grid 8").hexdigest()
         entry = store.load("proposals", key)
         if entry is None:
             store.save("proposals", key, {"boxes_xywh": boxes_xywh}, {"hw": [480, 640]})
@@ -258,7 +215,7 @@ class Store:
         """Returns where the entry of a kind and key is, or would be.
 
         Raises:
-            ValueError: The kind is not a word in lower case, or the key was not made by `digest`.
+            ValueError: The kind is not a word in lower case, or the key is no SHA-256 in hex.
         """
         if _KIND.fullmatch(kind) is None:
             raise ValueError(
@@ -266,21 +223,15 @@ class Store:
                 f"got {kind!r}."
             )
         if _KEY.fullmatch(key) is None:
-            raise ValueError(
-                f"Expected a key of 64 hex digits, got {key!r}. Make it with digest()."
-            )
+            raise ValueError(f"Expected a key of 64 hex digits, got {key!r}. Use a SHA-256.")
         return self.root / kind / key[:2] / f"{key}.safetensors"
-
-    def has(self, kind: str, key: str) -> bool:
-        """Tells whether there is a file for the entry; only `load` tells whether it is good."""
-        return self.path(kind, key).is_file()
 
     def load(self, kind: str, key: str) -> Entry | None:
         """Reads an entry and checks every byte of it.
 
         Args:
             kind: What sort of artefact, such as "proposals".
-            key: From `digest`.
+            key: SHA-256 in hex of what the entry is made from.
 
         Returns:
             The entry, or None where the caller has to make it: there is none, it is of another
@@ -313,7 +264,7 @@ class Store:
 
         Args:
             kind: What sort of artefact, such as "proposals".
-            key: From `digest`.
+            key: SHA-256 in hex of what the entry is made from.
             arrays: Any number of them, of booleans, integers or floats, of any shape (axes of
                 length 0 included).
             meta: A value that `require_json` accepts.

@@ -9,7 +9,6 @@ L texts, E embedding width.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
 import zipfile
@@ -63,11 +62,12 @@ def embed_patches(visual: VisionTower, images_B3RR: Tensor) -> Tensor:
     Returns:
         (B, 1 + P, D), the class token first.
     """
-    patches_BDgg = visual.conv1(images_B3RR)
+    # Under autocast the convolution gives bfloat16; the stream stays in the weights' float32.
+    patches_BDgg = visual.conv1(images_B3RR).to(visual.class_embedding.dtype)
     grid = patches_BDgg.shape[-1]
     patches_BPD = patches_BDgg.flatten(2).transpose(1, 2)
-    class_B1D = visual.class_embedding.to(patches_BPD.dtype).expand(len(patches_BPD), 1, -1)
-    position_TD = _position_embedding(visual.positional_embedding, grid).to(patches_BPD.dtype)
+    class_B1D = visual.class_embedding.expand(len(patches_BPD), 1, -1)
+    position_TD = _position_embedding(visual.positional_embedding, grid)
     tokens: Tensor = visual.ln_pre(torch.cat([class_B1D, patches_BPD], dim=1) + position_TD)
     return tokens
 
@@ -107,20 +107,20 @@ class ClipEncoder:
         image_size: side of the square input, in pixels.
         grid: patches along each side of the input.
         logit_scale: factor on cosines, already exponentiated.
-        weights_id: sha256 of the file that the weights came from.
     """
 
-    def __init__(self, state: dict[str, Tensor], weights_id: str, device: torch.device) -> None:
+    def __init__(self, state: dict[str, Tensor], device: torch.device) -> None:
         state = {name: value.float() for name, value in state.items()}
         model = build_model_from_openai_state_dict(state, quick_gelu=True, cast_dtype=torch.float32)
-        self._model = model.float().eval().requires_grad_(False).to(device)
+        # The builder rounds to float16 on its way; what the file holds is loaded again.
+        model.float().load_state_dict(state)
+        self._model = model.eval().requires_grad_(False).to(device)
         self._tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
         self.device = device
         self.visual: VisionTower = self._model.visual
         self.image_size: int = self._model.visual.image_size[0]
         self.grid: int = self._model.visual.grid_size[0]
         self.logit_scale = float(state["logit_scale"].exp())
-        self.weights_id = weights_id
         self._truncated: set[str] = set()
 
     @classmethod
@@ -145,8 +145,10 @@ class ClipEncoder:
         state = _read_state(path)
         try:
             _check_architecture(state, path, architecture)
-            return cls(state, _file_sha256(path), torch.device(device))
-        except (AttributeError, LookupError, RuntimeError) as error:
+            return cls(state, torch.device(device))
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # shapes that fit no CLIP can fail anywhere in the builder
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"Expected the weights of a whole OpenAI CLIP in {path}, cannot build one of them "
@@ -243,8 +245,3 @@ def _check_architecture(state: dict[str, Tensor], path: Path, expected: str | No
         names = [name for name, sizes in _ARCHITECTURES.items() if sizes == found]
         came = names[0] if names else "width {}, patch {}, {} blocks, embedding {}".format(*found)
         raise UserError(f"Expected CLIP {expected} in {path}, found {came}.")
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

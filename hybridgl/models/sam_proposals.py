@@ -260,7 +260,7 @@ def _read_state(path: Path, sam_type: str) -> dict[str, Tensor]:
 
 def _check_type(state: Mapping[str, Tensor], path: Path, sam_type: str) -> None:
     """Tell the architectures apart by the image encoder's width and depth."""
-    width = len(state[_ENCODER_STEM])
+    width = state[_ENCODER_STEM].shape[:1].numel()
     depth = len({name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")})
     expected = _REGISTRY[sam_type]
     if (width, depth) == (expected.width, expected.depth):

@@ -57,7 +57,7 @@ class SpacyParser:
     def parse(
         self, sentences: Sequence[str], *, right_relation_never_matches: bool
     ) -> list[ParsedExpression]:
-        """Parse raw sentences: clean each by a first parse, read the rules off a second.
+        """Parse raw sentences: clean each by its tokens, read the rules off a parse of that.
 
         Args:
             sentences: any strings; blank ones give empty expressions.
@@ -79,14 +79,11 @@ class SpacyParser:
                     f"Expected expressions in valid Unicode, got {sentence!r} with half of a "
                     f"character. Decode it anew."
                 )
-        cleaned = [clean_sentence(doc) for doc in self._docs([s.lower() for s in distinct])]
+        cleaned = [clean_sentence(self._nlp.make_doc(s.lower())) for s in distinct]
         parsed = {
             sentence: parse_expression(
                 doc, right_relation_never_matches=right_relation_never_matches
             )
-            for sentence, doc in zip(distinct, self._docs(cleaned), strict=True)
+            for sentence, doc in zip(distinct, self._nlp.pipe(cleaned), strict=True)
         }
         return [parsed[sentence] for sentence in sentences]
-
-    def _docs(self, texts: list[str]) -> list[Any]:
-        return list(self._nlp.pipe(texts))

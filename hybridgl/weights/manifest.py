@@ -6,6 +6,7 @@ numbers were made with, and is fetched by the user.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,10 +90,41 @@ class WeightSet:
             (self.sam_checkpoint, SAM_FILES),
         ):
             if not path.is_file():
-                source = next((file.url for file in known.values() if file.name == path.name), None)
-                remedy = f"fetch it from {source}" if source else "check the path"
+                published = _published(path, known)
+                remedy = f"fetch it from {published.url}" if published else "check the path"
                 lines.append(f"Expected weights at {path}, found no such file; {remedy}.")
         return lines
+
+    def digests(self) -> dict[str, str]:
+        """Sha256 of the files in hexadecimal, under "clip" and "sam"."""
+        digests = {}
+        for model, path in (("clip", self.clip_weights), ("sam", self.sam_checkpoint)):
+            with path.open("rb") as stream:
+                digests[model] = hashlib.file_digest(stream, "sha256").hexdigest()
+        return digests
+
+    def doubts(self, digests: Mapping[str, str]) -> list[str]:
+        """One line for every file that has a published one's name, but not its content.
+
+        Args:
+            digests: from ``digests``.
+        """
+        lines = []
+        for model, path, known in (
+            ("clip", self.clip_weights, CLIP_FILES),
+            ("sam", self.sam_checkpoint, SAM_FILES),
+        ):
+            published = _published(path, known)
+            if published and not digests[model].startswith(published.sha256):
+                lines.append(
+                    f"Expected sha256 {published.sha256}... of {path}, got {digests[model]}: "
+                    f"damaged, or not the published weights. Fetch it again from {published.url}."
+                )
+        return lines
+
+
+def _published(path: Path, known: Mapping[str, WeightsFile]) -> WeightsFile | None:
+    return next((file for file in known.values() if file.name == path.name), None)
 
 
 def weights_folder() -> Path:

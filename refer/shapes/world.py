@@ -164,8 +164,9 @@ def write_world(
 def ensure_world(root: Path) -> Path:
     """Return the world below a data root, written first if there is none.
 
-    A whole world of this generator is taken as it is, whatever its seed and sizes. Else the
-    default one is written.
+    A whole world of this generator is taken as it is, whatever its seed and sizes. One that is
+    damaged or of an older generator is written again with its own seed and sizes, and only where
+    there is none the default one.
 
     Args:
         root: the data root, such as ``refer/data``.
@@ -180,8 +181,26 @@ def ensure_world(root: Path) -> Path:
     found = _whole_world(root)
     if found is not None and found["generator"] == GENERATOR_VERSION:
         return root / "shapes"
-    _logger.info("writing the shapes world below %s", root)
-    return write_world(root)
+    seed, sizes = _parameters_below(root)
+    if (root / "shapes").exists():
+        _logger.warning(
+            "The shapes world below %s is damaged or of another version: writing it again, with "
+            "seed %d and sizes %s.",
+            root,
+            seed,
+            dict(sizes),
+        )
+    return write_world(root, seed=seed, sizes=sizes)
+
+
+def _parameters_below(root: Path) -> tuple[int, Mapping[str, int]]:
+    """Seed and sizes of the world below the root, whole or not; the default ones if unreadable."""
+    try:
+        manifest = json.loads((root / "shapes" / "world.json").read_text(encoding="utf-8"))
+        sizes = {split: int(manifest["sizes"][split]) for split in _SPLIT_NUMBERS}
+        return int(manifest["seed"]), sizes
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return 0, DEFAULT_SIZES
 
 
 def _whole_world(root: Path) -> dict[str, object] | None:

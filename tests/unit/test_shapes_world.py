@@ -209,10 +209,19 @@ def test_ensure_world_takes_any_whole_world_and_makes_a_missing_one(tmp_path, mo
     before = digests(tmp_path / "own")
     assert ensure_world(tmp_path / "own") == tmp_path / "own" / "shapes"
     assert digests(tmp_path / "own") == before
-    made: list[Path] = []
-    monkeypatch.setattr(world, "write_world", lambda folder: made.append(folder) or folder)
+    made: list[object] = []
+    monkeypatch.setattr(world, "write_world", lambda *given, **named: made.append((given, named)))
     ensure_world(tmp_path / "none")
-    assert made == [tmp_path / "none"]
+    assert made == [((tmp_path / "none",), {"seed": 0, "sizes": DEFAULT_SIZES})]
+
+
+def test_damaged_world_of_ones_own_is_made_again_with_its_own_seed(tmp_path, caplog):
+    write_world(tmp_path, seed=5, sizes={"val": 1})
+    before = digests(tmp_path)
+    (tmp_path / "images" / "shapes" / "shapes_val_000000.png").write_bytes(b"cut")
+    ensure_world(tmp_path)
+    assert digests(tmp_path) == before
+    assert "writing it again, with seed 5" in caplog.text
 
 
 def test_files_of_others_are_not_replaced(tmp_path):
