@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 from pathlib import Path
@@ -88,9 +89,18 @@ def test_input_that_cannot_be_used_is_refused(picture, refused, tmp_path):
     assert "Expected an expression in words" in refused(picture, expression=" ")
     assert "ends in .png, got a.jpg" in refused(picture, "--output", "a.jpg")
     assert "in a folder that is there" in refused(picture, "--mask", "none/a.png")
+    assert "got a.png twice" in refused(picture, "--output", "a.png", "--mask", "a.png")
     assert "than the picture itself" in refused(picture, "--output", str(tmp_path / "scene.png"))
     assert "Expected weights at gone.pt" in refused(picture, "--clip_weights", "gone.pt")
     assert "'tpu'" in refused(picture, "--device", "tpu")
+
+
+def test_words_that_the_terminal_cannot_show_are_no_reason_to_stop(picture, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stream)
+    assert segment(picture, expression="the \N{CAT FACE} on the left") == 0
+    stream.flush()
+    assert b"\\U0001f431" in stream.buffer.getvalue()
 
 
 def test_wrong_choice_lists_the_right_ones(capsys):

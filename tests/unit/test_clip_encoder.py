@@ -76,6 +76,14 @@ def test_geometry_is_read_off_the_weights(encoder):
     assert (larger.image_size, larger.grid) == (96, 3)
 
 
+def test_float32_weights_keep_all_their_bits(state, tmp_path):
+    exact = {name: value.float() + 1e-6 for name, value in state.items()}
+    torch.save(exact, tmp_path / "c.pt")
+    encoder = ClipEncoder.from_file(tmp_path / "c.pt")
+    assert torch.equal(encoder.visual.proj, exact["visual.proj"])
+    assert not torch.equal(encoder.visual.proj, exact["visual.proj"].half().float())
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"CLIP weights at .*gone\.pt, found no such file"):
         ClipEncoder.from_file(tmp_path / "gone.pt")
@@ -142,6 +150,9 @@ def test_resnet_is_refused(state, tmp_path):
         {"logit_scale": None},
         {"visual.extra": torch.zeros(2)},
         {"visual.proj": torch.zeros(64, 64)},
+        {"visual.conv1.weight": torch.zeros(64, 768)},
+        {"visual.conv1.weight": torch.zeros(32, 3, 16, 16)},
+        {"visual.conv1.weight": torch.zeros(64, 3, 0, 0)},
     ],
     ids=lambda change: next(iter(change)),
 )

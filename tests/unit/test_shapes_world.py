@@ -15,7 +15,7 @@ from refer.ground_truth import ground_truth
 from refer.reader import load_refer
 from refer.shapes import world
 from refer.shapes.scene import sample_scene
-from refer.shapes.world import ensure_world, run_lengths, training_scene, write_world
+from refer.shapes.world import DEFAULT_SIZES, ensure_world, run_lengths, training_scene, write_world
 
 SIZES = {"train": 2, "val": 4, "testA": 2, "testB": 3}
 

@@ -1,0 +1,52 @@
+"""The two sets of weights: which files they are, and whether those are the published ones."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from hybridgl.weights import manifest
+from hybridgl.weights.manifest import CLIP_FILES, SAM_FILES, WeightsFile, weight_set
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDGL_WEIGHTS", str(tmp_path))
+    return tmp_path
+
+
+def test_published_names_lie_in_the_weights_folder(folder):
+    paper = weight_set("paper")
+    assert paper.clip_weights == folder / "ViT-B-16.pt"
+    assert paper.sam_checkpoint == folder / "sam_vit_h_4b8939.pth"
+    assert paper.spacy_model == "en_core_web_lg"
+
+
+def test_missing_files_are_named_with_their_source(folder):
+    clip, sam = weight_set("paper").missing()
+    assert str(folder / "ViT-B-16.pt") in clip
+    assert CLIP_FILES["ViT-B-16"].url in clip
+    assert SAM_FILES["vit_h"].url in sam
+
+
+def test_file_with_a_published_name_and_another_content_is_doubted(folder, monkeypatch):
+    for name in ("ViT-B-16.pt", "sam_vit_h_4b8939.pth"):
+        (folder / name).write_bytes(name.encode())
+    weights = weight_set("paper")
+    digests = weights.digests()
+    assert digests["clip"] == hashlib.sha256(b"ViT-B-16.pt").hexdigest()
+    clip, sam = weights.doubts(digests)
+    assert f"of {folder / 'ViT-B-16.pt'}, got {digests['clip']}" in clip
+    assert "Fetch it again from https://dl.fbaipublicfiles.com" in sam
+    known = {"vit_h": WeightsFile("sam_vit_h_4b8939.pth", "url", digests["sam"][:6])}
+    monkeypatch.setattr(manifest, "SAM_FILES", known)
+    assert weights.doubts(digests) == [clip]
+
+
+def test_file_with_a_name_of_its_own_is_not_doubted(folder):
+    own = folder / "own.pt"
+    own.write_bytes(b"own")
+    weights = replace(weight_set("tiny"), clip_weights=own)
+    assert weights.doubts(weights.digests()) == []
