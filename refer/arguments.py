@@ -69,9 +69,8 @@ def split_from_arguments(arguments: argparse.Namespace) -> ReferSplit:
     whole = len(split.images)
     if arguments.limit is not None and arguments.limit < whole:
         split = split.limited(arguments.limit)
-        problem = (
-            f"Not the whole of {dataset} {arguments.split}: {arguments.limit} of {whole} images."
-        )
+        part = f"the first {arguments.limit} of {whole} images"
+        problem = f"Not the whole of {dataset} {arguments.split}: {part}."
         split = replace(split, problems=(*split.problems, problem))
     if not split.num_sentences:
         raise DataError(

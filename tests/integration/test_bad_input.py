@@ -129,6 +129,7 @@ def test_wrong_fusion_mode_lists_the_right_ones(capsys):
         (["--dataset", "refcoco+", "--split_by", "umd"], ["unc", "'umd'"]),
         (["--dataset", "refcocog", "--split", "testA"], ["train, val, test", "'testA'"]),
         (["--dataset", "refcocog", "--splitBy", "google", "--split", "test"], ["train, val"]),
+        (["--dataset", "phrasecut"], ["this version reads", "refcocog", "got phrasecut"]),
         (["--limit", "0"], ["at least 1", "got 0"]),
         (["--device", "tpu"], ["auto, cpu, cuda", "'tpu'"]),
         (["--device", "cuda:99"], ["'cuda:99'", "--device cpu"]),
@@ -209,6 +210,18 @@ def test_missing_annotation_is_named(program, refcoco, refused, tmp_path):
     instances["annotations"] = [ann for ann in instances["annotations"] if ann["id"] != gone]
     path.write_text(json.dumps(instances))
     refused(program, refcoco, f"annotation {gone}, which it lacks", "the same release")
+
+
+def test_broken_mask_is_named_before_any_work(refcoco, refused, tmp_path):
+    path = tmp_path / "data" / "refcoco" / "instances.json"
+    instances = json.loads(path.read_text())
+    last = refs_of_val(tmp_path)[2][-1]["ann_id"]
+    for annotation in instances["annotations"]:
+        if annotation["id"] == last:
+            annotation["segmentation"] = [[1, 2, 3, 4, 5]]
+    path.write_text(json.dumps(instances))
+    refused(hybridgl_main.main, refcoco, f"Annotation {last} of image")
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("cut", ["instances.json", "refs(unc).p"])

@@ -262,6 +262,8 @@ def test_bfloat16_has_the_same_candidates_and_maps_and_features_of_its_own(argum
 
 def test_limit_takes_the_first_images(arguments, undisturbed, resumed):
     assert hybridgl_main.main(arguments(resumed, "--limit", "2")) == 0
+    part = f"Not the whole of shapes val: the first 2 of {NUM_IMAGES} images."
+    assert summary_of(resumed)["problems"] == [part]
     records = read_records(resumed / "run" / "records.jsonl")
     assert len({record.image_id for record in records}) == 2
     assert records == read_records(undisturbed / "run" / "records.jsonl")[: len(records)]
@@ -303,9 +305,10 @@ def test_refcoco_layout_with_openai_format_files(tmp_path, capsys):
     assert len(records) == 15
     assert max(record.best_iou for record in records) > 0.7
     (problem,) = summary_of(tmp_path)["problems"]
-    assert problem.startswith("Not the whole of refcoco testA: expected 1975 refs, got 6;")
+    assert problem.startswith("Not the whole of refcoco testA (unc): expected 1975 refs, got 6;")
     printed = capsys.readouterr().out
     assert f"note: {problem}" in printed
+    assert "this run: G2L, reference profile, CLIP clip.pt, SAM sam.pth, float32" in printed
     assert "published" in printed
 
 
