@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from hybridgl.pipeline import Prediction
@@ -127,7 +128,8 @@ def draw_gallery(items: Sequence[GalleryItem], *, columns: int = 4) -> bytes:
         A PNG file.
     """
     rows = math.ceil(len(items) / columns)
-    figure = Figure(figsize=(3.1 * columns, 3.1 * rows), layout="constrained")
+    layout = ConstrainedLayoutEngine(h_pad=0.12)
+    figure = Figure(figsize=(3.1 * columns, 3.1 * rows), layout=layout)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:

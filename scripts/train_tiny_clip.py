@@ -5,7 +5,8 @@ hard and colours are not: discarded auxiliary heads, and windows on single regio
 the region's box to the whole picture in the first phase. The second phase adds the two ways in
 which the method uses CLIP beyond that, the masked forward of ``hybridgl.fusion`` and the heat maps
 of ``hybridgl.gem``, both run as they will run later; and captions that are wrong in one attribute,
-because sizes are seldom told apart by chance.
+because sizes are seldom told apart by chance. The third phase is for the heat maps above all, which
+learn shapes last.
 
 Run it again after an interruption and it goes on from its last checkpoint; a step's data depends
 on the seed and the step alone. ``--evaluate`` measures the exported file on scenes
@@ -24,6 +25,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +68,58 @@ _OUTLINE_CELLS = 4
 _MANTISSA_BITS = 8
 _BACKGROUND = len(SHAPES)
 
-PHASES = (
-    Phase(steps=2600, crop_shares=(0.6, 0.2), reaches=(0.2, 3.0), scenes=8),
-    Phase(
-        steps=2600,
-        crop_shares=(0.25, 0.2),
-        scenes=3,
-        masked_scenes=5,
-        gem_scenes=2,
-        opposites=True,
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """Phases under one cosine of the learning rate, which ends at 0.
+
+    Attributes:
+        learning_rate: at the top.
+        warmup: steps of the linear rise to it.
+        phases: one after the other.
+    """
+
+    learning_rate: float
+    warmup: int
+    phases: tuple[Phase, ...]
+
+    @property
+    def steps(self) -> int:
+        """Of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+
+ROUNDS = (
+    Round(
+        learning_rate=4e-4,
+        warmup=200,
+        phases=(
+            Phase(steps=2600, crop_shares=(0.6, 0.2), reaches=(0.2, 3.0), scenes=8),
+            Phase(
+                steps=2600,
+                crop_shares=(0.25, 0.2),
+                scenes=3,
+                masked_scenes=5,
+                gem_scenes=2,
+                opposites=True,
+            ),
+        ),
+    ),
+    Round(
+        learning_rate=2.5e-4,
+        warmup=50,
+        phases=(
+            Phase(
+                steps=1500,
+                crop_shares=(0.3, 0.3),
+                scenes=2,
+                masked_scenes=5,
+                gem_scenes=6,
+                opposites=True,
+            ),
+        ),
     ),
 )
-
-LEARNING_RATE, WARMUP = 4e-4, 200
-"""Peak of a cosine over the whole training, and the steps of the linear rise to it."""
 
 WEIGHT_DECAY = 0.05
 MAX_GRADIENT_NORM = 1.0
@@ -272,18 +312,19 @@ def step_losses(learner: Learner, batch: Batch) -> Losses:
 # The loop.
 
 
-def _phase_of(step: int) -> tuple[Phase, int]:
-    """The phase of a step, and the step within it."""
-    for phase in PHASES[:-1]:
+def _place(step: int) -> tuple[Phase, float, float]:
+    """The phase of a step, the share of it that lies behind, and the learning rate."""
+    for current in ROUNDS:
+        if step < current.steps:
+            break
+        step -= current.steps
+    cosine = 0.5 * (1 + math.cos(math.pi * step / current.steps))
+    learning_rate = min(1.0, (step + 1) / current.warmup) * current.learning_rate * cosine
+    for phase in current.phases:
         if step < phase.steps:
-            return phase, step
+            break
         step -= phase.steps
-    return PHASES[-1], step
-
-
-def _learning_rate(step: int) -> float:
-    cosine = 0.5 * (1 + math.cos(math.pi * step / sum(phase.steps for phase in PHASES)))
-    return min(1.0, (step + 1) / WARMUP) * LEARNING_RATE * cosine
+    return phase, step / phase.steps, learning_rate
 
 
 def _optimizer(learner: nn.Module) -> torch.optim.AdamW:
@@ -324,7 +365,7 @@ def train(folder: Path, seed: int, scenes: int, weights: Path) -> None:
         learner.load_state_dict(state["learner"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    ends = {sum(phase.steps for phase in PHASES[: n + 1]) for n in range(len(PHASES))}
+    ends = set(accumulate(phase.steps for current in ROUNDS for phase in current.phases))
     means: dict[str, float] = {}
     with tqdm(total=max(ends), initial=step, mininterval=10) as progress:
         while step < max(ends):
@@ -359,12 +400,12 @@ def train_step(
     seed: int,
     step: int,
 ) -> Losses:
-    phase, phase_step = _phase_of(step)
+    phase, done, learning_rate = _place(step)
     rng = np.random.default_rng(np.random.SeedSequence((seed, 102, step)))
-    batch = sample_batch(pool, captions, rng, phase, phase_step / phase.steps)
+    batch = sample_batch(pool, captions, rng, phase, done)
     losses = step_losses(learner, batch)
     for group in optimizer.param_groups:
-        group["lr"] = _learning_rate(step)
+        group["lr"] = learning_rate
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     nn.utils.clip_grad_norm_(learner.parameters(), MAX_GRADIENT_NORM)

@@ -45,7 +45,7 @@ _logger = logging.getLogger(__name__)
 GENERATOR_VERSION = 1
 """Raised whenever the same seed would give other bytes."""
 
-DEFAULT_SIZES: Mapping[str, int] = {"train": 40, "val": 60, "testA": 40, "testB": 40}
+DEFAULT_SIZES: Mapping[str, int] = {"train": 40, "val": 100, "testA": 40, "testB": 40}
 """Images per split."""
 
 _SPLIT_NUMBERS = {"train": 1, "val": 2, "testA": 3, "testB": 4}

@@ -218,7 +218,9 @@ TINY = Phase(steps=2, crop_shares=(0.5, 0.5), scenes=1)
 
 @pytest.mark.slow
 def test_interrupted_training_ends_with_the_same_weights(pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "PHASES", (TINY, replace(TINY, masked_scenes=1, gem_scenes=1)))
+    first = trainer.Round(learning_rate=1e-3, warmup=1, phases=(TINY,))
+    second = replace(first, phases=(replace(TINY, masked_scenes=1, gem_scenes=1),))
+    monkeypatch.setattr(trainer, "ROUNDS", (first, second))
     monkeypatch.setattr(trainer, "NUM_PHRASES", 3000)
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
     trainer.train(tmp_path / "whole", 0, 4, tmp_path / "whole.npz")
