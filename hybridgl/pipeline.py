@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ __all__ = [
     "select_device",
     "select_dtype",
 ]
+
+_LOG = logging.getLogger(__name__)
 
 _STAGE_VERSION = 1
 """Part of every key: raised when a stage's code gives other results than before."""
@@ -276,8 +279,14 @@ class HybridGL:
 
     @cached_property
     def weights_ids(self) -> dict[str, str]:
-        """Sha256 of the weights that take part in keys."""
-        return self.weights.digests()
+        """Sha256 of the weights that take part in keys.
+
+        Files that are not the published ones whose names they have are named in a warning.
+        """
+        digests = self.weights.digests()
+        for doubt in self.weights.doubts(digests):
+            _LOG.warning(doubt)
+        return digests
 
     def load(self) -> None:
         """Load what every run needs, so that a wrong file is found before any work.

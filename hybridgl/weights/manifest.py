@@ -117,7 +117,8 @@ class WeightSet:
             published = _published(path, known)
             if published and not digests[model].startswith(published.sha256):
                 lines.append(
-                    f"Expected sha256 {published.sha256}... of {path}, got {digests[model]}: "
+                    f"Expected the sha256 of {path} to start with {published.sha256[:12]}, got "
+                    f"{digests[model][:12]}: "
                     f"damaged, or not the published weights. Fetch it again from {published.url}."
                 )
         return lines
