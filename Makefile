@@ -21,13 +21,15 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Editable as a path entry: a clone named hybridgl beside a script would hide the package otherwise.
 # Runs pip only where the requirements or the place of the checkout have changed.
 install:
 	@wanted=$$( (cat pyproject.toml constraints.txt; pwd) | cksum ); \
 	if [ "$$wanted" != "$$(cat $(VENV)/installed 2>/dev/null)" ]; then \
 		echo "Installing into $(VENV) (a few GB, once)"; \
 		$(PYTHON) -m venv $(VENV) && \
-		$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]" && \
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
+			--config-settings editable_mode=compat -e ".[dev]" && \
 		echo "$$wanted" > $(VENV)/installed; \
 	fi
 

@@ -23,6 +23,7 @@ from refer.arguments import (
     split_from_arguments,
 )
 from refer.errors import DataError
+from refer.splits import default_split_by
 from suite.evaluation import caps_by_ref, check_truths, count_proposals, evaluate
 from suite.report import draw_samples, score_by_pick, score_report
 from utils.records import write_records, write_summary
@@ -65,19 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate the split and leave records, summary and figures."""
     dataset, split_name, mode = arguments.dataset, arguments.split, arguments.fusion_mode
-    check_split_arguments(arguments)
+    split_by = check_split_arguments(arguments)
     store = store_from_arguments(arguments)
     model = model_from_arguments(arguments, store)
     model.load()
-    drawn_by = f"-{arguments.split_by}" if arguments.split_by else ""
-    name = f"{dataset}{drawn_by}-{split_name}-{mode.value}-{arguments.profile}"
+    drawn_by = "" if split_by == default_split_by(dataset) else f"-{split_by}"
+    first = f"-first-{arguments.limit}" if arguments.limit else ""
+    name = f"{dataset}{drawn_by}-{split_name}{first}-{mode.value}-{arguments.profile}"
     output = arguments.output or Path("runs") / name
     check_output_folder(output)
     split = split_from_arguments(arguments)
     settings = {
         "dataset": dataset,
         "split": split_name,
-        "split_by": split.split_by,
+        "split_by": split_by,
         "limit": arguments.limit,
         "data": split.file_digests,
         **model.describe(),
@@ -112,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     setting = f"{mode.value}, {arguments.profile} profile, CLIP {model.weights.clip_weights.name}"
     setting += f", SAM {model.weights.sam_checkpoint.name}, {settings['dtype']}"
     print(f"\n{score_report(split, records, setting, problems)}")
-    print(f"store {store.root}: found {dict(store.hits)}, made {dict(store.misses)}")
+    print(f"in {store.root}/: found {dict(store.hits)}, made {dict(store.misses)}")
     print(f"records, summary and figures: {output}")
 
 

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         image = open_image(split, image_id)
         num_maps += len(model.low_resolution_maps(image, sorted(phrases)))
     print(
-        f"{num_maps} maps of {len(split.images)} images in {store.root}: "
+        f"maps of {num_maps} noun phrases in {len(split.images)} images in {store.root}/: "
         f"{store.hits['gem']} images found there, {store.misses['gem']} made."
     )
 

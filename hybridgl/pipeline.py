@@ -473,8 +473,8 @@ class HybridGL:
         packages = ("torch", "torchvision", "open_clip_torch", "segment-anything", "spacy")
         return {
             "weights": {
-                "clip": str(self.weights.clip_weights),
-                "sam": str(self.weights.sam_checkpoint),
+                "clip": self.weights.clip_weights.name,
+                "sam": self.weights.sam_checkpoint.name,
                 "spacy": self.parser.name,
                 "sha256": self.weights_ids,
             },

@@ -22,7 +22,7 @@ def add_split_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--split_by",
         "--splitBy",
-        help="unc, google or umd (default: unc; refcocog: umd)",
+        help="unc, google or umd (default: the first that the dataset has, see refer/README.md)",
     )
     group.add_argument(
         "--refer_data_root",

@@ -18,6 +18,7 @@ __all__ = [
     "PHRASECUT_SPLIT_BY",
     "SPLITS",
     "ExpectedCounts",
+    "default_split_by",
     "expected_counts",
     "validate",
 ]
@@ -93,6 +94,15 @@ dataset is its default."""
 DATASETS = tuple(SPLITS)
 
 
+def default_split_by(dataset: str) -> str:
+    """The split_by of a dataset where none is named.
+
+    >>> default_split_by("refcocog")
+    'umd'
+    """
+    return next(iter(SPLITS[dataset]))
+
+
 def validate(dataset: str, split: str, split_by: str | None = None) -> str:
     """Check that the split exists, and return its split_by, the dataset's default for None.
 
@@ -105,7 +115,7 @@ def validate(dataset: str, split: str, split_by: str | None = None) -> str:
     if dataset not in SPLITS:
         raise DataError(f"Expected dataset to be one of {', '.join(DATASETS)}; got {dataset!r}.")
     ways = SPLITS[dataset]
-    resolved = next(iter(ways)) if split_by is None else split_by
+    resolved = default_split_by(dataset) if split_by is None else split_by
     if resolved not in ways:
         raise DataError(
             f"Expected split_by of {dataset} to be one of {', '.join(ways)}; got {split_by!r}."

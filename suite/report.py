@@ -21,6 +21,11 @@ __all__ = ["draw_samples", "overlaps", "score_by_pick", "score_report"]
 _FIGURES_OF_EACH_SORT = 3
 _GALLERY_ITEMS = 8
 
+_LEGEND = (
+    "pure: by mask features alone; guided: the method; no_gem: relations without GEM (alpha 0);",
+    "random: mean over all proposals; best: the proposal nearest the truth. All in percent.",
+)
+
 
 def overlaps(records: Sequence[Record], pick: str) -> list[Overlap]:
     """Counts of one of the picks."""
@@ -63,7 +68,7 @@ def score_report(
     }
     table = breakdown(records, lambda r: r.kind or "all", columns, title="kind")
     scores = score_by_pick(records)
-    lines = [table.markdown(), ""]
+    lines = [table.markdown(), *_LEGEND, ""]
     for name, pick in (("pure features", "pure"), ("with guidance", "guided")):
         lines.append(f"{name}: oIoU {scores[pick]['oIoU']:.2f}  mIoU {scores[pick]['mIoU']:.2f}")
     without = sum(r.num_proposals == 0 for r in records)

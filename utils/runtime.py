@@ -121,9 +121,12 @@ def check_settings(path: Path, settings: Mapping[str, object], *, overwrite: boo
     except (ValueError, TypeError, KeyError):
         found = None
     if found != json.loads(json.dumps(settings)):
+        wanted = json.loads(json.dumps(settings))
+        names = sorted({*wanted, *(found or {})})
+        others = [name for name in names if (found or {}).get(name) != wanted.get(name)]
         raise FileExistsError(
             f"Expected an empty folder or a run of the same settings in {path}, found a run "
-            f"of other ones. Give another --output DIR, or --overwrite."
+            f"with other {', '.join(others)}. Give another --output DIR, or --overwrite."
         )
 
 

@@ -97,7 +97,10 @@ def test_defaults_run_with_the_carried_weights(world, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     shutil.copytree(world, tmp_path / "refer" / "data")
     assert save_attn_gem.main(["--device", "cpu"]) == 0
-    assert "4 images in store: 0 images found there, 4 made" in capsys.readouterr().out
+    assert (
+        "noun phrases in 4 images in store/: 0 images found there, 4 made"
+        in capsys.readouterr().out
+    )
     assert hybridgl_main.main(["--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     folder = tmp_path / "runs" / "shapes-val-G2L-reference"
@@ -269,6 +272,14 @@ def test_limit_takes_the_first_images(arguments, undisturbed, resumed):
     assert records == read_records(undisturbed / "run" / "records.jsonl")[: len(records)]
 
 
+def test_same_weights_in_another_place_are_the_same_settings(
+    arguments, clip_file, resumed, tmp_path_factory
+):
+    assert hybridgl_main.main(arguments(resumed)) == 0
+    moved = shutil.copy(clip_file, tmp_path_factory.mktemp("moved"))
+    assert hybridgl_main.main(arguments(resumed, "--clip_weights", str(moved))) == 0
+
+
 def test_overwrite_makes_everything_again(arguments, undisturbed, resumed):
     assert hybridgl_main.main(arguments(resumed, "--overwrite")) == 0
     assert summary_of(resumed)["store"]["found"] == {}
@@ -282,6 +293,7 @@ def test_output_folder_of_other_settings_is_refused(arguments, resumed, capsys):
     assert hybridgl_main.main(arguments(resumed, "--fusion_mode", "crop")) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: Expected an empty folder or a run of the same settings")
+    assert "found a run with other method." in message
     assert "--overwrite" in message
     assert {path: path.read_bytes() for path in (resumed / "run").iterdir()} == before
     assert hybridgl_main.main(arguments(resumed, "--fusion_mode", "crop", "--overwrite")) == 0
