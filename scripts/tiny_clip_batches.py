@@ -60,6 +60,9 @@ WHOLE = math.inf
 _OBJECTS = 4
 """Regions taken from one scene; other regions of the same picture make good negatives."""
 
+_GLOBAL_SHARE = 0.25
+"""Share of global views among the single-region views that are no crops; the others are local."""
+
 _CAPTIONS_PER_REGION = 2
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -74,8 +77,6 @@ class Phase:
     """Share of crops among the single-region views at the start and at the end of the phase."""
     reaches: tuple[float, float] = (WHOLE, WHOLE)
     """Upper end of the reach of the other views, at the start and at the end of the phase."""
-    global_share: float = 0.25
-    """Share of global views among those."""
     scenes: int
     """Scenes from which single-region views are taken, four regions of each."""
     masked_scenes: int = 0
@@ -146,7 +147,6 @@ def sample_batch(
     mix = ViewMix(
         crop_share=_between(phase.crop_shares, done),
         reach=_between(phase.reaches, done),
-        global_share=phase.global_share,
     )
     views, attributes = [], []
     for scene in rng.integers(len(pool), size=phase.scenes):
@@ -316,13 +316,11 @@ class ViewMix:
 
     Attributes:
         crop_share: probability of a crop; half of the crops show their surroundings.
-        global_share: probability that what is no crop is a global view, else it is a local one.
         reach: local and global views are taken in a window; it lies between the region's box (0)
             and the whole picture (1), at a place drawn evenly from 0 to ``reach``, 1 at most.
     """
 
     crop_share: float
-    global_share: float
     reach: float
 
 
@@ -353,7 +351,7 @@ def region_views(
             quirks = ReferenceQuirks.of(Profile.REFERENCE if reference else Profile.CORRECTED)
             window = _window(mask_HW, min(float(rng.random()) * mix.reach, 1.0))
             seen_3hw, mask_1hw = image_3HW[window], mask_HW[None][window]
-            if rng.random() < mix.global_share:
+            if rng.random() < _GLOBAL_SHARE:
                 image = global_views(seen_3hw, blurred_3HW[window], mask_1hw, SIDE, quirks)[0]
             else:
                 image = local_views(seen_3hw, mask_1hw, SIDE, quirks)[0]

@@ -138,14 +138,13 @@ def test_crop_leaves_out_the_last_row_and_column_of_the_box():
 
 def test_windows_run_from_the_box_to_the_whole_picture(pool):
     scene = training_scene(0, 1)
-    local_only = {"crop_share": 0.0, "global_share": 0.0}
     shares = {
         reach: region_views(
             pool,
             1,
             range(len(scene.objects)),
             np.random.default_rng(0),
-            ViewMix(reach=reach, **local_only),
+            ViewMix(crop_share=0.0, reach=reach),
         ).masks_N1RR.mean(dim=(1, 2, 3))
         for reach in (0.0, 0.5, math.inf)
     }
