@@ -1,4 +1,4 @@
-"""Reading referring-expression datasets: REFER files, their splits, and their ground truth.
+"""Reading referring-expression datasets: REFER files, PhraseCut and one's own, with their truth.
 
 Start at `load_refer` (reader); README.md shows the expected folders and where the data comes from.
 """

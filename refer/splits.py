@@ -15,8 +15,8 @@ from refer.errors import DataError
 
 __all__ = [
     "DATASETS",
-    "PHRASECUT_SPLIT_BY",
     "SPLITS",
+    "UNNAMED_SPLIT_BY",
     "ExpectedCounts",
     "default_split_by",
     "expected_counts",
@@ -42,8 +42,8 @@ class ExpectedCounts:
     sentences_checked: bool = False
 
 
-PHRASECUT_SPLIT_BY = "-"
-"""PhraseCut has one way of splitting, without a name."""
+UNNAMED_SPLIT_BY = "-"
+"""The way of splitting of data that has one only, without a name: PhraseCut, a COCO file."""
 
 SPLITS: Mapping[str, Mapping[str, Mapping[str, ExpectedCounts | None]]] = {
     "shapes": {"synthetic": {"train": None, "val": None, "testA": None, "testB": None}},
@@ -80,7 +80,7 @@ SPLITS: Mapping[str, Mapping[str, Mapping[str, ExpectedCounts | None]]] = {
         },
     },
     "phrasecut": {
-        PHRASECUT_SPLIT_BY: {
+        UNNAMED_SPLIT_BY: {
             "train": ExpectedCounts(310816, 71746),
             "val": ExpectedCounts(20316, 2971),
             "test": ExpectedCounts(14354, 2545),

@@ -1,9 +1,11 @@
-"""A small data folder in RefCOCO's exact layout, for tests of the reader and of the programs.
+"""Small data folders in the datasets' exact layouts, for tests of readers and of programs.
 
-Every split has three images of 96 x 64 pixels (the last one greyscale, as some of COCO's are) with
-a red box on the left, a blue object on the right that is annotated by two overlapping polygons,
-and a crowd in run lengths that nobody refers to.  As in the published files, image ids are not
-sorted, an image's refs do not follow each other, and the refs' file_name is not the image's.
+In RefCOCO's, every split has three images of 96 x 64 pixels (the last one greyscale, as some of
+COCO's are) with a red box on the left, a blue object on the right that is annotated by two
+overlapping polygons, and a crowd in run lengths that nobody refers to.  As in the published files,
+image ids are not sorted, an image's refs do not follow each other, and the refs' file_name is not
+the image's.
+PhraseCut's and one's own data show the same pictures.
 """
 
 from __future__ import annotations
@@ -62,17 +64,22 @@ class MiniRefer:
             self._write_images(root / self.image_folder)
 
     def _write_images(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, entry in enumerate(self.instances["images"]):
-            image = Image.new("RGB", (HW[1], HW[0]), (200, 200, 190))
-            draw = ImageDraw.Draw(image)
-            draw.polygon(LEFT_POLYGON, fill=(200, 30, 30))
-            for polygon in RIGHT_POLYGONS:
-                draw.polygon(polygon, fill=(30, 60, 200))
-            draw.rectangle(CROWD_XYXY, fill=(60, 140, 60))
-            if index % IMAGES_PER_SPLIT == IMAGES_PER_SPLIT - 1:
-                image = image.convert("L")
-            image.save(folder / entry["file_name"], quality=95)
+        write_images(folder, [entry["file_name"] for entry in self.instances["images"]])
+
+
+def write_images(folder: Path, names: list[str]) -> None:
+    """Pictures of the red box, the blue object and the crowd, every third one greyscale."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, name in enumerate(names):
+        image = Image.new("RGB", (HW[1], HW[0]), (200, 200, 190))
+        draw = ImageDraw.Draw(image)
+        draw.polygon(LEFT_POLYGON, fill=(200, 30, 30))
+        for polygon in RIGHT_POLYGONS:
+            draw.polygon(polygon, fill=(30, 60, 200))
+        draw.rectangle(CROWD_XYXY, fill=(60, 140, 60))
+        if index % IMAGES_PER_SPLIT == IMAGES_PER_SPLIT - 1:
+            image = image.convert("L")
+        image.save(folder / name, quality=95)
 
 
 def mini_refer(dataset: str = "refcoco", split_by: str | None = None) -> MiniRefer:
@@ -187,3 +194,81 @@ def _annotations(image_id: int, first_id: int) -> list[dict[str, Any]]:
             "iscrowd": 1,
         },
     ]
+
+
+def points(polygon: list[int]) -> list[list[float]]:
+    """A polygon of COCO's form in PhraseCut's."""
+    return [[x + 0.5, y + 0.25] for x, y in zip(polygon[0::2], polygon[1::2], strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class MiniPhraseCut:
+    """The content of the files, to be changed at will before `write`."""
+
+    tasks: list[dict[str, Any]]
+    sizes: list[dict[str, Any]]
+
+    def write(self, folder: Path, split: str = "val", *, images: str | None = "images") -> None:
+        """Write the folder of one split, and images in a folder of it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"refer_{split}.json").write_text(json.dumps(self.tasks), encoding="utf-8")
+        (folder / "image_data_split.json").write_text(json.dumps(self.sizes), encoding="utf-8")
+        if images is not None:
+            names = [
+                f"{entry['image_id']}.jpg" for entry in self.sizes if entry["split"] != "train"
+            ]
+            write_images(folder / images, names)
+
+
+def mini_phrasecut() -> MiniPhraseCut:
+    """Three images with three tasks each: the red box, two blue things, and all three together."""
+    red, blues = [points(LEFT_POLYGON)], [[points(polygon)] for polygon in RIGHT_POLYGONS]
+    said = [
+        ("red box", "bottle", [red]),
+        ("blue things on the right", "thing", blues),
+        ("things in a row", "things", [red, *blues]),
+    ]
+    image_ids = [2405722 - 11 * index for index in range(IMAGES_PER_SPLIT)]
+    tasks = [
+        {
+            "task_id": f"{image_id}__{place}",
+            "image_id": image_id,
+            "ann_ids": [f"{image_id}_{i}" for i in range(len(instances))],
+            "instance_boxes": [[8, 16, 24, 32]] * len(instances),
+            "Polygons": instances,
+            "phrase": phrase,
+            "phrase_structure": {"name": name, "attributes": ["red"], "type": "attribute"},
+        }
+        for place, (phrase, name, instances) in enumerate(said)
+        for image_id in image_ids
+    ]
+    sizes = [
+        {"image_id": i, "height": HW[0], "width": HW[1], "split": "val"} for i in image_ids[::-1]
+    ]
+    unused = {"image_id": 7, "height": 0, "width": 0, "split": "train"}
+    return MiniPhraseCut(json.loads(json.dumps(tasks)), [unused, *sizes])
+
+
+def own_coco() -> dict[str, Any]:
+    """One's own data in COCO form, as little as there can be: two images, three annotations."""
+    return {
+        "images": [
+            {"id": 1, "file_name": "a.jpg", "height": HW[0], "width": HW[1]},
+            {"id": 2, "file_name": "b.jpg", "height": HW[0], "width": HW[1]},
+        ],
+        "annotations": [
+            {
+                "id": 10,
+                "image_id": 2,
+                "segmentation": [LEFT_POLYGON],
+                "sentences": ["the red box", "box on the left"],
+            },
+            {"id": 11, "image_id": 2, "segmentation": RIGHT_POLYGONS},
+            {
+                "id": "twelve",
+                "image_id": 1,
+                "segmentation": RIGHT_POLYGONS,
+                "caption": "The blue thing",
+            },
+        ],
+    }

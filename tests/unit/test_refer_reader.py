@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from refer import reader, splits
+from refer.dataset import Sentence
 from refer.ground_truth import ground_truth
 from refer.pickles import UnsafePickleError
-from refer.reader import Sentence, load_refer, missing_images
+from refer.reader import load_refer
 from tests.refer_factories import (
     HW,
     IMAGES_PER_SPLIT,
@@ -85,11 +86,11 @@ def test_the_pickle_is_preferred_to_the_json(tmp_path):
 def test_fields_arrive_as_written(mini_root):
     split = load(mini_root, split="testA")
     ref = split.refs[0]
-    assert (ref.ref_id, ref.ann_id, ref.category_id) == (12, 1700060, 51)
+    assert (ref.ref_id, ref.ann_ids, ref.category_id) == (12, (1700060,), 51)
     assert ref.sentences[0] == Sentence(30, "Red box  on the left", "red box on the left")
     image = split.images[ref.image_id]
     assert (image.height, image.width) == HW
-    ann = split.annotations[ref.ann_id]
+    ann = split.annotations[ref.ann_ids[0]]
     assert ann.bbox_xywh == (8.0, 16.0, 24.0, 32.0)
     assert ann.area == ground_truth(ann.segmentation, HW, drop_overlaps=True).sum() == 768
     assert not ann.iscrowd
@@ -101,7 +102,7 @@ def test_the_kind_of_a_sentence_is_read_where_given(tmp_path):
         ref["sentences"][0]["kind"] = "position"
     split = write_and_load(tmp_path, mini)
     assert [sentence.kind for sentence in split.refs[0].sentences] == ["position", None, None]
-    assert split.image_root == tmp_path / "images/shapes"
+    assert split.image_roots == (tmp_path / "images/shapes",)
 
 
 def test_the_image_name_comes_from_the_instances(mini_root):
@@ -169,16 +170,6 @@ def test_only_what_the_split_needs_is_kept(mini_root):
     assert sum(ann.iscrowd for ann in split.annotations.values()) == IMAGES_PER_SPLIT
 
 
-def test_missing_images_are_listed_in_dataset_order(tmp_path):
-    mini_refer().write(tmp_path)
-    split = load(tmp_path)
-    assert missing_images(split) == []
-    first, _, third = (split.image_path(image_id) for image_id in split.images)
-    third.unlink()
-    first.unlink()
-    assert missing_images(split) == [first, third]
-
-
 def test_an_annotation_without_mask_is_named_not_dropped(tmp_path, caplog):
     mini = mini_refer()
     by_id = {ann["id"]: ann for ann in mini.instances["annotations"]}
@@ -186,8 +177,9 @@ def test_an_annotation_without_mask_is_named_not_dropped(tmp_path, caplog):
     by_id[ref["ann_id"]]["segmentation"] = []
     split = write_and_load(tmp_path, mini)
     assert len(split.refs) == REFS_PER_SPLIT
+    assert split.refs_without_mask == (ref["ref_id"],)
     (problem,) = doubts_of(split)
-    assert f"Annotation {ref['ann_id']} (ref {ref['ref_id']})" in problem
+    assert problem == f"1 of 6 refs of refcoco val lack a mask: {ref['ref_id']}."
     assert problem in caplog.text
 
 
@@ -195,8 +187,18 @@ def test_a_ref_without_sentences_is_named(tmp_path):
     mini = mini_refer()
     ref = next(entry for entry in mini.refs if entry["split"] == "val")
     ref["sentences"] = []
-    (problem,) = doubts_of(write_and_load(tmp_path, mini))
-    assert f"Ref {ref['ref_id']} " in problem
+    split = write_and_load(tmp_path, mini)
+    assert split.refs_without_sentences == (ref["ref_id"],)
+    assert doubts_of(split) == [f"1 of 6 refs of refcoco val lack sentences: {ref['ref_id']}."]
+
+
+def test_the_first_five_refs_without_sentences_are_named(tmp_path):
+    mini = mini_refer()
+    for entry in mini.refs:
+        entry["sentences"] = []
+    split = write_and_load(tmp_path, mini)
+    named = ", ".join(str(ref.ref_id) for ref in split.refs[:5])
+    assert doubts_of(split) == [f"6 of 6 refs of refcoco val lack sentences: {named} and 1 more."]
 
 
 # Counts.

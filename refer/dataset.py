@@ -1,0 +1,286 @@
+"""What every dataset is read into: one split as plain records, in the dataset's order.
+
+Shapes: H x W image pixels, hw = (height, width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refer.errors import DataError
+from refer.ground_truth import MaskRule, check_segmentation, ground_truth
+
+__all__ = ["Annotation", "Id", "ImageFaults", "ImageInfo", "Ref", "ReferSplit", "Sentence"]
+
+Id = int | str
+"""REFER counts its refs and annotations; PhraseCut and one's own data may name them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One expression.
+
+    Attributes:
+        sent_id: Unique in its ref; in REFER data in its split.
+        raw: As people wrote it; the method reads this one.
+        sent: As the dataset's authors cleaned it.
+        kind: Kind of expression, where the data says: the shapes world its own, PhraseCut seen or
+            unseen.
+    """
+
+    sent_id: int
+    raw: str
+    sent: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """What is referred to, with everything said of it.
+
+    Attributes:
+        ref_id: Unique in its split.
+        ann_ids: The annotations that are referred to together: one in REFER data, any number in
+            PhraseCut.
+        image_id: Its image.
+        category_id: Its COCO category, where the data says.
+        sentences: Everything said of it.
+    """
+
+    ref_id: Id
+    ann_ids: tuple[Id, ...]
+    image_id: int
+    category_id: int | None
+    sentences: tuple[Sentence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """One image; height and width in pixels, as annotated."""
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One annotated object.
+
+    Attributes:
+        ann_id: Unique in the dataset.
+        image_id: Its image.
+        segmentation: As in the file; empty where it has no mask.  `ReferSplit.instance_mask` reads
+            it, `ReferSplit.check_mask` checks it.
+        iscrowd: Whether it marks a group as one region.
+        category_id: Its COCO category, where the data says.
+        bbox_xywh: Left, top, width, height in pixels, origin top-left, where the data says.
+        area: In pixels, where the data says.
+    """
+
+    ann_id: Id
+    image_id: int
+    segmentation: object
+    iscrowd: bool = False
+    category_id: int | None = None
+    bbox_xywh: tuple[float, float, float, float] | None = None
+    area: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFaults:
+    """Images of a split that are not as its annotations say, by their ids, in dataset order.
+
+    Attributes:
+        missing: No such file.
+        damaged: The file is no picture, or is cut short.
+        other_size: Height and width of the file, where they are not the annotated ones.
+    """
+
+    missing: tuple[int, ...] = ()
+    damaged: tuple[int, ...] = ()
+    other_size: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferSplit:
+    """One split of one dataset.
+
+    Attributes:
+        dataset: Its name, as in `refer.splits.SPLITS`; for one's own data that of its folder or
+            file.
+        split: Its name, as in the dataset's files.
+        split_by: Who drew the splits.
+        refs: In the order of their file, which is the dataset's order everywhere.
+        images: Image id -> image, for the images of `refs`, in the order of first appearance.
+        annotations: Annotation id -> annotation, for every annotated object of these images,
+            referred to or not, in the order of their file.
+        image_roots: Folders of the image files, in the order in which they are searched.
+        file_digests: SHA-256 of the annotation files that were read, by file name.
+        mask_rule: How segmentations are written and drawn.
+        faults: What `refer.faults.image_faults` found; nothing before it has looked.
+        problems: One line for each doubt about the data that does not forbid using it.
+    """
+
+    dataset: str
+    split: str
+    split_by: str
+    refs: tuple[Ref, ...]
+    images: dict[int, ImageInfo]
+    annotations: dict[Id, Annotation]
+    image_roots: tuple[Path, ...]
+    file_digests: dict[str, str]
+    mask_rule: MaskRule = MaskRule.COCO
+    faults: ImageFaults = field(default_factory=ImageFaults)
+    problems: tuple[str, ...] = ()
+    _instances: dict[int, list[Id]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        referred = {ann_id for ref in self.refs for ann_id in ref.ann_ids}
+        instances: dict[int, list[Id]] = {}
+        for ann_id, ann in self.annotations.items():
+            if ann.segmentation and (not ann.iscrowd or ann_id in referred):
+                instances.setdefault(ann.image_id, []).append(ann_id)
+        object.__setattr__(self, "_instances", instances)
+
+    @property
+    def num_sentences(self) -> int:
+        """Number of expressions: the number of samples of an evaluation."""
+        return sum(len(ref.sentences) for ref in self.refs)
+
+    @property
+    def refs_without_mask(self) -> tuple[Id, ...]:
+        """Refs whose truth is empty or lacks an object, as the data has no segmentation for it."""
+        return tuple(
+            ref.ref_id
+            for ref in self.refs
+            if not ref.ann_ids
+            or not all(self.annotations[ann_id].segmentation for ann_id in ref.ann_ids)
+        )
+
+    @property
+    def refs_without_sentences(self) -> tuple[Id, ...]:
+        """Refs that no sample of an evaluation comes from."""
+        return tuple(ref.ref_id for ref in self.refs if not ref.sentences)
+
+    def image_path(self, image_id: int) -> Path:
+        """Path of an image file; where there is none, the path it was first looked for at.
+
+        Raises:
+            KeyError: The split has no such image.
+        """
+        paths = [root / self.images[image_id].file_name for root in self.image_roots]
+        return next((path for path in paths if path.is_file()), paths[0])
+
+    def refs_by_image(self) -> dict[int, tuple[Ref, ...]]:
+        """Image id -> its refs; images in the order of first appearance, refs in file order."""
+        grouped: dict[int, list[Ref]] = {}
+        for ref in self.refs:
+            grouped.setdefault(ref.image_id, []).append(ref)
+        return {image_id: tuple(refs) for image_id, refs in grouped.items()}
+
+    def instances(self, image_id: int) -> tuple[Id, ...]:
+        """Annotated objects of an image that can serve as proposals, in file order.
+
+        Those with a segmentation that mark one object or are referred to; of several with the
+        very same segmentation (PhraseCut repeats objects from task to task) the first.
+        """
+        distinct: dict[Id, object] = {}
+        for ann_id in self._instances.get(image_id, ()):
+            segmentation = self.annotations[ann_id].segmentation
+            if segmentation not in distinct.values():
+                distinct[ann_id] = segmentation
+        return tuple(distinct)
+
+    def instance_mask(self, ann_id: Id, *, drop_overlaps: bool) -> NDArray[np.bool_]:
+        """The mask of one annotated object.
+
+        Args:
+            ann_id: One of `annotations`.
+            drop_overlaps: Quirk Q9; see `refer.ground_truth.ground_truth`.
+
+        Returns:
+            Bool, (H, W); empty where the annotation has no segmentation.
+
+        Raises:
+            DataError: The segmentation is broken.
+        """
+        ann = self.annotations[ann_id]
+        if not ann.segmentation:
+            return np.zeros(self._hw(ann.image_id), dtype=np.bool_)
+        try:
+            return ground_truth(
+                ann.segmentation,
+                self._hw(ann.image_id),
+                drop_overlaps=drop_overlaps,
+                rule=self.mask_rule,
+            )
+        except DataError as error:
+            raise self._named(ann, error) from error
+
+    def check_mask(self, ann_id: Id) -> None:
+        """Refuse what `instance_mask` refuses, without drawing anything: microseconds a mask.
+
+        Raises:
+            DataError: The segmentation is broken.
+        """
+        ann = self.annotations[ann_id]
+        if ann.segmentation:
+            try:
+                check_segmentation(ann.segmentation, self._hw(ann.image_id), rule=self.mask_rule)
+            except DataError as error:
+                raise self._named(ann, error) from error
+
+    def truth(self, ref: Ref, *, drop_overlaps: bool) -> NDArray[np.bool_]:
+        """The mask that a ref's sentences refer to: the union of its objects.
+
+        Args:
+            ref: One of the split.
+            drop_overlaps: Quirk Q9; see `refer.ground_truth.ground_truth`.
+
+        Returns:
+            Bool, (H, W); objects without a segmentation, which `refs_without_mask` tells, add
+            nothing.
+
+        Raises:
+            DataError: A segmentation is broken.
+        """
+        truth_HW = np.zeros(self._hw(ref.image_id), dtype=np.bool_)
+        for ann_id in ref.ann_ids:
+            truth_HW |= self.instance_mask(ann_id, drop_overlaps=drop_overlaps)
+        return truth_HW
+
+    def limited(self, n_images: int) -> ReferSplit:
+        """The split of the first images alone, with all their refs, order unchanged.
+
+        Raises:
+            DataError: `n_images` is below 1.
+        """
+        if n_images < 1:
+            raise DataError(f"Expected a limit of at least 1 image; got {n_images}.")
+        images = dict(list(self.images.items())[:n_images])
+        faults = ImageFaults(
+            missing=tuple(i for i in self.faults.missing if i in images),
+            damaged=tuple(i for i in self.faults.damaged if i in images),
+            other_size={i: hw for i, hw in self.faults.other_size.items() if i in images},
+        )
+        return replace(
+            self,
+            refs=tuple(ref for ref in self.refs if ref.image_id in images),
+            images=images,
+            annotations={i: ann for i, ann in self.annotations.items() if ann.image_id in images},
+            faults=faults,
+        )
+
+    def _hw(self, image_id: int) -> tuple[int, int]:
+        return self.images[image_id].height, self.images[image_id].width
+
+    def _named(self, ann: Annotation, error: DataError) -> DataError:
+        name = self.images[ann.image_id].file_name
+        return DataError(f"Annotation {ann.ann_id} of image {name}: {error}")

@@ -1,0 +1,219 @@
+"""Reader of PhraseCut: phrases for any number of objects of Visual Genome's images.
+
+A task of the files is a ref with one sentence, its phrase; its objects are annotations, and its
+truth is their union.  README.md of this folder shows the expected files.
+
+Source: the files that PhraseCut's authors publish (`refer_<split>.json`, `image_data_split.json`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from refer import splits
+from refer.checks import checked
+from refer.dataset import Annotation, ImageInfo, Ref, ReferSplit, Sentence
+from refer.entries import (
+    Entry,
+    digests,
+    first_few,
+    parse_each,
+    read_json,
+    require_unique,
+    required,
+)
+from refer.errors import DataError
+from refer.ground_truth import MIN_DRAWN_POINTS, MaskRule, check_segmentation
+
+__all__ = ["COCO_CATEGORIES", "load_phrasecut"]
+
+SIZES_FILE = "image_data_split.json"
+
+# fmt: off
+COCO_CATEGORIES = frozenset((
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
+    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
+    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
+    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
+    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant",
+    "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
+    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "teddy bear", "hair drier", "toothbrush",
+))
+# fmt: on
+"""COCO's 80 categories of objects: phrases of these are "seen", all others "unseen"."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One phrase; `num_too_short` polygons of it have too few points to be drawn."""
+
+    ref: Ref
+    annotations: list[Annotation]
+    num_too_short: int
+
+
+def load_phrasecut(root: Path, split: str, *, check_counts: bool = True) -> ReferSplit:
+    """Load one split of PhraseCut.
+
+    Every polygon is checked. Those of fewer than two points, of which nothing can be drawn, are
+    left out and counted among the problems.
+
+    Args:
+        root: The data root; phrasecut/, phrasecut/VGPhraseCut_v0/, VGPhraseCut_v0/ in it or the
+            root itself holds the files: the first that does.
+        split: train, val, test or miniv.
+        check_counts: Refuse a split whose phrases or images differ in number from the published
+            ones; False reads it all the same, and names it among the problems.
+
+    Raises:
+        FileNotFoundError: A file is missing; the message shows the expected ones.
+        DataError: The split does not exist or is empty; a file is damaged; a task is malformed; or
+            the counts are off.
+    """
+    split_by = splits.validate("phrasecut", split)
+    tasks_path = _tasks_path(root, split)
+    folder = tasks_path.parent
+    sizes_path = folder / SIZES_FILE
+    if not sizes_path.is_file():
+        raise FileNotFoundError(
+            f"Expected {sizes_path} beside {tasks_path.name}; there is none. "
+            "See refer/README.md for the expected tree and where the data comes from."
+        )
+    tasks, images = _read(tasks_path, sizes_path)
+    folders = [folder / "images", folder, root / "images"]
+    genome = [place / name for place in folders[1:] for name in ("VG_100K", "VG_100K_2")]
+    loaded = ReferSplit(
+        dataset="phrasecut",
+        split=split,
+        split_by=split_by,
+        refs=tuple(task.ref for task in tasks),
+        images=images,
+        annotations={ann.ann_id: ann for task in tasks for ann in task.annotations},
+        image_roots=(folders[0], *genome),
+        file_digests=digests(tasks_path, sizes_path),
+        mask_rule=MaskRule.PHRASECUT,
+        problems=_left_out(tasks, tasks_path),
+    )
+    expected = splits.expected_counts("phrasecut", split)
+    return checked(loaded, expected, tasks_path, check_counts=check_counts)
+
+
+def _tasks_path(root: Path, split: str) -> Path:
+    places = [
+        root / "phrasecut",
+        root / "phrasecut" / "VGPhraseCut_v0",
+        root / "VGPhraseCut_v0",
+        root,
+    ]
+    paths = [place / f"refer_{split}.json" for place in places]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"Expected {paths[0].name} and {SIZES_FILE} in one of "
+            f"{', '.join(map(str, places))}, and images in images/ beside them; there is none. "
+            "See refer/README.md for the expected tree and where the data comes from."
+        )
+    return found
+
+
+def _read(tasks_path: Path, sizes_path: Path) -> tuple[list[_Task], dict[int, ImageInfo]]:
+    """The tasks of a split, and their images in the order of first appearance."""
+    content, what = read_json(tasks_path), f"the tasks in {tasks_path}"
+    image_ids = dict.fromkeys(parse_each(content, _image_id, what))
+    if not image_ids:
+        raise DataError(f"Expected tasks in {tasks_path}; got none. Fetch the file again.")
+
+    def parse_image(entry: Entry) -> ImageInfo | None:
+        return _parse_image(entry) if _image_id(entry) in image_ids else None
+
+    sizes = parse_each(read_json(sizes_path), parse_image, f"the images in {sizes_path}")
+    require_unique((image.image_id for image in sizes), f"image_id in {sizes_path}")
+    images = {image.image_id: image for image in sizes}
+
+    def parse(entry: Entry) -> _Task:
+        task_id = required(entry, "task_id", str)
+        try:
+            return _parse_task(entry, task_id, images, sizes_path)
+        except ValueError as error:
+            raise DataError(f"task {task_id}: {error}") from None
+
+    tasks = parse_each(content, parse, what)
+    require_unique((task.ref.ref_id for task in tasks), f"task_id in {tasks_path}")
+    return tasks, {image_id: images[image_id] for image_id in image_ids}
+
+
+def _image_id(entry: Entry) -> int:
+    return required(entry, "image_id", int)
+
+
+def _parse_image(entry: Entry) -> ImageInfo:
+    image_id = _image_id(entry)
+    height, width = required(entry, "height", int), required(entry, "width", int)
+    if min(height, width) <= 0:
+        raise DataError(
+            f"expected a positive height and width of image {image_id}; got {height} and {width}."
+        )
+    return ImageInfo(image_id, f"{image_id}.jpg", height, width)
+
+
+def _parse_task(
+    entry: Entry, task_id: str, images: dict[int, ImageInfo], sizes_path: Path
+) -> _Task:
+    image = images.get(_image_id(entry))
+    if image is None:
+        raise DataError(
+            f"expected the size of image {entry['image_id']} in {sizes_path}; it has none."
+        )
+    phrase = required(entry, "phrase", str)
+    if not phrase.strip():
+        raise DataError(f"expected a phrase in words; got {phrase!r}.")
+    structure = required(entry, "phrase_structure", dict)
+    seen = required(structure, "name", str) in COCO_CATEGORIES
+    num_too_short = 0
+    annotations: list[Annotation] = []
+    for index, instance in enumerate(required(entry, "Polygons", list)):
+        try:
+            polygons, num_left_out = _drawable(instance)
+            if polygons:
+                check_segmentation(polygons, (image.height, image.width), rule=MaskRule.PHRASECUT)
+        except ValueError as error:
+            raise DataError(f"instance {index}: {error}") from None
+        num_too_short += num_left_out
+        # Ids of our own: tasks repeat objects, each time with polygons that may differ.
+        annotations.append(Annotation(f"{task_id}.{index}", image.image_id, polygons))
+    kind = "seen" if seen else "unseen"
+    ref = Ref(
+        ref_id=task_id,
+        ann_ids=tuple(ann.ann_id for ann in annotations),
+        image_id=image.image_id,
+        category_id=None,
+        sentences=(Sentence(sent_id=0, raw=phrase, sent=phrase, kind=kind),),
+    )
+    return _Task(ref, annotations, num_too_short)
+
+
+def _drawable(instance: object) -> tuple[list[object], int]:
+    """The polygons of an instance that can be drawn, and the number of those that cannot."""
+    if not isinstance(instance, list):
+        raise DataError(f"expected its polygons as a list; got {type(instance).__name__}.")
+    kept = [
+        polygon
+        for polygon in instance
+        if not isinstance(polygon, list) or len(polygon) >= MIN_DRAWN_POINTS
+    ]
+    return kept, len(instance) - len(kept)
+
+
+def _left_out(tasks: list[_Task], path: Path) -> tuple[str, ...]:
+    names = [task.ref.ref_id for task in tasks if task.num_too_short]
+    if not names:
+        return ()
+    total = sum(task.num_too_short for task in tasks)
+    return (
+        f"{total} polygons in {path} have fewer than {MIN_DRAWN_POINTS} points and are left out; "
+        f"they are of {len(names)} tasks: {first_few(names)}.",
+    )
