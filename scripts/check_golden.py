@@ -6,6 +6,8 @@ A folder of vectors holds any of these files, found by their names:
 * ``gem_depth<d>_iter<i>.npz``: images, noun phrases, heat maps;
 * ``text.npz``: texts, tokens, features;
 * ``clip_tiny.npz``: the CLIP that the three above were made with;
+* ``global_local.npz``: images, masks, boxes, crops; their features in Global-Local CLIP, of the
+  vision towers ``clip_tiny_vit32.npz`` and ``clip_tiny_rn.npz``;
 * ``language.json``: parses, and what is read off them;
 * ``guidance.json`` and ``guidance.npz``: features and masks, scores and picks;
 * ``metrics.json``: pairs of masks, their oIoU and mIoU.
@@ -40,13 +42,17 @@ from PIL import Image
 from spacy.tokens import Doc
 from torch import Tensor
 
+# Run as a file, Python looks beside it only; the suite lies in the folder above.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from hybridgl import gem, guidance, views
 from hybridgl.config import FusionConfig, FusionMode, GemConfig, GuidanceConfig, ReferenceQuirks
 from hybridgl.errors import UserError
 from hybridgl.fusion import mask_features
 from hybridgl.language import Position, Relation, parse_expression
-from hybridgl.metrics import Overlap, mean_iou, overall_iou, overlap_counts
+from hybridgl.metrics import CONVENTIONS, overlap_counts, scores
 from hybridgl.models.clip_encoder import ClipEncoder
+from third_party import global_local
 
 __all__ = ["Comparison", "FolderReport", "GoldenError", "compare_folder", "main"]
 
@@ -60,6 +66,9 @@ _VIEW_STEP = 16
 
 _MAP_STEP = 14
 """The vectors hold every 14th row and column of a heat map at the size of GEM's input."""
+
+_CROP_SIDE = 224
+"""Input side of both vision towers of ``global_local.npz``."""
 
 _LOGIT_SCALE = 100.0
 _SENTENCE_WEIGHT = 0.5
@@ -79,6 +88,12 @@ _UNUSABLE = (
 """What reading or comparing a damaged file raises."""
 
 _CLIP = "clip_tiny.npz"
+
+_TOWERS = {"vit": "clip_tiny_vit32.npz", "rn": "clip_tiny_rn.npz"}
+"""Vision towers of ``global_local.npz``; the texts' tower and all else is that of ``_CLIP``."""
+
+_INPUTS = (_CLIP, "guidance.npz", *_TOWERS.values())
+"""Files that are compared through others."""
 
 _Array = NDArray[Any]
 
@@ -172,8 +187,14 @@ def compare_folder(folder: Path) -> FolderReport:
             comparisons += _run(compare, path, clip)
         elif compare:
             not_compared.append(f"{path.name} (the folder lacks its weights {_CLIP})")
-        elif path.suffix in (".npz", ".json") and path.name not in (_CLIP, "guidance.npz"):
+        elif path.suffix in (".npz", ".json") and path.name not in _INPUTS:
             not_compared.append(f"{path.name} (the library has no counterpart)")
+    if (folder / "global_local.npz").is_file():
+        not_compared += [
+            f"features in global_local.npz of {name} (the folder lacks it or {_CLIP})"
+            for name in _TOWERS.values()
+            if not (clip and (folder / name).is_file())
+        ]
     if not comparisons:
         raise GoldenError(
             f"Expected golden vectors in {folder}, found nothing to compare. Give a folder laid "
@@ -296,16 +317,61 @@ def compare_guidance(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
 def compare_metrics(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
     """Both metrics over all pairs of masks."""
     vectors = _read_json(path, dict)
-    overlaps = []
+    counts = []
     for row in vectors["rows"]:
         prediction_1HW, truth_1HW = (
             _unpack(np.array([row[name]], dtype=np.uint8), (1, *row["shape"]))
             for name in ("pred", "target")
         )
-        intersections, unions = overlap_counts(prediction_1HW, truth_1HW)
-        overlaps.append(Overlap(int(intersections[0, 0]), int(unions[0, 0])))
-    for name, metric in (("oIoU", overall_iou), ("mIoU", mean_iou)):
-        yield _errors(path, f"{name} of {len(overlaps)} pairs", (metric(overlaps), vectors[name]))
+        counts.append([array.item() for array in overlap_counts(prediction_1HW, truth_1HW)])
+    intersections, unions = np.array(counts).T
+    came = scores(intersections, unions, CONVENTIONS["zero-shot"])
+    for name in ("oIoU", "mIoU"):
+        yield _errors(path, f"{name} of {len(counts)} pairs", (came[name], vectors[name]))
+
+
+def compare_global_local(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
+    """Boxes, crops and both features of Global-Local CLIP."""
+    vectors = _read_npz(path)
+    towers = {
+        name: _with_vision_tower(path.parent, file)
+        for name, file in _TOWERS.items()
+        if (path.parent / file).is_file() and (path.parent / _CLIP).is_file()
+    }
+    for key in sorted({name.partition("|")[0] for name in vectors}):
+        count, *hw = vectors[f"{key}|mask_shape"].tolist()
+        masks_NHW = torch.from_numpy(_unpack(vectors[f"{key}|masks"], (count, *hw)))
+        boxes_N4 = global_local.mask_boxes(masks_NHW)
+        pairs = zip(boxes_N4.numpy(), vectors[f"{key}|boxes_xyxy"], strict=True)
+        matches = sum(np.array_equal(came, expected) for came, expected in pairs)
+        yield Comparison(path.name, f"boxes of image {key}", count, matches)
+        scaled_13hw = global_local.resized_image(Image.fromarray(vectors[f"{key}|image"]))[None]
+        crops_N3RR = global_local.crop_views(
+            views.resize(scaled_13hw, (hw[0], hw[1]))[0],
+            masks_NHW,
+            _CROP_SIDE,
+            unnormalised_fill=_QUIRKS.crop_unnormalised_fill,
+        )
+        sample = crops_N3RR[:, :, ::_VIEW_STEP, ::_VIEW_STEP]
+        yield _errors(path, f"crops of image {key}", (sample, vectors[f"{key}|crop_sample"]))
+        image_13RR = views.resize(scaled_13hw, (_CROP_SIDE, _CROP_SIDE))
+        for name, clip in towers.items():
+            gate_NP = views.gate(masks_NHW, clip.grid)
+            with torch.inference_mode():
+                global_NE = global_local.global_features(clip, image_13RR, gate_NP, 9)
+                crop_NE = global_local.crop_features(clip, crops_N3RR)
+            for feature, came_NE in (("mask", global_NE), ("crop", crop_NE)):
+                expected = vectors[f"{key}|{name}|{feature}_features"]
+                subject = f"{name} {feature} features of image {key}"
+                yield _errors(path, subject, (came_NE, expected))
+
+
+def _with_vision_tower(folder: Path, name: str) -> ClipEncoder:
+    """The CLIP of the folder with another vision tower."""
+    state = {key: value for key, value in _read_npz(folder / _CLIP).items() if "visual." not in key}
+    state |= {f"visual.{key}": value for key, value in _read_npz(folder / name).items()}
+    tensors = {key: torch.from_numpy(value) for key, value in state.items()}
+    return ClipEncoder(tensors, torch.device("cpu"))
 
 
 _COMPARES: Mapping[str, Callable[[Path, Any], Iterator[Comparison]]] = {
@@ -315,6 +381,7 @@ _COMPARES: Mapping[str, Callable[[Path, Any], Iterator[Comparison]]] = {
     r"language\.json": compare_language,
     r"guidance\.json": compare_guidance,
     r"metrics\.json": compare_metrics,
+    r"global_local\.npz": compare_global_local,
 }
 """What compares a file, by the pattern of its name."""
 

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from torch import nn
 
 from hybridgl.models.clip_encoder import ClipEncoder
@@ -72,6 +73,17 @@ def clip_state(
         **norm("visual.ln_pre.", width),
         **norm("visual.ln_post.", width),
         **transformer("visual.", width, blocks),
+    }
+
+
+def resnet_clip_state(seed=0):
+    """A state dict as ``clip_state``'s with a ResNet as vision tower, for pictures of 64 pixels."""
+    torch.manual_seed(seed)
+    tower = ModifiedResNet((1, 1, 1, 1), 64, heads=8, image_size=64, width=16)
+    text = {key: value for key, value in clip_state(seed).items() if "visual." not in key}
+    return text | {
+        f"visual.{key}": value.half().float() if value.is_floating_point() else value
+        for key, value in tower.state_dict().items()
     }
 
 

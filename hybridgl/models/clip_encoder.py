@@ -1,7 +1,8 @@
-"""CLIP through open_clip: loading OpenAI's files, text features, the parts of the vision tower.
+"""CLIP through open_clip: loading OpenAI's files, text features, the parts of the vision towers.
 
 OpenAI's ``.pt`` files are TorchScript archives of float16 weights trained with QuickGELU; the
-architecture is read off the weights. Everything computes in float32 unless told otherwise.
+architecture, vision transformer or ResNet, is read off the weights. Everything computes in float32
+unless told otherwise.
 
 Shapes: B images or masks, R side of the input, T tokens, D width, h heads, d head width,
 L texts, E embedding width.
@@ -25,18 +26,22 @@ from torch import Tensor, nn
 
 from hybridgl.errors import UserError
 
-__all__ = ["ClipEncoder", "VisionTower", "embed_patches", "qkv_heads"]
+__all__ = ["ClipEncoder", "ResNetTower", "VisionTower", "embed_patches", "qkv_heads"]
 
 _LOG = logging.getLogger(__name__)
 
 _ARCHITECTURES = {
-    "ViT-B-16": (768, 16, 12, 512),
-    "ViT-B-32": (768, 32, 12, 512),
-    "ViT-L-14": (1024, 14, 24, 768),
+    "ViT-B-16": "vision transformer of width 768, patch 16, 12 blocks, embedding 512",
+    "ViT-B-32": "vision transformer of width 768, patch 32, 12 blocks, embedding 512",
+    "ViT-L-14": "vision transformer of width 1024, patch 14, 24 blocks, embedding 768",
+    "RN50": "ResNet of width 64, 3 + 4 + 6 + 3 blocks, embedding 1024",
 }
-"""Width, patch side, vision blocks and embedding width of OpenAI's vision transformers."""
+"""OpenAI's vision towers, as ``_describe`` words them."""
 
 _TEXTS_PER_BATCH = 256
+
+_RESNET_STRIDE = 32
+"""Pixels of the input along each side of a place of a ResNet's last feature map."""
 
 
 class VisionTower(Protocol):
@@ -49,6 +54,19 @@ class VisionTower(Protocol):
     transformer: Any
     ln_post: nn.Module
     proj: Tensor
+
+
+class ResNetTower(Protocol):
+    """The public parts of open_clip's ``ModifiedResNet`` that masks act between."""
+
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+    attnpool: nn.Module
+
+    def stem(self, images_B3RR: Tensor) -> Tensor:
+        """Three convolutions and a pooling, (B, D, R / 4, R / 4)."""
 
 
 def embed_patches(visual: VisionTower, images_B3RR: Tensor) -> Tensor:
@@ -103,9 +121,9 @@ class ClipEncoder:
     """CLIP's two towers with their tokenizer, from one set of weights.
 
     Attributes:
-        visual: the vision transformer.
+        resnet: the vision tower, where it is a ResNet; None where it is a transformer.
         image_size: side of the square input, in pixels.
-        grid: patches along each side of the input.
+        grid: patches along each side of the input; of a ResNet, places of its last feature map.
         logit_scale: factor on cosines, already exponentiated.
     """
 
@@ -117,9 +135,10 @@ class ClipEncoder:
         self._model = model.eval().requires_grad_(False).to(device)
         self._tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
         self.device = device
-        self.visual: VisionTower = self._model.visual
-        self.image_size: int = self._model.visual.image_size[0]
-        self.grid: int = self._model.visual.grid_size[0]
+        tower: Any = self._model.visual
+        self.resnet: ResNetTower | None = None if _is_transformer(state) else tower
+        self.image_size: int = tower.image_size if self.resnet else tower.image_size[0]
+        self.grid: int = self.image_size // _RESNET_STRIDE if self.resnet else tower.grid_size[0]
         self.logit_scale = float(state["logit_scale"].exp())
         self._truncated: set[str] = set()
 
@@ -131,7 +150,7 @@ class ClipEncoder:
 
         Args:
             path: a local file.
-            architecture: the expected one, as ``ViT-B-16``; None takes any.
+            architecture: the expected one, as ``ViT-B-16`` or ``RN50``; None takes any.
             device: where the weights go.
 
         Raises:
@@ -154,6 +173,33 @@ class ClipEncoder:
                 f"Expected the weights of a whole OpenAI CLIP in {path}, cannot build one of them "
                 f"({type(error).__name__}: {reason}). Fetch the file again."
             ) from error
+
+    @property
+    def visual(self) -> VisionTower:
+        """The vision transformer.
+
+        Raises:
+            UserError: the vision tower is a ResNet.
+        """
+        if self.resnet:
+            raise UserError(
+                "Expected a CLIP vision transformer, got a ResNet. Use --clip_model ViT-B-16."
+            )
+        tower: VisionTower = self._model.visual
+        return tower
+
+    @torch.inference_mode()
+    def encode_images(self, images_B3RR: Tensor) -> Tensor:
+        """Image features.
+
+        Args:
+            images_B3RR: normalised, float32, (B, 3, R, R), R the ``image_size``.
+
+        Returns:
+            (B, E), not normalised.
+        """
+        features_BE: Tensor = self._model.encode_image(images_B3RR)
+        return features_BE
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -233,15 +279,33 @@ def _is_torchscript(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
-def _check_architecture(state: dict[str, Tensor], path: Path, expected: str | None) -> None:
-    if "visual.proj" not in state:
-        raise UserError(
-            f"Expected a CLIP vision transformer in {path}, found a ResNet: use ViT-B-16."
+def _is_transformer(state: dict[str, Tensor]) -> bool:
+    return "visual.proj" in state
+
+
+def _describe(state: dict[str, Tensor]) -> str:
+    """A vision tower in words, by what its weights tell."""
+    if _is_transformer(state):
+        width, _, patch, _ = state["visual.conv1.weight"].shape
+        blocks = sum(name.startswith("visual.") and name.endswith(".ln_1.weight") for name in state)
+        embedding = state["visual.proj"].shape[1]
+        return (
+            f"vision transformer of width {width}, patch {patch}, {blocks} blocks, "
+            f"embedding {embedding}"
         )
-    width, _, patch, _ = state["visual.conv1.weight"].shape
-    blocks = sum(name.startswith("visual.") and name.endswith(".ln_1.weight") for name in state)
-    found = (width, patch, blocks, state["visual.proj"].shape[1])
+    width = state["visual.layer1.0.conv1.weight"].shape[0]
+    layers = [
+        len({name.split(".")[2] for name in state if name.startswith(f"visual.layer{layer}.")})
+        for layer in (1, 2, 3, 4)
+    ]
+    embedding = state["visual.attnpool.c_proj.weight"].shape[0]
+    blocks_by_layer = " + ".join(map(str, layers))
+    return f"ResNet of width {width}, {blocks_by_layer} blocks, embedding {embedding}"
+
+
+def _check_architecture(state: dict[str, Tensor], path: Path, expected: str | None) -> None:
+    found = _describe(state)
     if expected in _ARCHITECTURES and found != _ARCHITECTURES[expected]:
-        names = [name for name, sizes in _ARCHITECTURES.items() if sizes == found]
-        came = names[0] if names else "width {}, patch {}, {} blocks, embedding {}".format(*found)
+        names = [name for name, described in _ARCHITECTURES.items() if described == found]
+        came = names[0] if names else f"a {found}"
         raise UserError(f"Expected CLIP {expected} in {path}, found {came}.")

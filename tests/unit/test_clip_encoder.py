@@ -13,7 +13,13 @@ from hybridgl.errors import UserError
 from hybridgl.models import clip_encoder as module
 from hybridgl.models.clip_encoder import ClipEncoder, embed_patches, qkv_heads
 from tests.clip_oracle import SlowVision
-from tests.factories_clip import clip_encoder, clip_state, save_npz, save_torchscript
+from tests.factories_clip import (
+    clip_encoder,
+    clip_state,
+    resnet_clip_state,
+    save_npz,
+    save_torchscript,
+)
 
 LONG = "cat " * 90
 
@@ -136,10 +142,37 @@ def test_weights_of_another_model_are_refused(tmp_path):
         ClipEncoder.from_file(tmp_path / "sam.pth")
 
 
-def test_resnet_is_refused(state, tmp_path):
-    resnet = {name: value for name, value in state.items() if name != "visual.proj"}
-    with pytest.raises(UserError, match="found a ResNet: use ViT-B-16"):
-        ClipEncoder.from_file(save_npz(tmp_path / "c.npz", resnet))
+def test_resnet_has_no_vision_transformer(tmp_path):
+    encoder = ClipEncoder.from_file(save_npz(tmp_path / "c.npz", resnet_clip_state()))
+    assert encoder.resnet is not None
+    assert (encoder.image_size, encoder.grid) == (64, 2)
+    with pytest.raises(UserError, match=r"Expected a CLIP vision transformer, got a ResNet.*B-16"):
+        _ = encoder.visual
+
+
+def test_image_features_of_a_resnet_are_those_of_its_parts():
+    encoder = clip_encoder(resnet_clip_state())
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    tower = encoder.resnet
+    with torch.inference_mode():
+        x = tower.stem(images)
+        for layer in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
+            x = layer(x)
+        expected = tower.attnpool(x)
+    assert torch.equal(encoder.encode_images(images), expected)
+
+
+def test_resnet_of_another_size_than_expected_is_refused(tmp_path):
+    path = save_npz(tmp_path / "c.npz", resnet_clip_state())
+    came = r"found a ResNet of width 16, 1 \+ 1 \+ 1 \+ 1 blocks, embedding 64"
+    with pytest.raises(UserError, match=rf"Expected CLIP RN50 in .*, {came}"):
+        ClipEncoder.from_file(path, architecture="RN50")
+
+
+def test_weights_without_any_vision_tower_are_refused(state, tmp_path):
+    bare = {name: value for name, value in state.items() if not name.startswith("visual.")}
+    with pytest.raises(UserError, match="Expected the weights of a whole OpenAI CLIP"):
+        ClipEncoder.from_file(save_npz(tmp_path / "c.npz", bare))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +197,8 @@ def test_weights_that_do_not_fit_together_are_refused(state, tmp_path, change):
 
 def test_another_size_than_the_expected_architecture_is_refused(state, tmp_path):
     path = save_npz(tmp_path / "c.npz", state)
-    expected = r"Expected CLIP ViT-B-16 in .*, found width 128, patch 16, 2 blocks, embedding 64"
+    came = "found a vision transformer of width 128, patch 16, 2 blocks, embedding 64"
+    expected = rf"Expected CLIP ViT-B-16 in .*, {came}"
     with pytest.raises(UserError, match=expected):
         ClipEncoder.from_file(path, architecture="ViT-B-16")
 
