@@ -12,15 +12,21 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from hybridgl.arguments import add_model_arguments, model_from_arguments
+from hybridgl.arguments import (
+    add_model_arguments,
+    backbones_from_arguments,
+    method_config_from_arguments,
+)
 from hybridgl.errors import UserError
+from hybridgl.pipeline import HybridGL
 from refer.arguments import (
     add_split_arguments,
     check_split_arguments,
     split_from_arguments,
 )
 from refer.errors import DataError
-from suite.evaluation import open_image
+from suite.pictures import can_be_read, open_image
+from suite.shards import add_shard_argument
 from utils.runtime import add_store_arguments, run_program, store_from_arguments
 
 
@@ -32,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_split_arguments(parser)
     add_model_arguments(parser)
     add_store_arguments(parser)
+    add_shard_argument(parser)
     arguments = parser.parse_args(argv)
     return run_program(lambda: run(arguments), expected=(UserError, DataError, OSError))
 
@@ -40,19 +47,23 @@ def run(arguments: argparse.Namespace) -> None:
     """Make what the store lacks."""
     check_split_arguments(arguments)
     store = store_from_arguments(arguments)
-    model = model_from_arguments(arguments, store)
+    backbones = backbones_from_arguments(arguments)
+    backbones.require("clip")
+    model = HybridGL(backbones, method_config_from_arguments(arguments), store)
     model.load()
     split = split_from_arguments(arguments)
+    image_ids = arguments.shard.image_ids(split) if arguments.shard else list(split.images)
+    refs_by_image = split.refs_by_image()
     num_maps = 0
-    for image_id, refs in tqdm(
-        split.refs_by_image().items(), desc="GEM maps", unit="image", disable=None
-    ):
-        sentences = [sentence.raw for ref in refs for sentence in ref.sentences]
-        phrases = {expression.noun_phrase for expression in model.parse(sentences)}
-        image = open_image(split, image_id)
-        num_maps += len(model.low_resolution_maps(image, sorted(phrases)))
+    for image_id in tqdm(image_ids, desc="GEM maps", unit="image", disable=None):
+        if can_be_read(split, image_id):
+            refs = refs_by_image[image_id]
+            sentences = [sentence.raw for ref in refs for sentence in ref.sentences]
+            phrases = {expression.noun_phrase for expression in model.parse(sentences)}
+            image = open_image(split, image_id)
+            num_maps += len(model.low_resolution_maps(image, sorted(phrases)))
     print(
-        f"maps of {num_maps} noun phrases in {len(split.images)} images in {store.root}/: "
+        f"maps of {num_maps} noun phrases in {len(image_ids)} images in {store.root}/: "
         f"{store.hits['gem']} images found there, {store.misses['gem']} made."
     )
 

@@ -35,7 +35,8 @@ from hybridgl.config import FusionConfig, FusionMode, GemConfig, GuidanceConfig,
 from hybridgl.language import Position, Relation
 from hybridgl.models.clip_encoder import ClipEncoder
 from hybridgl.models.spacy_parser import SpacyParser
-from hybridgl.pipeline import HybridGL, masks_per_chunk
+from hybridgl.pipeline import HybridGL
+from hybridgl.stages import masks_per_chunk
 from hybridgl.weights.manifest import weight_set
 from utils.runtime import peak_memory_bytes
 from utils.tables import Table
@@ -174,7 +175,7 @@ def features(num_masks: int) -> Work:
     rng = np.random.default_rng(0)
     image_HW3, masks_NHW = picture(rng), ellipses(rng, num_masks).numpy()
     model = HybridGL.from_pretrained("tiny", device="cpu")
-    model.clip = random_clip()
+    model.backbones.clip = random_clip()
 
     def plain() -> None:
         for mask_1HW in np.split(masks_NHW, num_masks):

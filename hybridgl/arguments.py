@@ -1,31 +1,44 @@
-"""Command-line arguments that choose the models, shared by every program that runs them."""
+"""Command-line arguments that choose models and settings, shared by all programs with models."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from hybridgl.backbones import Backbones, select_device, select_dtype
 from hybridgl.config import (
     PROPOSALS_PHRASECUT,
     PROPOSALS_REFCOCO,
     PROPOSALS_SHAPES,
     FusionConfig,
     FusionMode,
+    GuidanceConfig,
     MethodConfig,
     Profile,
+    ProposalConfig,
     ReferenceQuirks,
+    TextConfig,
 )
-from hybridgl.pipeline import ArtefactStore, HybridGL, select_device, select_dtype
+from hybridgl.errors import UserError
+from hybridgl.pipeline import HybridGL
 from hybridgl.weights.manifest import CLIP_FILES, SAM_FILES, weight_set
 
-__all__ = ["add_model_arguments", "fusion_mode", "model_from_arguments"]
-
+__all__ = [
+    "add_method_arguments",
+    "add_model_arguments",
+    "backbones_from_arguments",
+    "method_config_from_arguments",
+    "model_from_arguments",
+    "proposal_config_from_arguments",
+]
 
 _PROPOSALS = {"shapes": PROPOSALS_SHAPES, "phrasecut": PROPOSALS_PHRASECUT}
 
+_TERMS = ("relationship", "coherence", "position")
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that ``model_from_arguments`` reads, in a group "models"."""
+    """Add the arguments that ``backbones_from_arguments`` reads, in a group "models"."""
     group = parser.add_argument_group("models")
     group.add_argument(
         "--weights",
@@ -54,7 +67,169 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def fusion_mode(name: str) -> FusionMode:
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of the method that ablations change, in a group "method"."""
+    guidance, fusion, text = GuidanceConfig(), FusionConfig(), TextConfig()
+    weights = (
+        guidance.outside_weight,
+        guidance.outside_weight_big,
+        guidance.outside_weight_small,
+    )
+    group = parser.add_argument_group("method")
+    group.add_argument(
+        "--fusion_mode",
+        type=_fusion_mode,
+        default=fusion.mode,
+        metavar="{" + ",".join(mode.value for mode in FusionMode) + "}",
+        help=f"how the two streams of a mask are combined (default: {fusion.mode.value})",
+    )
+    group.add_argument(
+        "--masking_block",
+        type=int,
+        default=fusion.masking_block,
+        metavar="B",
+        help="first block of CLIP, counted from 0, in which masks act (default: %(default)s)",
+    )
+    group.add_argument(
+        "--sentence_weight",
+        type=float,
+        default=text.sentence_weight,
+        metavar="R",
+        help="share of the sentence in the text feature, the noun phrase has the rest: 1 is the "
+        "sentence alone (default: %(default)s)",
+    )
+    group.add_argument(
+        "--without",
+        choices=_TERMS,
+        nargs="+",
+        default=[],
+        metavar="TERM",
+        help=f"terms of the guidance that are left out: {', '.join(_TERMS)}",
+    )
+    group.add_argument(
+        "--alpha",
+        type=float,
+        default=guidance.alpha,
+        metavar="A",
+        help="share of the coherence score in the final one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--num_candidates",
+        type=int,
+        default=guidance.num_candidates,
+        metavar="K1",
+        help="best masks among which one is picked (default: %(default)s)",
+    )
+    group.add_argument(
+        "--num_partners",
+        type=int,
+        default=guidance.num_partners,
+        metavar="K2",
+        help="masks that a relation is measured against (default: %(default)s)",
+    )
+    group.add_argument(
+        "--coherence_weights",
+        type=float,
+        nargs=3,
+        default=weights,
+        metavar=("B", "BIG", "SMALL"),
+        help="weight of the heat outside a mask: usually, for the relation big, for small "
+        f"(default: {' '.join(map(str, weights))})",
+    )
+
+
+def backbones_from_arguments(
+    arguments: argparse.Namespace, *, paper_clip: str = "ViT-B-16"
+) -> Backbones:
+    """The models that the arguments name; no file is read.
+
+    Args:
+        arguments: parsed; ``dataset`` is optional and decides the default weights.
+        paper_clip: CLIP's architecture in the paper's weights, where no other is named.
+
+    Raises:
+        UserError: a device is not there.
+    """
+    name = _weights(arguments)
+    unnamed = arguments.clip_model is None and arguments.clip_weights is None
+    weights = weight_set(
+        name,
+        clip_model=paper_clip if unnamed and name == "paper" else arguments.clip_model,
+        clip_weights=arguments.clip_weights,
+        sam_type=arguments.sam_type,
+        sam_checkpoint=arguments.sam_checkpoint,
+        spacy_model=arguments.spacy_model,
+    )
+    device, dtype = select_device(arguments.device), select_dtype(arguments.dtype)
+    return Backbones(weights, device=device, dtype=dtype)
+
+
+def proposal_config_from_arguments(arguments: argparse.Namespace) -> ProposalConfig:
+    """Settings of the mask generator for the dataset, or for what the weights know without one."""
+    dataset = getattr(arguments, "dataset", None)
+    if dataset is None:
+        dataset = "shapes" if _weights(arguments) == "tiny" else "refcoco"
+    return _PROPOSALS.get(dataset, PROPOSALS_REFCOCO)
+
+
+def method_config_from_arguments(arguments: argparse.Namespace) -> MethodConfig:
+    """The settings that the arguments name; those of the group "method" are optional.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+    profile = Profile(arguments.profile)
+    config = MethodConfig(
+        quirks=ReferenceQuirks.of(profile), proposals=proposal_config_from_arguments(arguments)
+    )
+    if not hasattr(arguments, "fusion_mode"):
+        return config
+    for name, low, high in (
+        ("sentence_weight", 0, 1),
+        ("alpha", 0, 1),
+        ("masking_block", 0, None),
+        ("num_candidates", 1, None),
+        ("num_partners", 1, None),
+    ):
+        _check_range(name, getattr(arguments, name), low, high)
+    usual, big, small = arguments.coherence_weights
+    for weight in (usual, big, small):
+        _check_range("coherence_weights", weight, 0, 2)
+    return MethodConfig(
+        quirks=config.quirks,
+        proposals=config.proposals,
+        fusion=FusionConfig(mode=arguments.fusion_mode, masking_block=arguments.masking_block),
+        text=TextConfig(sentence_weight=arguments.sentence_weight),
+        guidance=GuidanceConfig(
+            alpha=arguments.alpha,
+            num_candidates=arguments.num_candidates,
+            num_partners=arguments.num_partners,
+            outside_weight=usual,
+            outside_weight_big=big,
+            outside_weight_small=small,
+            **{term: term not in arguments.without for term in _TERMS},
+        ),
+    )
+
+
+def model_from_arguments(arguments: argparse.Namespace) -> HybridGL:
+    """The method that the arguments name, without a store.
+
+    Raises:
+        UserError: a file is missing or a device is not there.
+    """
+    backbones = backbones_from_arguments(arguments)
+    backbones.require("clip", "sam")
+    return HybridGL(backbones, method_config_from_arguments(arguments))
+
+
+def _weights(arguments: argparse.Namespace) -> str:
+    known = getattr(arguments, "dataset", None) in (None, "shapes")
+    weights: str = arguments.weights or ("tiny" if known else "paper")
+    return weights
+
+
+def _fusion_mode(name: str) -> FusionMode:
     """Type of ``--fusion_mode``: a wrong name is an argument error that lists the right ones."""
     try:
         return FusionMode.parse(name)
@@ -62,37 +237,7 @@ def fusion_mode(name: str) -> FusionMode:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def model_from_arguments(arguments: argparse.Namespace, store: ArtefactStore | None) -> HybridGL:
-    """The model that the arguments name.
-
-    Args:
-        arguments: parsed; ``fusion_mode`` is optional, and so is ``dataset``, which decides the
-            default weights and the settings of the mask generator.
-        store: keeps the results of stages.
-
-    Raises:
-        UserError: a file is missing or a device is not there.
-    """
-    mode = getattr(arguments, "fusion_mode", FusionMode.GLOBAL_TO_LOCAL)
-    dataset = getattr(arguments, "dataset", None)
-    weights = arguments.weights or ("tiny" if dataset in (None, "shapes") else "paper")
-    if dataset is None:
-        dataset = "shapes" if weights == "tiny" else "refcoco"
-    return HybridGL(
-        weight_set(
-            weights,
-            clip_model=arguments.clip_model,
-            clip_weights=arguments.clip_weights,
-            sam_type=arguments.sam_type,
-            sam_checkpoint=arguments.sam_checkpoint,
-            spacy_model=arguments.spacy_model,
-        ),
-        MethodConfig(
-            quirks=ReferenceQuirks.of(Profile(arguments.profile)),
-            proposals=_PROPOSALS.get(dataset, PROPOSALS_REFCOCO),
-            fusion=FusionConfig(mode=mode),
-        ),
-        device=select_device(arguments.device),
-        dtype=select_dtype(arguments.dtype),
-        store=store,
-    )
+def _check_range(name: str, value: float, low: float, high: float | None) -> None:
+    if not low <= value or (high is not None and not value <= high):
+        expected = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise UserError(f"Expected --{name} {expected}, got {value}.")

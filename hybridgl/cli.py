@@ -1,13 +1,16 @@
-"""The command ``hybridgl``: the mask of what an expression refers to in a picture of one's own.
+"""The command ``hybridgl``: masks in pictures of one's own, and the files that it takes.
 
 Example:
+    hybridgl download paper
     hybridgl segment photo.jpg "the cat left of the red chair" --weights paper
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybridgl.arguments import add_model_arguments, model_from_arguments
+from hybridgl.downloads.command import add_download_arguments, download
 from hybridgl.errors import UserError
 from hybridgl.figures import GUIDED_COLOR, overlay
 from hybridgl.images import RgbImage
@@ -26,10 +30,15 @@ from hybridgl.pipeline import Segmentation
 __all__ = ["main"]
 
 _FAILED = 2
+_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, or 2 after an error that the user can mend."""
+    """Run the command.
+
+    Returns:
+        Exit status: 0, 2 after an error that the user can mend, 130 after an interrupted download.
+    """
     parser = argparse.ArgumentParser(prog="hybridgl", description="Masks for what words refer to.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("segment", help="mask of what an expression refers to")
@@ -43,34 +52,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.add_argument("--mask", type=Path, metavar="FILE.png", help="where the bare mask goes")
     add_model_arguments(command)
+    command.set_defaults(run=_segment)
+    command = commands.add_parser("download", help="published weights and datasets")
+    add_download_arguments(command)
+    command.set_defaults(run=_download)
     arguments = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names and words that the terminal cannot show are no reason to stop.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        _segment(arguments)
+        status: int = arguments.run(arguments)
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return _FAILED
+    return status
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        download(arguments, functools.partial(print, flush=True))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        return _INTERRUPTED
     return 0
 
 
-def _segment(arguments: argparse.Namespace) -> None:
+def _segment(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path(f"{arguments.image.stem}-segmented.png")
     for path in filter(None, (output, arguments.mask)):
         _check_target(path, arguments.image)
     if arguments.mask and arguments.mask.resolve() == output.resolve():
         raise UserError(f"Expected two files for picture and mask, got {output} twice. Rename one.")
     image = RgbImage(arguments.image)
-    model = model_from_arguments(arguments, store=None)
+    model = model_from_arguments(arguments)
     result = model.segment(arguments.image, arguments.expression)
     _write_png(output, overlay(image.pixels_HW3, result.mask, GUIDED_COLOR))
     if arguments.mask:
         _write_png(arguments.mask, result.mask.astype(np.uint8) * 255)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names and words that the terminal cannot show are no reason to stop.
-        sys.stdout.reconfigure(errors="backslashreplace")
     print(_description(result))
     print(f"picture      {output}")
     if arguments.mask:
         print(f"mask         {arguments.mask}")
+    return 0
 
 
 def _description(result: Segmentation) -> str:

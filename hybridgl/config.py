@@ -79,6 +79,10 @@ class ReferenceQuirks:
     """Q5: an image with few proposals lowers the candidate counts of every later image."""
     vertical_ramps_disabled: bool = True
     """Q6: the position words "up" and "down" do not weight the heat map."""
+    crop_unnormalised_fill: bool = True
+    """Q7: Global-Local CLIP fills crops with ImageNet's pixel mean, un-normalised."""
+    images_without_proposals_skipped: bool = True
+    """Q8: Global-Local CLIP leaves images without proposals out of both metrics."""
     overlapping_polygons_dropped: bool = True
     """Q9: pixels that two polygons of one annotation cover are not part of the ground truth."""
 
@@ -174,6 +178,12 @@ class GuidanceConfig:
     """b when the relation is "big"."""
     outside_weight_small: float = 1.5
     """b when the relation is "small"."""
+    relationship: bool = True
+    """Whether the relation score counts."""
+    coherence: bool = True
+    """Whether the coherence score counts; without it no heat map is computed."""
+    position: bool = True
+    """Whether position words weigh the heat map."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

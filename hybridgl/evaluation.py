@@ -5,18 +5,18 @@ Shapes: N proposals, S sentences of one image, H x W image pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridgl.metrics import Overlap, iou, overlap_counts
-from hybridgl.pipeline import Prediction
+from hybridgl.metrics import CONVENTIONS, Overlap, overlap_counts, resize_nearest
 from hybridgl.proposals import Proposals
 
-__all__ = ["Outcome", "PickOutcome", "candidate_caps", "outcomes"]
+__all__ = ["ImageEvaluation", "Outcome", "PickOutcome", "candidate_caps"]
+
+_RESIZED_SIDE = CONVENTIONS["lavt"].side or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,14 @@ class PickOutcome:
         index: index of the proposal; None where there is none, which counts as an empty mask.
         area: pixels of the proposal.
         overlap: intersection and union with the truth.
+        overlap_480: the same after both are resized to 480 x 480 pixels, for the convention
+            "lavt".
     """
 
     index: int | None
     area: int
     overlap: Overlap
+    overlap_480: Overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,37 +42,76 @@ class Outcome:
     """One sentence's picks and yardsticks.
 
     Attributes:
-        pure: pick by mask features alone.
-        guided: pick with guidance.
-        no_gem: pick with guidance by relations alone.
-        best: the proposal with the highest IoU.
+        picks: by the name of the way of picking.
+        best: the highest overlap of a proposal with the truth.
         random_iou: mean IoU of the proposals, 0 to 1: what a random pick scores; 0 without any.
         target_area: pixels of the truth.
     """
 
-    pure: PickOutcome
-    guided: PickOutcome
-    no_gem: PickOutcome
-    best: PickOutcome
+    picks: Mapping[str, PickOutcome]
+    best: Overlap
     random_iou: float
     target_area: int
 
-    def counts(self) -> dict[str, Any]:
-        """Flat, by the names of a record's fields."""
-        flat: dict[str, Any] = {
-            "target_area": self.target_area,
-            "best_intersection": self.best.overlap.intersection,
-            "best_union": self.best.overlap.union,
-            "best_iou": iou(self.best.overlap),
-            "random_iou": self.random_iou,
-        }
-        for name in ("pure", "guided", "no_gem"):
-            pick: PickOutcome = getattr(self, name)
-            flat[f"pick_{name}"] = pick.index
-            flat[f"predicted_area_{name}"] = pick.area
-            flat[f"intersection_{name}"] = pick.overlap.intersection
-            flat[f"union_{name}"] = pick.overlap.union
-        return flat
+
+class ImageEvaluation:
+    """The proposals of one picture against the truths of its sentences.
+
+    Args:
+        proposals: its masks.
+        truths_SHW: the truth of every sentence, bool, (S, H, W).
+    """
+
+    def __init__(self, proposals: Proposals, truths_SHW: NDArray[np.bool_]) -> None:
+        self._masks_NHW = proposals.masks_NHW
+        self._intersections_NS, self._unions_NS = overlap_counts(self._masks_NHW, truths_SHW)
+        self._ious_NS = self._intersections_NS / np.maximum(self._unions_NS, 1)
+        self._areas_N = self._masks_NHW.sum(axis=(1, 2), dtype=np.int64)
+        self._target_areas_S = truths_SHW.sum(axis=(1, 2), dtype=np.int64)
+        self._truths_480_SHW = resize_nearest(truths_SHW, _RESIZED_SIDE)
+        self._scored: dict[tuple[int | None, int], PickOutcome] = {}
+
+    def outcome(self, sentence: int, picks: Mapping[str, int | None]) -> Outcome:
+        """Score the picks of a sentence.
+
+        Args:
+            sentence: its index.
+            picks: index of the picked proposal by the name of the way of picking; None for none.
+        """
+        best, random_iou = Overlap(0, int(self._target_areas_S[sentence])), 0.0
+        if len(self._masks_NHW):
+            best = self._overlap(int(self._ious_NS[:, sentence].argmax()), sentence)
+            random_iou = float(self._ious_NS[:, sentence].mean())
+        return Outcome(
+            picks={name: self._pick(index, sentence) for name, index in picks.items()},
+            best=best,
+            random_iou=random_iou,
+            target_area=int(self._target_areas_S[sentence]),
+        )
+
+    def _pick(self, index: int | None, sentence: int) -> PickOutcome:
+        if (index, sentence) not in self._scored:
+            self._scored[index, sentence] = self._score(index, sentence)
+        return self._scored[index, sentence]
+
+    def _score(self, index: int | None, sentence: int) -> PickOutcome:
+        truth_1HW = self._truths_480_SHW[sentence : sentence + 1]
+        if index is None:
+            nothing = Overlap(0, int(self._target_areas_S[sentence]))
+            return PickOutcome(None, 0, nothing, Overlap(0, int(truth_1HW.sum())))
+        resized_1HW = resize_nearest(self._masks_NHW[index : index + 1], _RESIZED_SIDE)
+        counts_480 = (counts.item() for counts in overlap_counts(resized_1HW, truth_1HW))
+        return PickOutcome(
+            index=index,
+            area=int(self._areas_N[index]),
+            overlap=self._overlap(index, sentence),
+            overlap_480=Overlap(*counts_480),
+        )
+
+    def _overlap(self, index: int, sentence: int) -> Overlap:
+        return Overlap(
+            int(self._intersections_NS[index, sentence]), int(self._unions_NS[index, sentence])
+        )
 
 
 def candidate_caps(proposal_counts: Sequence[int], *, shrinks: bool) -> list[int]:
@@ -88,42 +130,3 @@ def candidate_caps(proposal_counts: Sequence[int], *, shrinks: bool) -> list[int
         return list(proposal_counts)
     counts = np.array([count or np.iinfo(np.int64).max for count in proposal_counts], np.int64)
     return [int(cap) for cap in np.minimum.accumulate(counts)]
-
-
-def outcomes(
-    proposals: Proposals, predictions: Sequence[Prediction], truths_SHW: NDArray[np.bool_]
-) -> list[Outcome]:
-    """Score the predictions of one picture.
-
-    Args:
-        proposals: its masks.
-        predictions: one for every sentence.
-        truths_SHW: the truth of every sentence, bool, (S, H, W).
-    """
-    intersections_NS, unions_NS = overlap_counts(proposals.masks_NHW, truths_SHW)
-    areas_N = proposals.masks_NHW.sum(axis=(1, 2), dtype=np.int64)
-    ious_NS = intersections_NS / np.maximum(unions_NS, 1)
-    results = []
-    for column, prediction in enumerate(predictions):
-        target_area = int(truths_SHW[column].sum())
-
-        def score(
-            index: int | None, column: int = column, target_area: int = target_area
-        ) -> PickOutcome:
-            if index is None:
-                return PickOutcome(None, 0, Overlap(0, target_area))
-            overlap = Overlap(int(intersections_NS[index, column]), int(unions_NS[index, column]))
-            return PickOutcome(index, int(areas_N[index]), overlap)
-
-        choice = prediction.choice
-        results.append(
-            Outcome(
-                pure=score(choice.pick_pure if choice else None),
-                guided=score(choice.pick if choice else None),
-                no_gem=score(choice.pick_without_heat if choice else None),
-                best=score(int(ious_NS[:, column].argmax()) if len(proposals) else None),
-                random_iou=float(ious_NS[:, column].mean()) if len(proposals) else 0.0,
-                target_area=target_area,
-            )
-        )
-    return results

@@ -60,7 +60,7 @@ def draw_prediction(
     image_HW3: NDArray[np.uint8],
     proposals: Proposals,
     prediction: Prediction,
-    heat_HW: NDArray[np.float32],
+    heat_HW: NDArray[np.float32] | None,
     *,
     title: str,
     truth_HW: NDArray[np.bool_] | None = None,
@@ -71,7 +71,7 @@ def draw_prediction(
         image_HW3: RGB, uint8, (H, W, 3).
         proposals: all masks of the picture.
         prediction: picks and scores.
-        heat_HW: GEM map under the position ramp, mean 1, float32, (H, W).
+        heat_HW: GEM map under the position ramp, mean 1, float32, (H, W); None where there is none.
         title: first line.
         truth_HW: bool, (H, W); None where it is not known.
 
@@ -86,13 +86,16 @@ def draw_prediction(
     _show(axes[0, 0], image_HW3, "image")
     if truth_HW is not None:
         _show(axes[0, 1], overlay(image_HW3, truth_HW, _TRUTH), "ground truth")
-    choice = prediction.choice
-    if choice is not None:
-        masks_NHW = proposals.masks_NHW
-        _show(axes[0, 2], overlay(image_HW3, masks_NHW[choice.pick_pure], _PURE), "mask features")
-        _show(axes[0, 3], overlay(image_HW3, masks_NHW[choice.pick], GUIDED_COLOR), "with guidance")
-    _show(axes[1, 0], image_HW3, "GEM map and position ramp")
-    axes[1, 0].imshow(heat_HW, cmap="inferno", alpha=0.65)
+    for axis, name, color, title_of_pick in (
+        (axes[0, 2], "pure", _PURE, "mask features"),
+        (axes[0, 3], "guided", GUIDED_COLOR, "with guidance"),
+    ):
+        if name in prediction.picks:
+            mask_HW = proposals.masks_NHW[prediction.picks[name]]
+            _show(axis, overlay(image_HW3, mask_HW, color), title_of_pick)
+    if heat_HW is not None:
+        _show(axes[1, 0], image_HW3, "GEM map and position ramp")
+        axes[1, 0].imshow(heat_HW, cmap="inferno", alpha=0.65)
     _show_candidates(axes[1, 1], image_HW3, proposals, prediction)
     _write_scores(axes[1, 2], prediction)
     _write_expression(axes[1, 3], prediction)
@@ -182,7 +185,9 @@ def _show_candidates(
 def _write_scores(axis: Axes, prediction: Prediction) -> None:
     choice = prediction.choice
     if choice is None:
-        axis.text(0.0, 0.5, "no proposals", fontsize=12)
+        best = [f"{value:9.2f}" for value in sorted(prediction.similarity_N, reverse=True)[:3]]
+        text = "\n".join(["best similarities", *best]) if best else "no proposals"
+        axis.text(0.0, 0.95, text, family="monospace", fontsize=9, va="top")
         return
     lines = ["     similarity  relation  coherence   final"]
     for rank, index in enumerate(choice.candidates_K):

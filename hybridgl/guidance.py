@@ -40,7 +40,7 @@ class Choice:
 
     Attributes:
         pick_pure: index of the proposal with the best score.
-        pick: index of the proposal with the best final score.
+        pick: index of the proposal with the best final score; without any term, the pure pick.
         pick_without_heat: index of the candidate with the best relation score: the pick at
             alpha 0, without GEM.
         candidates_K: indices of the candidates, best score first.
@@ -207,7 +207,7 @@ def choose(
         coherence_N: coherence score of every proposal.
         boxes_xywh: boxes of the proposals, (N, 4).
         relation: relation word.
-        config: candidate counts and weights.
+        config: candidate counts, weights, and the terms that count.
         largest_k: cap on both counts besides N, for quirk Q5; None caps at N alone.
 
     Raises:
@@ -226,7 +226,11 @@ def choose(
     relation_K = relation_scores(
         boxes_xywh, own_probability_N[candidates_K], partner_J, candidates_K, partners_J, relation
     )
-    final_K = (1 - config.alpha) * _softmax(relation_K) + config.alpha * coherence_N[candidates_K]
+    final_K = np.zeros(len(candidates_K))
+    if config.relationship:
+        final_K += (1 - config.alpha) * _softmax(relation_K)
+    if config.coherence:
+        final_K += config.alpha * coherence_N[candidates_K]
     return Choice(
         pick_pure=int(candidates_K[0]),
         pick=int(candidates_K[np.argmax(final_K)]),

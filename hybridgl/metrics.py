@@ -1,21 +1,72 @@
-"""Intersection over union, exact in integers.
+"""Intersection over union, exact in integers, under the conventions of the field.
 
 oIoU (overall, cumulative IoU) is the sum of all intersections over the sum of all unions; mIoU is
-the mean of the samples' own ratios. Both are functions of the integer counts alone.
+the mean of the samples' own ratios; precision at X is the share of samples with a ratio above X.
+All are functions of the integer counts alone.
 
-Shapes: N proposals, S truths, H x W image pixels.
+Shapes: N proposals, S truths or samples, H x W image pixels, B resamples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Overlap", "iou", "mean_iou", "overall_iou", "overlap_counts", "precision_at"]
+__all__ = [
+    "CONVENTIONS",
+    "Convention",
+    "Overlap",
+    "bootstrap_intervals",
+    "overlap_counts",
+    "resize_nearest",
+    "scores",
+]
+
+_PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+_RESAMPLES_PER_CHUNK = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convention:
+    """How a part of the field computes its scores.
+
+    Attributes:
+        name: as on the command line.
+        mean_name: what it calls the mean of the ratios.
+        overall_name: what it calls the ratio of the sums.
+        side: prediction and truth are resized to so many pixels squared; None leaves them.
+        empty_union: ratio of a sample whose prediction and truth are both empty.
+        precisions: X of every precision at X, as ratios.
+        at_least: whether a ratio of exactly X counts.
+    """
+
+    name: str
+    mean_name: str = "mIoU"
+    overall_name: str = "oIoU"
+    side: int | None = None
+    empty_union: float = 0.0
+    precisions: tuple[float, ...] = _PRECISIONS
+    at_least: bool = False
+
+
+CONVENTIONS: Mapping[str, Convention] = {
+    convention.name: convention
+    for convention in (
+        Convention(name="zero-shot"),
+        Convention(name="lavt", side=480, at_least=True),
+        Convention(
+            name="lisa", mean_name="gIoU", overall_name="cIoU", empty_union=1.0, precisions=()
+        ),
+        Convention(name="phrasecut"),
+    )
+}
+"""By name: HybridGL's and Global-Local CLIP's; LAVT's, which most trained models follow; LISA's,
+which large models follow; PhraseCut's, at the annotated size of the picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,38 +118,112 @@ def overlap_counts(
     return intersections, areas_N1 + areas_1S - intersections
 
 
-def iou(overlap: Overlap) -> float:
-    """Ratio of one sample, 0 to 1; 0 where both masks are empty."""
-    return overlap.intersection / overlap.union if overlap.union else 0.0
+def resize_nearest(masks_NHW: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    """Masks at another size: each pixel is the one under its center.
 
+    Args:
+        masks_NHW: bool, (N, H, W).
+        side: height and width to reach, in pixels.
 
-def overall_iou(overlaps: Sequence[Overlap]) -> float:
-    """OIoU in percent: 100 * sum of intersections / sum of unions.
-
-    Example:
-        >>> overall_iou([Overlap(1, 2), Overlap(0, 2)])
-        25.0
-    """
-    union = sum(overlap.union for overlap in overlaps)
-    return 100 * sum(overlap.intersection for overlap in overlaps) / union if union else 0.0
-
-
-def mean_iou(overlaps: Sequence[Overlap]) -> float:
-    """MIoU in percent: 100 * mean of the samples' ratios.
+    Returns:
+        bool, (N, side, side).
 
     Example:
-        >>> mean_iou([Overlap(1, 2), Overlap(0, 2), Overlap(3, 3)])
-        50.0
+        >>> resize_nearest(np.array([[[True, False, False, True]]]), 2).tolist()
+        [[[False, True], [False, True]]]
     """
-    return 100 * sum(map(iou, overlaps)) / len(overlaps) if overlaps else 0.0
+    rows, columns = (
+        ((2 * np.arange(side) + 1) * extent) // (2 * side) for extent in masks_NHW.shape[1:]
+    )
+    return masks_NHW[:, rows[:, None], columns]
 
 
-def precision_at(overlaps: Sequence[Overlap], threshold: float) -> float:
-    """Share of samples, in percent, with a ratio strictly above the threshold.
+def scores(
+    intersections_S: NDArray[np.int64], unions_S: NDArray[np.int64], convention: Convention
+) -> dict[str, float]:
+    """All scores of a convention, in percent, by their names in it.
+
+    Args:
+        intersections_S: pixels in both masks, of every sample, at least one.
+        unions_S: pixels in either mask.
+        convention: what the counts were made for, as far as their resolution goes.
 
     Example:
-        >>> precision_at([Overlap(1, 2), Overlap(2, 3)], 0.5)
-        50.0
+        >>> counts = np.array([1, 0, 4, 1]), np.array([2, 2, 4, 2])
+        >>> scores(*counts, Convention(name="one threshold", precisions=(0.5,)))
+        {'oIoU': 60.0, 'mIoU': 50.0, 'P@0.5': 25.0}
     """
-    above = sum(iou(overlap) > threshold for overlap in overlaps)
-    return 100 * above / len(overlaps) if overlaps else 0.0
+    sums_C = _sample_terms(intersections_S, unions_S, convention).sum(axis=0)
+    return dict(zip(_names(convention), _ratios(sums_C[None], convention)[0].tolist(), strict=True))
+
+
+def bootstrap_intervals(
+    image_ids: Sequence[int | str],
+    intersections_S: NDArray[np.int64],
+    unions_S: NDArray[np.int64],
+    convention: Convention,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """How far the scores would move with other images: percentile bootstrap over images.
+
+    The sentences of an image share its proposals and are not independent: images are drawn with
+    replacement, each with all its samples.
+
+    Args:
+        image_ids: image of every sample, at least one.
+        intersections_S: pixels in both masks, of every sample.
+        unions_S: pixels in either mask.
+        convention: as for ``scores``.
+        resamples: B, how many sets of images are drawn.
+        level: share of the drawn scores inside the interval.
+        seed: of the draws; the same seed gives the same interval.
+
+    Returns:
+        Lower and upper end in percent, by the scores' names.
+    """
+    index_of = {image_id: index for index, image_id in enumerate(dict.fromkeys(image_ids))}
+    terms_SC = _sample_terms(intersections_S, unions_S, convention)
+    sums_IC = np.zeros((len(index_of), terms_SC.shape[1]))
+    np.add.at(sums_IC, [index_of[image_id] for image_id in image_ids], terms_SC)
+    rng = np.random.default_rng(seed)
+    shares_I = np.full(len(index_of), 1 / len(index_of))
+    drawn = []
+    for start in range(0, resamples, _RESAMPLES_PER_CHUNK):
+        size = min(_RESAMPLES_PER_CHUNK, resamples - start)
+        drawn.append(rng.multinomial(len(index_of), shares_I, size=size) @ sums_IC)
+    ratios_BC = _ratios(np.concatenate(drawn), convention)
+    tail = 100 * (1 - level) / 2
+    low_C, high_C = np.percentile(ratios_BC, [tail, 100 - tail], axis=0)
+    pairs = zip(low_C.tolist(), high_C.tolist(), strict=True)
+    return dict(zip(_names(convention), pairs, strict=True))
+
+
+def _names(convention: Convention) -> list[str]:
+    precisions = [f"P@{threshold:g}" for threshold in convention.precisions]
+    return [convention.overall_name, convention.mean_name, *precisions]
+
+
+def _sample_terms(
+    intersections_S: NDArray[np.int64], unions_S: NDArray[np.int64], convention: Convention
+) -> NDArray[np.float64]:
+    """What scores are sums of, (S, C): 1, intersection, union, ratio, a precision's hits each."""
+    ratios_S = np.full(len(unions_S), convention.empty_union)
+    np.divide(intersections_S, unions_S, out=ratios_S, where=unions_S > 0)
+    hits = [
+        ratios_S >= threshold if convention.at_least else ratios_S > threshold
+        for threshold in convention.precisions
+    ]
+    ones_S = np.ones(len(unions_S))
+    return np.stack([ones_S, intersections_S, unions_S, ratios_S, *hits], axis=1).astype(np.float64)
+
+
+def _ratios(sums_BC: NDArray[np.float64], convention: Convention) -> NDArray[np.float64]:
+    """Scores in percent, in the order of ``_names``, from sums of ``_sample_terms``."""
+    count_B, intersection_B, union_B = sums_BC[:, :3].T
+    overall_B = np.full(len(sums_BC), convention.empty_union)
+    np.divide(intersection_B, union_B, out=overall_B, where=union_B > 0)
+    means_BC = sums_BC[:, 3:] / count_B[:, None]
+    return 100 * np.concatenate([overall_B[:, None], means_BC], axis=1)

@@ -10,22 +10,19 @@ E embedding width, g patches along each side of GEM's input.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybridgl import gem, guidance, mask_rle, views
+from hybridgl import gem, guidance, views
+from hybridgl.backbones import Backbones, select_device, select_dtype
 from hybridgl.config import (
     PROPOSALS_REFCOCO,
     PROPOSALS_SHAPES,
@@ -38,62 +35,45 @@ from hybridgl.config import (
 from hybridgl.errors import UserError
 from hybridgl.fusion import mask_features
 from hybridgl.images import ImageSource, RgbImage
-from hybridgl.language import ParsedExpression
+from hybridgl.language import ParsedExpression, Position
 from hybridgl.models.clip_encoder import ClipEncoder
-from hybridgl.models.sam_proposals import SamProposer
-from hybridgl.models.spacy_parser import SpacyParser
 from hybridgl.proposals import Proposals
+from hybridgl.stages import (
+    ArtefactStore,
+    SamProposals,
+    mask_fingerprint,
+    masks_per_chunk,
+    stage_key,
+)
 from hybridgl.text import expression_features
-from hybridgl.weights.manifest import WeightSet, weight_set
+from hybridgl.weights.manifest import weight_set
 
-__all__ = [
-    "ArtefactStore",
-    "Candidate",
-    "HybridGL",
-    "Prediction",
-    "Segmentation",
-    "masks_per_chunk",
-    "select_device",
-    "select_dtype",
-]
-
-_LOG = logging.getLogger(__name__)
-
-_STAGE_VERSION = 1
-"""Part of every key: raised when a stage's code gives other results than before."""
-
-_VIEW_BYTES = 512 * 2**20
-"""Memory for what a chunk of masks or heat maps has at the size of the picture."""
-
-_MOST_MASKS = 32
-"""Masks of one chunk, whatever the memory: more do not make a chunk faster."""
+__all__ = ["Candidate", "HybridGL", "Prediction", "Scores", "Segmentation"]
 
 _HEAT_MAPS_PER_CHUNK = 16
 """Heat maps of one chunk, whatever the memory."""
 
 
-class StoredEntry(Protocol):
-    """What a store hands back."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """All that one expression's pick depends on, besides the caps of quirk Q5.
 
-    @property
-    def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """Arrays by name."""
+    Attributes:
+        expression: what was read off the sentence.
+        own_N: similarity of every proposal with the expression, float64.
+        other_N: similarity with the other nouns; None where there are none.
+        coherence_N: coherence score of every proposal; 0 where that term is off.
+        boxes_xywh: boxes of the proposals, float64, (N, 4).
+        low_resolution_map_gg: GEM's cosines for the noun phrase, float32, (g, g); None where no
+            map was needed.
+    """
 
-    @property
-    def meta(self) -> Mapping[str, Any]:
-        """JSON values by name."""
-
-
-class ArtefactStore(Protocol):
-    """Keeps the results of stages; ``utils.store.Store`` is the one on disk."""
-
-    def load(self, kind: str, key: str) -> StoredEntry | None:
-        """The entry under a key, or None where it is missing or damaged."""
-
-    def save(
-        self, kind: str, key: str, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
-    ) -> None:
-        """Keep an entry."""
+    expression: ParsedExpression
+    own_N: NDArray[np.float64]
+    other_N: NDArray[np.float64] | None
+    coherence_N: NDArray[np.float64]
+    boxes_xywh: NDArray[np.float64]
+    low_resolution_map_gg: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,15 +82,20 @@ class Prediction:
 
     Attributes:
         expression: what was read off the sentence.
-        choice: picks and scores; None where the picture has no proposal.
-        similarity_N: scaled cosine of every proposal with the expression, float64.
-        low_resolution_map_gg: GEM's cosines for the noun phrase, float32, (g, g).
+        picks: index of the proposal that each way of picking takes, by its name: "pure" by
+            similarity alone, "guided" by the method, "no_gem" by relations alone. Empty where the
+            picture has no proposal.
+        similarity_N: similarity of every proposal with the expression, float64.
+        choice: candidates and their scores; None where nothing was guided.
+        low_resolution_map_gg: GEM's cosines for the noun phrase, float32, (g, g); None where no
+            map was needed.
     """
 
     expression: ParsedExpression
-    choice: guidance.Choice | None
+    picks: Mapping[str, int]
     similarity_N: NDArray[np.float64]
-    low_resolution_map_gg: NDArray[np.float32]
+    choice: guidance.Choice | None = None
+    low_resolution_map_gg: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +128,8 @@ class Segmentation:
         box: its box x, y, w, h in pixels; None where there is no proposal.
         scores: scaled cosine of every proposal with the expression, float64, (N,).
         candidates: the masks that the guidance chose from, best similarity first.
-        heat_map: GEM map of the noun phrase under the position ramp, mean 1, float32, (H, W).
+        heat_map: GEM map of the noun phrase under the position ramp, mean 1, float32, (H, W); None
+            where the settings need none.
         pure_mask: the mask that mask features alone pick, bool, (H, W).
         expression: noun phrase, other nouns, position and relation.
     """
@@ -152,7 +138,7 @@ class Segmentation:
     box: tuple[int, int, int, int] | None
     scores: NDArray[np.float64]
     candidates: tuple[Candidate, ...]
-    heat_map: NDArray[np.float32]
+    heat_map: NDArray[np.float32] | None
     pure_mask: NDArray[np.bool_]
     expression: ParsedExpression
 
@@ -160,19 +146,10 @@ class Segmentation:
 class HybridGL:
     """Zero-shot referring image segmentation.
 
-    Models are loaded when a stage first needs them, so that a run whose results are all stored
-    loads none.
-
     Args:
-        weights: the files.
+        backbones: the models.
         config: settings of the method.
-        device: where the models run.
-        dtype: float32, or bfloat16 for the matrix products of CLIP's encoders; SAM computes in
-            float32, so that the candidates stay the same.
         store: keeps the results of stages; None computes them anew.
-
-    Raises:
-        UserError: a file is missing.
 
     Example:
         >>> picture = np.full((224, 256, 3), 140, dtype=np.uint8)
@@ -182,22 +159,21 @@ class HybridGL:
         (True, False)
     """
 
+    picks: tuple[str, ...] = ("pure", "guided", "no_gem")
+    """Ways of picking that ``predict`` gives."""
+
+    final_pick = "guided"
+    """The one that is the method."""
+
+    skips_without_proposals = False
+    """Samples without proposals count as IoU 0."""
+
     def __init__(
-        self,
-        weights: WeightSet,
-        config: MethodConfig,
-        *,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        store: ArtefactStore | None = None,
+        self, backbones: Backbones, config: MethodConfig, store: ArtefactStore | None = None
     ) -> None:
-        missing = weights.missing()
-        if missing:
-            raise UserError(missing[0])
-        self.weights = weights
+        self.backbones = backbones
         self.config = config
-        self.device = device
-        self.dtype = dtype
+        self._sam = SamProposals(backbones, config.proposals, store)
         self._store = store
 
     @classmethod
@@ -235,58 +211,38 @@ class HybridGL:
             proposals=PROPOSALS_SHAPES if weights == "tiny" else PROPOSALS_REFCOCO,
             fusion=FusionConfig(mode=FusionMode.parse(fusion_mode)),
         )
-        return cls(
-            weight_set(weights),
-            config,
-            device=select_device(device),
-            dtype=select_dtype(dtype),
-            store=store,
-        )
+        files = weight_set(weights)
+        backbones = Backbones(files, device=select_device(device), dtype=select_dtype(dtype))
+        backbones.require("clip", "sam")
+        return cls(backbones, config, store)
 
     @cached_property
     def clip(self) -> ClipEncoder:
         """CLIP, loaded at first use.
 
         Raises:
-            UserError: it has fewer blocks than the settings speak of.
+            UserError: it is no vision transformer, or has fewer blocks than the settings speak of.
         """
-        clip = ClipEncoder.from_file(
-            self.weights.clip_weights,
-            architecture=self.weights.clip_model,
-            device=self.device,
-        )
+        clip = self.backbones.clip
         blocks = len(clip.visual.transformer.resblocks)
         # Mode attn_masking may leave out the last block (quirk Q3).
         needed = max(self.config.fusion.masking_block + 2, self.config.gem.depth)
         if blocks < needed:
             raise UserError(
                 f"Expected a CLIP of at least {needed} vision blocks in "
-                f"{self.weights.clip_weights}, got {blocks}. Use ViT-B-16."
+                f"{self.backbones.weights.clip_weights}, got {blocks}. Use ViT-B-16."
             )
         return clip
 
-    @cached_property
-    def proposer(self) -> SamProposer:
-        """SAM, loaded at first use."""
-        return SamProposer.from_checkpoint(
-            self.weights.sam_checkpoint, self.weights.sam_type, self.device
-        )
+    @property
+    def quirks(self) -> ReferenceQuirks:
+        """Deviations of the released program that are reproduced."""
+        return self.config.quirks
 
-    @cached_property
-    def parser(self) -> SpacyParser:
-        """SpaCy's pipeline, loaded at first use."""
-        return SpacyParser(self.weights.spacy_model)
-
-    @cached_property
-    def weights_ids(self) -> dict[str, str]:
-        """Sha256 of the weights that take part in keys.
-
-        Files that are not the published ones whose names they have are named in a warning.
-        """
-        digests = self.weights.digests()
-        for doubt in self.weights.doubts(digests):
-            _LOG.warning(doubt)
-        return digests
+    @property
+    def most_candidates(self) -> int:
+        """Largest cap on the candidate counts (quirk Q5) that makes a difference."""
+        return max(self.config.guidance.num_candidates, self.config.guidance.num_partners)
 
     def load(self) -> None:
         """Load what every run needs, so that a wrong file is found before any work.
@@ -296,7 +252,7 @@ class HybridGL:
         Raises:
             UserError: a file is damaged or of another architecture.
         """
-        _ = self.parser, self.clip
+        _ = self.backbones.parser, self.clip
 
     def segment(self, image: ImageSource, expression: str) -> Segmentation:
         """Mask of what an expression refers to.
@@ -350,30 +306,14 @@ class HybridGL:
 
     def parse(self, sentences: Sequence[str]) -> list[ParsedExpression]:
         """Noun phrase, other nouns, position and relation of raw sentences."""
-        return self.parser.parse(
+        return self.backbones.parser.parse(
             sentences,
             right_relation_never_matches=self.config.quirks.right_relation_never_matches,
         )
 
     def propose(self, image: RgbImage) -> Proposals:
         """SAM's masks of a picture, in the generator's order."""
-        if self._store is None:
-            return self.proposer.propose(image.pixels_HW3, self.config.proposals)
-        key = self._proposals_key(image)
-        entry = self._store.load("proposals", key)
-        if entry:
-            return _unpack_proposals(entry)
-        proposals = self.proposer.propose(image.pixels_HW3, self.config.proposals)
-        self._store.save("proposals", key, *_pack_proposals(proposals))
-        return proposals
-
-    def count_proposals(self, image: RgbImage) -> int:
-        """Number of a picture's proposals, without decoding those that are stored."""
-        if self._store is not None:
-            entry = self._store.load("proposals", self._proposals_key(image))
-            if entry:
-                return len(entry.arrays["boxes_xywh"])
-        return len(self.propose(image))
+        return self._sam.propose(image)
 
     def features(self, image: RgbImage, proposals: Proposals) -> Tensor:
         """CLIP features of the proposals, float32, (N, E), un-normalised."""
@@ -382,7 +322,7 @@ class HybridGL:
         key = self._features_key(image, proposals)
         entry = self._store.load("features", key)
         if entry:
-            return torch.from_numpy(entry.arrays["features_NE"]).to(self.device)
+            return torch.from_numpy(entry.arrays["features_NE"]).to(self.backbones.device)
         features_NE = self.compute_features(image.pixels_HW3, proposals.masks_NHW)
         self._store.save("features", key, {"features_NE": features_NE.cpu().numpy()}, {})
         return features_NE
@@ -395,7 +335,7 @@ class HybridGL:
         known: list[str] = []
         maps_Sgg: Tensor | None = None
         if self._store is not None:
-            key = self._key(image, "gem", self._gem_settings())
+            key = stage_key(image, "gem", self._gem_settings())
             entry = self._store.load("gem", key)
             if entry:
                 known = list(entry.meta["phrases"])
@@ -408,9 +348,8 @@ class HybridGL:
             if self._store is not None:
                 arrays = {"maps_Sgg": maps_Sgg.numpy()}
                 self._store.save("gem", key, arrays, {"phrases": known})
-        return maps_Sgg[[known.index(phrase) for phrase in phrases]].to(self.device)
+        return maps_Sgg[[known.index(phrase) for phrase in phrases]].to(self.backbones.device)
 
-    @torch.inference_mode()
     def predict(
         self,
         image: RgbImage,
@@ -422,68 +361,104 @@ class HybridGL:
 
         Args:
             image: the picture.
-            proposals: from ``propose``.
+            proposals: its masks, from ``propose`` or anywhere else.
             expressions: from ``parse``.
             largest_k: cap on the candidate counts of every expression (quirk Q5); None caps them
                 at the number of proposals.
         """
-        maps_Sgg = self.low_resolution_maps(image, [e.noun_phrase for e in expressions])
-        kept_Sgg = maps_Sgg.cpu().numpy()
-        if not len(proposals):
-            nothing = np.zeros(0)
-            return [
-                Prediction(expression, None, nothing, map_gg)
-                for expression, map_gg in zip(expressions, kept_Sgg, strict=True)
-            ]
-        texts = expression_features(self.encode_texts, expressions, self.config.text)
-        features_NE = self.features(image, proposals)
-        scale = self.clip.logit_scale
-        own_SN = _doubles(guidance.similarity_scores(features_NE, texts.own_SE, scale))
-        other_SN = _doubles(guidance.similarity_scores(features_NE, texts.other_SE, scale))
-        coherence_SN = _doubles(
-            self._coherence(proposals.masks_NHW, image.hw, maps_Sgg, expressions)
-        )
+        return [
+            self.choose(scores, largest_k[row] if largest_k else None)
+            for row, scores in enumerate(self.score(image, proposals, expressions))
+        ]
+
+    @torch.inference_mode()
+    def score(
+        self, image: RgbImage, proposals: Proposals, expressions: Sequence[ParsedExpression]
+    ) -> list[Scores]:
+        """Everything that the picks of one picture's expressions depend on.
+
+        Args:
+            image: the picture.
+            proposals: its masks, from ``propose`` or anywhere else.
+            expressions: from ``parse``.
+        """
+        count = len(proposals)
+        coherence_SN = np.zeros((len(expressions), count))
+        maps: list[NDArray[np.float32] | None] = [None] * len(expressions)
+        if self.config.guidance.coherence:
+            maps_Sgg = self.low_resolution_maps(image, [e.noun_phrase for e in expressions])
+            maps = list(maps_Sgg.cpu().numpy())
+            if count:
+                masks_NHW = proposals.masks_NHW
+                coherence_SN = _doubles(self._coherence(masks_NHW, image.hw, maps_Sgg, expressions))
+        own_SN = other_SN = np.zeros((len(expressions), 0))
+        has_others = [False] * len(expressions)
+        if count:
+            texts = expression_features(self.backbones.encode_texts, expressions, self.config.text)
+            features_NE = self.features(image, proposals)
+            scale = self.clip.logit_scale
+            own_SN = _doubles(guidance.similarity_scores(features_NE, texts.own_SE, scale))
+            other_SN = _doubles(guidance.similarity_scores(features_NE, texts.other_SE, scale))
+            has_others = list(texts.has_others)
         boxes_xywh = proposals.boxes_xywh.astype(np.float64)
         return [
-            Prediction(
+            Scores(
                 expression=expression,
-                choice=guidance.choose(
-                    own_SN[row],
-                    other_SN[row] if texts.has_others[row] else None,
-                    coherence_SN[row],
-                    boxes_xywh,
-                    expression.relation,
-                    self.config.guidance,
-                    largest_k=largest_k[row] if largest_k else None,
-                ),
-                similarity_N=own_SN[row],
-                low_resolution_map_gg=kept_Sgg[row],
+                own_N=own_SN[row],
+                other_N=other_SN[row] if has_others[row] else None,
+                coherence_N=coherence_SN[row],
+                boxes_xywh=boxes_xywh,
+                low_resolution_map_gg=maps[row],
             )
             for row, expression in enumerate(expressions)
         ]
 
-    def heat_map(self, prediction: Prediction, hw: tuple[int, int]) -> NDArray[np.float32]:
+    def choose(self, scores: Scores, largest_k: int | None = None) -> Prediction:
+        """Picks of one expression.
+
+        Args:
+            scores: from ``score``.
+            largest_k: cap on the candidate counts (quirk Q5); None caps them at the number of
+                proposals.
+        """
+        choice = None
+        if len(scores.own_N):
+            choice = guidance.choose(
+                scores.own_N,
+                scores.other_N,
+                scores.coherence_N,
+                scores.boxes_xywh,
+                scores.expression.relation,
+                self.config.guidance,
+                largest_k=largest_k,
+            )
+        picks = (choice.pick_pure, choice.pick, choice.pick_without_heat) if choice else ()
+        return Prediction(
+            expression=scores.expression,
+            picks=dict(zip(self.picks, picks, strict=False)),
+            similarity_N=scores.own_N,
+            choice=choice,
+            low_resolution_map_gg=scores.low_resolution_map_gg,
+        )
+
+    def heat_map(self, prediction: Prediction, hw: tuple[int, int]) -> NDArray[np.float32] | None:
         """GEM map of a prediction under its position ramp, mean 1, float32, (H, W)."""
+        if prediction.low_resolution_map_gg is None:
+            return None
         maps_1gg = torch.from_numpy(prediction.low_resolution_map_gg)[None]
         heat_1HW = self._weighted_heat(maps_1gg, hw, [prediction.expression])
         return np.asarray(heat_1HW[0].numpy())
 
     def describe(self) -> dict[str, Any]:
-        """Weights, settings and versions, as JSON values: what a run must be repeated with."""
-        packages = ("torch", "torchvision", "open_clip_torch", "segment-anything", "spacy")
+        """Settings of the method, as JSON values."""
+        settings = {
+            name: value
+            for name, value in dataclasses.asdict(self.config).items()
+            if name != "proposals"
+        }
         return {
-            "weights": {
-                "clip": self.weights.clip_weights.name,
-                "sam": self.weights.sam_checkpoint.name,
-                "spacy": self.parser.name,
-                "sha256": self.weights_ids,
-            },
-            "method": json.loads(
-                json.dumps(dataclasses.asdict(self.config), default=lambda enum: enum.value)
-            ),
-            "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "versions": {name: version(name) for name in ("hybridgl", *packages)},
+            "name": "hybridgl",
+            **json.loads(json.dumps(settings, default=lambda enum: enum.value)),
         }
 
     @torch.inference_mode()
@@ -504,10 +479,10 @@ class HybridGL:
         blurred_3HW = self._channels_first(views.blur_background(image_HW3))
         chunks = []
         for chunk_NHW in torch.from_numpy(masks_NHW).split(masks_per_chunk(image_HW3.shape[:2])):
-            masks = chunk_NHW.to(self.device)
+            masks = chunk_NHW.to(self.backbones.device)
             local_N3RR = views.local_views(image_3HW, masks, side, quirks)
             global_N3RR = views.global_views(image_3HW, blurred_3HW, masks, side, quirks)
-            with self._autocast():
+            with self.backbones.autocast():
                 features_NE = mask_features(
                     self.clip.visual,
                     local_N3RR,
@@ -519,18 +494,13 @@ class HybridGL:
             chunks.append(features_NE.float())
         return torch.cat(chunks)
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """CLIP text features, float32, (L, E), un-normalised."""
-        with self._autocast():
-            return self.clip.encode_texts(texts).float()
-
     @torch.inference_mode()
     def _compute_maps(self, image: RgbImage, phrases: Sequence[str]) -> Tensor:
         """GEM maps without the store; on the CPU."""
         config = self.config.gem
-        texts_SE = self.encode_texts([config.prompt.format(phrase) for phrase in phrases])
-        images_13RR = gem.gem_input(image.pil, self._gem_side)[None].to(self.device)
-        with self._autocast():
+        texts_SE = self.backbones.encode_texts([config.prompt.format(phrase) for phrase in phrases])
+        images_13RR = gem.gem_input(image.pil, self._gem_side)[None].to(self.backbones.device)
+        with self.backbones.autocast():
             patches_BPE = gem.patch_features(self.clip.visual, images_13RR, config)
         return gem.low_resolution_maps(patches_BPE[0].float(), texts_SE).cpu()
 
@@ -548,7 +518,7 @@ class HybridGL:
             heat_SHW = self._weighted_heat(maps_Sgg[start : start + len(some)], hw, some)
             weights = [guidance.outside_weight(e.relation, self.config.guidance) for e in some]
             columns = [
-                guidance.coherence_scores(heat_SHW, chunk_NHW.to(self.device), weights)
+                guidance.coherence_scores(heat_SHW, chunk_NHW.to(self.backbones.device), weights)
                 for chunk_NHW in torch.from_numpy(masks_NHW).split(masks_per_chunk(hw))
             ]
             rows.append(torch.cat(columns, dim=1))
@@ -559,7 +529,9 @@ class HybridGL:
     ) -> Tensor:
         ramps = [
             guidance.position_ramp(
-                e.position, hw, vertical_disabled=self.config.quirks.vertical_ramps_disabled
+                e.position if self.config.guidance.position else Position.NONE,
+                hw,
+                vertical_disabled=self.config.quirks.vertical_ramps_disabled,
             )
             for e in expressions
         ]
@@ -597,44 +569,20 @@ class HybridGL:
             expression=prediction.expression,
         )
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16
-        )
-
     def _channels_first(self, image_HW3: NDArray[np.uint8]) -> Tensor:
-        return torch.from_numpy(image_HW3).permute(2, 0, 1).to(self.device)
+        return torch.from_numpy(image_HW3).permute(2, 0, 1).to(self.backbones.device)
 
     @property
     def _gem_side(self) -> int:
         return self.config.gem.resolution_factor * self.clip.image_size
 
-    def _key(self, image: RgbImage, stage: str, settings: Mapping[str, Any]) -> str:
-        return _digest(
-            {
-                "stage": stage,
-                "version": _STAGE_VERSION,
-                "image": image.digest,
-                **settings,
-            }
-        )
-
-    def _proposals_key(self, image: RgbImage) -> str:
-        settings = {
-            "sam": self.weights_ids["sam"],
-            "config": dataclasses.asdict(self.config.proposals),
-        }
-        return self._key(image, "proposals", settings)
-
     def _features_key(self, image: RgbImage, proposals: Proposals) -> str:
-        """By the masks themselves: another machine may find others at the same settings."""
         config, quirks = self.config, self.config.quirks
-        masks = np.packbits(proposals.masks_NHW)
         settings = {
-            "masks": f"{len(proposals)} {hashlib.sha256(masks.tobytes()).hexdigest()}",
-            "clip": self.weights_ids["clip"],
-            "device": self.device.type,
-            "dtype": str(self.dtype),
+            "masks": mask_fingerprint(proposals),
+            "clip": self.backbones.digest("clip"),
+            "device": self.backbones.device.type,
+            "dtype": str(self.backbones.dtype),
             "mode": config.fusion.mode.value,
             "masking_block": config.fusion.masking_block,
             "stream_weight": config.fusion.stream_weight,
@@ -644,54 +592,15 @@ class HybridGL:
                 quirks.attention_masking_skips_last_block,
             ],
         }
-        return self._key(image, "features", settings)
+        return stage_key(image, "features", settings)
 
     def _gem_settings(self) -> dict[str, Any]:
         return {
-            "clip": self.weights_ids["clip"],
-            "device": self.device.type,
-            "dtype": str(self.dtype),
+            "clip": self.backbones.digest("clip"),
+            "device": self.backbones.device.type,
+            "dtype": str(self.backbones.dtype),
             "config": dataclasses.asdict(self.config.gem),
         }
-
-
-def select_device(name: str) -> torch.device:
-    """Device of a name; "auto" is the first GPU, or else the CPU.
-
-    Raises:
-        UserError: no device has this name, or it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"Expected the device auto, cpu, cuda or cuda:i, got {name!r}.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"Expected a device that is there, got {name!r} with {torch.cuda.device_count()} "
-            f"GPUs. Use --device cpu."
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"Expected the device auto, cpu, cuda or cuda:i, got {name!r}.")
-    return device
-
-
-def select_dtype(name: str) -> torch.dtype:
-    """Number format of a name.
-
-    Raises:
-        UserError: neither float32 nor bfloat16.
-    """
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in known:
-        raise UserError(f"Expected the dtype float32 or bfloat16, got {name!r}.")
-    return known[name]
-
-
-def masks_per_chunk(hw: tuple[int, ...]) -> int:
-    """How many masks' full-size float views, of three channels, fit in the memory set aside."""
-    return min(max(_VIEW_BYTES // (3 * 4 * hw[0] * hw[1]), 1), _MOST_MASKS)
 
 
 def _box(proposals: Proposals, index: int) -> tuple[int, int, int, int]:
@@ -701,33 +610,3 @@ def _box(proposals: Proposals, index: int) -> tuple[int, int, int, int]:
 
 def _doubles(tensor: Tensor) -> NDArray[np.float64]:
     return np.asarray(tensor.double().cpu().numpy())
-
-
-def _pack_proposals(proposals: Proposals) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    packed = mask_rle.pack_rles(mask_rle.encode_masks(proposals.masks_NHW), proposals.hw)
-    arrays: dict[str, NDArray[Any]] = {
-        "rle_counts": packed.counts,
-        "rle_offsets": packed.offsets,
-        "boxes_xywh": proposals.boxes_xywh,
-        "predicted_iou": proposals.predicted_iou,
-        "stability": proposals.stability,
-    }
-    return arrays, {"hw": list(proposals.hw)}
-
-
-def _unpack_proposals(entry: StoredEntry) -> Proposals:
-    height, width = entry.meta["hw"]
-    packed = mask_rle.PackedRles(
-        entry.arrays["rle_counts"], entry.arrays["rle_offsets"], (height, width)
-    )
-    return Proposals(
-        masks_NHW=mask_rle.decode_masks(mask_rle.unpack_rles(packed), packed.hw),
-        boxes_xywh=entry.arrays["boxes_xywh"],
-        predicted_iou=entry.arrays["predicted_iou"],
-        stability=entry.arrays["stability"],
-    )
-
-
-def _digest(settings: Mapping[str, Any]) -> str:
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

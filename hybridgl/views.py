@@ -18,12 +18,23 @@ from torch import Tensor
 
 from hybridgl.config import ReferenceQuirks
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "blur_background", "gate", "global_views", "local_views"]
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "blur_background",
+    "gate",
+    "global_views",
+    "local_views",
+    "normalise",
+    "resize",
+]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _BLUR_KERNEL = (15, 15)
 
@@ -53,12 +64,12 @@ def local_views(image_3HW: Tensor, masks_NHW: Tensor, side: int, quirks: Referen
         float32, (N, 3, R, R), normalised.
     """
     if quirks.local_view_imagenet_unnormalised_fill:
-        pixels_3HW = _normalise(image_3HW.float() / 255, _IMAGENET_MEAN, _IMAGENET_STD)
+        pixels_3HW = normalise(image_3HW.float() / 255, IMAGENET_MEAN, IMAGENET_STD)
         fill_311 = _channels(CLIP_MEAN, image_3HW.device)
     else:
-        pixels_3HW = _normalise(image_3HW.float() / 255, CLIP_MEAN, CLIP_STD)
+        pixels_3HW = normalise(image_3HW.float() / 255, CLIP_MEAN, CLIP_STD)
         fill_311 = torch.zeros(3, 1, 1, device=image_3HW.device)
-    return _resize(torch.where(masks_NHW[:, None], pixels_3HW, fill_311), side)
+    return resize(torch.where(masks_NHW[:, None], pixels_3HW, fill_311), (side, side))
 
 
 def global_views(
@@ -77,10 +88,10 @@ def global_views(
         float32, (N, 3, R, R), normalised.
     """
     composed_N3HW = torch.where(masks_NHW[:, None], image_3HW.float(), blurred_3HW.float())
-    resized_N3RR = _resize(composed_N3HW.div_(255), side)
+    resized_N3RR = resize(composed_N3HW.div_(255), (side, side))
     if quirks.global_view_imagenet_statistics:
-        return _normalise(resized_N3RR, _IMAGENET_MEAN, _IMAGENET_STD)
-    return _normalise(resized_N3RR, CLIP_MEAN, CLIP_STD)
+        return normalise(resized_N3RR, IMAGENET_MEAN, IMAGENET_STD)
+    return normalise(resized_N3RR, CLIP_MEAN, CLIP_STD)
 
 
 def gate(masks_NHW: Tensor, grid: int) -> Tensor:
@@ -93,23 +104,28 @@ def gate(masks_NHW: Tensor, grid: int) -> Tensor:
     Returns:
         float32, (N, G * G), 0 to 1, row by row.
     """
-    return _resize(masks_NHW[:, None].float(), grid).flatten(1)
+    return resize(masks_NHW[:, None].float(), (grid, grid)).flatten(1)
 
 
-def _resize(images_NCHW: Tensor, side: int) -> Tensor:
-    """Bilinear, corners not aligned, without antialiasing: each pixel reads four pixels."""
+def resize(images_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, corners not aligned, without antialiasing: each pixel reads four pixels.
+
+    Args:
+        images_NCHW: float32, (N, C, H, W).
+        size: height and width to reach.
+    """
     return F.interpolate(
-        images_NCHW, size=(side, side), mode="bilinear", align_corners=False, antialias=False
+        images_NCHW, size=size, mode="bilinear", align_corners=False, antialias=False
     )
 
 
-def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device)[:, None, None]
-
-
-def _normalise(
+def normalise(
     images_3HW: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Tensor:
     """(x - mean) / std per channel; any leading axes."""
     device = images_3HW.device
     return (images_3HW - _channels(mean, device)) / _channels(std, device)
+
+
+def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)[:, None, None]

@@ -1,111 +1,225 @@
-"""A split through the method: one record for every sentence."""
+"""A split through a method: one record for every sentence.
+
+Quirk Q5 makes the picks of an image depend on the proposal counts of all images before it. The caps
+that it sets are derived from the counts, before or after the images are scored, so that results do
+not depend on the order of the work or on how it is divided.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from hybridgl.evaluation import candidate_caps, outcomes
-from hybridgl.images import RgbImage
-from hybridgl.pipeline import HybridGL
-from refer.errors import DataError
-from refer.reader import ReferSplit
-from utils.records import Record
+from hybridgl.evaluation import ImageEvaluation, Outcome, candidate_caps
+from hybridgl.language import ParsedExpression
+from hybridgl.proposals import Proposals
+from refer.dataset import Id, Ref, ReferSplit, Sentence
+from suite.methods import Method
+from suite.pictures import can_be_read, open_image
+from suite.proposals import ProposalSource
+from utils.records import Pick, Record
 
-__all__ = ["caps_by_ref", "check_truths", "count_proposals", "evaluate", "open_image"]
+__all__ = [
+    "SampleId",
+    "VariantsByCap",
+    "all_caps",
+    "caps_by_ref",
+    "check_truths",
+    "count_proposals",
+    "effective_cap",
+    "evaluate",
+    "in_dataset_order",
+]
+
+SampleId = tuple[Id, int]
+"""Ids of a ref and of one of its sentences."""
+
+VariantsByCap = dict[int, Record]
+"""A sample's record under every cap on the candidate counts that was asked for."""
 
 
-def open_image(split: ReferSplit, image_id: int) -> RgbImage:
-    """A picture of the split, of the size that its annotations are in.
-
-    Raises:
-        DataError: it has another size.
-    """
-    image, info = (
-        RgbImage(split.image_path(image_id), apply_orientation=False),
-        split.images[image_id],
-    )
-    if image.hw != (info.height, info.width):
-        raise DataError(
-            f"Expected {info.width} x {info.height} pixels in {image.name}, as annotated, got "
-            f"{image.hw[1]} x {image.hw[0]}. Fetch the file again."
-        )
-    return image
-
-
-def check_truths(model: HybridGL, split: ReferSplit) -> None:
-    """Read every mask of the split once, so that a broken one stops a run at its start.
+def check_truths(split: ReferSplit) -> None:
+    """Check every mask that is referred to, so that a broken one stops a run at its start.
 
     Raises:
         DataError: an annotation's segmentation is broken.
     """
-    for ref in tqdm(split.refs, desc="annotations", unit="ref", disable=None, leave=False):
-        split.truth(ref, drop_overlaps=model.config.quirks.overlapping_polygons_dropped)
+    for ref in split.refs:
+        for ann_id in ref.ann_ids:
+            split.check_mask(ann_id)
 
 
-def count_proposals(model: HybridGL, split: ReferSplit) -> dict[int, int]:
-    """Number of proposals of every image, each made if the store lacks it."""
+def count_proposals(
+    source: ProposalSource, split: ReferSplit, image_ids: Iterable[int]
+) -> dict[int, int]:
+    """Number of proposals of images, each made if it is not stored; 0 of those without a file."""
     return {
-        image_id: model.count_proposals(open_image(split, image_id))
-        for image_id in tqdm(split.images, desc="proposals", unit="image", disable=None)
+        image_id: source.count(image_id) if can_be_read(split, image_id) else 0
+        for image_id in tqdm(list(image_ids), desc="proposals", unit="image", disable=None)
     }
 
 
-def caps_by_ref(model: HybridGL, split: ReferSplit, counts: dict[int, int]) -> dict[int, int]:
-    """Cap on the candidate counts of every ref (quirk Q5), from every image's proposal count."""
-    caps = candidate_caps(
-        [counts[ref.image_id] for ref in split.refs],
-        shrinks=model.config.quirks.top_k_shrinks_across_images,
-    )
-    return {ref.ref_id: cap for ref, cap in zip(split.refs, caps, strict=True)}
+def effective_cap(method: Method, count: int, cap: int) -> int:
+    """The smallest cap on the candidate counts with the same picks.
+
+    Args:
+        method: knows from where on a cap changes nothing.
+        count: proposals of the image.
+        cap: at least the number of candidates that are looked at.
+    """
+    return max(1, min(cap, count, method.most_candidates))
+
+
+def caps_by_ref(method: Method, split: ReferSplit, counts: Mapping[int, int]) -> dict[Id, int]:
+    """Effective cap of every ref, from every image's proposal count.
+
+    Args:
+        method: the method.
+        split: the data.
+        counts: proposals of all its images.
+    """
+    shrinks = method.quirks.top_k_shrinks_across_images
+    caps = candidate_caps([counts[ref.image_id] for ref in split.refs], shrinks=shrinks)
+    return {
+        ref.ref_id: effective_cap(method, counts[ref.image_id], cap)
+        for ref, cap in zip(split.refs, caps, strict=True)
+    }
+
+
+def all_caps(method: Method, split: ReferSplit, counts: Mapping[int, int]) -> dict[Id, range]:
+    """Every effective cap that refs can get, whatever the images before theirs.
+
+    Args:
+        method: the method.
+        split: the data.
+        counts: proposals of the images whose refs are asked for.
+    """
+    shrinks = method.quirks.top_k_shrinks_across_images
+    caps = {}
+    for ref in split.refs:
+        if ref.image_id in counts:
+            largest = effective_cap(method, counts[ref.image_id], counts[ref.image_id])
+            caps[ref.ref_id] = range(1 if shrinks else largest, largest + 1)
+    return caps
 
 
 def evaluate(
-    model: HybridGL, split: ReferSplit, counts: dict[int, int], caps: dict[int, int]
-) -> list[Record]:
-    """A record for every sentence, in dataset order.
+    method: Method,
+    source: ProposalSource,
+    split: ReferSplit,
+    counts: Mapping[int, int],
+    caps: Mapping[Id, Sequence[int]],
+) -> dict[SampleId, VariantsByCap]:
+    """Records of every sentence of some images, under every cap that is asked for.
 
     Args:
-        model: the method.
+        method: the method.
+        source: proposals.
         split: the data.
-        counts: number of proposals of every image.
-        caps: from ``caps_by_ref``.
+        counts: proposals of the images, which are all that are looked at.
+        caps: effective caps of every ref of the images.
     """
-    drop_overlaps = model.config.quirks.overlapping_polygons_dropped
-    records: dict[tuple[int, int], Record] = {}
-    for image_id, refs in tqdm(
-        split.refs_by_image().items(), desc="picks", unit="image", disable=None
-    ):
+    variants: dict[SampleId, VariantsByCap] = {}
+    refs_by_image = split.refs_by_image()
+    for image_id in tqdm(counts, desc="picks", unit="image", disable=None):
+        samples = [(ref, sent) for ref in refs_by_image[image_id] for sent in ref.sentences]
+        if samples:  # images of refs without sentences are named among the split's problems
+            variants |= _evaluate_image(method, source, split, samples, caps)
+    return variants
+
+
+def in_dataset_order(
+    split: ReferSplit, variants: Mapping[SampleId, VariantsByCap], caps: Mapping[Id, int]
+) -> list[Record]:
+    """The one record of every sentence, in the order of the split.
+
+    Args:
+        split: the data.
+        variants: of every sample of the split.
+        caps: effective cap of every ref.
+    """
+    return [
+        variants[ref.ref_id, sent.sent_id][caps[ref.ref_id]]
+        for ref in split.refs
+        for sent in ref.sentences
+    ]
+
+
+def _evaluate_image(
+    method: Method,
+    source: ProposalSource,
+    split: ReferSplit,
+    samples: Sequence[tuple[Ref, Sentence]],
+    caps: Mapping[Id, Sequence[int]],
+) -> dict[SampleId, VariantsByCap]:
+    image_id = samples[0][0].image_id
+    expressions = method.parse([sentence.raw for _, sentence in samples])
+    drop_overlaps = method.quirks.overlapping_polygons_dropped
+    truth_of = {ref.ref_id: split.truth(ref, drop_overlaps=drop_overlaps) for ref, _ in samples}
+    truths_SHW = np.stack([truth_of[ref.ref_id] for ref, _ in samples])
+    readable = can_be_read(split, image_id)
+    if readable:
         image = open_image(split, image_id)
-        samples = [(ref, sentence) for ref in refs for sentence in ref.sentences]
-        if not samples:  # named among the split's problems
-            continue
-        proposals = model.propose(image)
-        predictions = model.predict(
-            image,
-            proposals,
-            model.parse([sentence.raw for _, sentence in samples]),
-            [caps[ref.ref_id] for ref, _ in samples],
-        )
-        truth_of = {ref.ref_id: split.truth(ref, drop_overlaps=drop_overlaps) for ref in refs}
-        truths_SHW = np.stack([truth_of[ref.ref_id] for ref, _ in samples])
-        results = outcomes(proposals, predictions, truths_SHW)
-        for (ref, sentence), prediction, outcome in zip(samples, predictions, results, strict=True):
-            expression = prediction.expression
-            records[ref.ref_id, sentence.sent_id] = Record(
-                dataset=split.dataset,
-                split=split.split,
-                ref_id=ref.ref_id,
-                sent_id=sentence.sent_id,
-                image_id=image_id,
-                sentence=sentence.raw,
-                kind=sentence.kind,
-                noun_phrase=expression.noun_phrase,
-                num_other_nouns=len(expression.other_nouns),
-                position=expression.position.value,
-                relation=expression.relation.value,
-                truncated=model.clip.is_truncated(expression.sentence),
-                num_proposals=counts[image_id],
-                **outcome.counts(),
+        proposals = source.propose(image_id, image)
+        scores = method.score(image, proposals, expressions)
+    else:
+        height, width = truths_SHW.shape[1:]
+        proposals, scores = Proposals.empty((height, width)), []
+    evaluation = ImageEvaluation(proposals, truths_SHW)
+    nothing: dict[str, int | None] = dict.fromkeys(method.picks)
+    variants: dict[SampleId, VariantsByCap] = {}
+    for row, (ref, sentence) in enumerate(samples):
+        described = {
+            "dataset": split.dataset,
+            "split": split.split,
+            "ref_id": ref.ref_id,
+            "sent_id": sentence.sent_id,
+            "image_id": image_id,
+            "image_missing": not readable,
+            "sentence": sentence.raw,
+            "kind": sentence.kind,
+            **_parse_fields(expressions[row]),
+            "truncated": method.backbones.clip.is_truncated(expressions[row].sentence),
+            "num_proposals": len(proposals),
+        }
+        of_cap = variants[ref.ref_id, sentence.sent_id] = {}
+        for cap in caps[ref.ref_id]:
+            picks = dict(nothing)
+            if readable:
+                picks.update(method.choose(scores[row], cap).picks)
+            of_cap[cap] = Record(**described, **_outcome_fields(evaluation.outcome(row, picks)))
+    return variants
+
+
+def _parse_fields(expression: ParsedExpression) -> dict[str, Any]:
+    return {
+        "noun_phrase": expression.noun_phrase,
+        "num_other_nouns": len(expression.other_nouns),
+        "position": expression.position.value,
+        "relation": expression.relation.value,
+    }
+
+
+def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
+    best = outcome.best
+    return {
+        "target_area": outcome.target_area,
+        "best_intersection": best.intersection,
+        "best_union": best.union,
+        "best_iou": best.intersection / best.union if best.union else 0.0,
+        "random_iou": outcome.random_iou,
+        "picks": {
+            name: Pick(
+                index=pick.index,
+                area=pick.area,
+                intersection=pick.overlap.intersection,
+                union=pick.overlap.union,
+                intersection_480=pick.overlap_480.intersection,
+                union_480=pick.overlap_480.union,
             )
-    return [records[ref.ref_id, sent.sent_id] for ref in split.refs for sent in ref.sentences]
+            for name, pick in outcome.picks.items()
+        },
+    }

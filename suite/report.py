@@ -1,138 +1,271 @@
-"""What a run leaves for people: scores, the printed table, and figures of some samples."""
+"""What a run leaves for people: scores, printed and as files, and figures of some samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
+
+import numpy as np
 
 from hybridgl.figures import GalleryItem, draw_gallery, draw_prediction
-from hybridgl.metrics import Overlap, iou, mean_iou, overall_iou, precision_at
-from hybridgl.pipeline import HybridGL
-from refer.reader import ReferSplit
-from suite.evaluation import open_image
-from third_party.published import published_scores
-from utils.records import PICKS, Record
+from hybridgl.metrics import Convention, bootstrap_intervals, scores
+from refer.dataset import Id, ReferSplit
+from suite.breakdowns import BREAKDOWNS, Breakdown
+from suite.methods import Method
+from suite.pictures import open_image
+from suite.proposals import ProposalSource
+from third_party.published import SOURCES, published
+from utils.records import Pick, Record
 from utils.store import atomic_write_bytes, sweep_partials
-from utils.tables import breakdown
+from utils.tables import Table, breakdown
 
-__all__ = ["draw_samples", "overlaps", "score_by_pick", "score_report"]
+__all__ = [
+    "breakdown_table",
+    "draw_samples",
+    "intervals_by_pick",
+    "report_text",
+    "score_by_pick",
+    "scored_records",
+]
 
 _FIGURES_OF_EACH_SORT = 3
 _GALLERY_ITEMS = 8
 
-_LEGEND = (
-    "pure: by mask features alone; guided: the method; no_gem: relations without GEM (alpha 0);",
-    "random: mean over all proposals; best: the proposal nearest the truth. All in percent.",
-)
+_PICK_NAMES = {
+    "pure": "pure features",
+    "guided": "with guidance",
+    "no_gem": "with guidance, without GEM",
+}
+
+_PUBLISHED_NAMES = {"hybridgl": "HybridGL", "global_local": "Global-Local CLIP"}
+
+_LEGEND = {
+    "pure": "by mask features alone",
+    "guided": "the method",
+    "no_gem": "relations without GEM (alpha 0)",
+    "random": "mean over all proposals",
+    "best": "the proposal nearest the truth",
+}
 
 
-def overlaps(records: Sequence[Record], pick: str) -> list[Overlap]:
-    """Counts of one of the picks."""
-    return [
-        Overlap(getattr(r, f"intersection_{pick}"), getattr(r, f"union_{pick}")) for r in records
-    ]
+def scored_records(records: Sequence[Record], *, skips_without_proposals: bool) -> list[Record]:
+    """The records that scores are computed from.
+
+    Args:
+        records: of a run.
+        skips_without_proposals: quirk Q8: those without proposals are left out. Where that leaves
+            none, they stay.
+    """
+    kept = [record for record in records if record.num_proposals]
+    return kept if skips_without_proposals and kept else list(records)
 
 
-def score_by_pick(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """Precision, oIoU and mIoU of every pick, and mIoU of the yardsticks, in percent."""
-    scores = {
-        pick: {
-            "oIoU": overall_iou(overlaps(records, pick)),
-            "mIoU": mean_iou(overlaps(records, pick)),
-            "P@0.5": precision_at(overlaps(records, pick), 0.5),
-        }
-        for pick in PICKS
+def score_by_pick(records: Sequence[Record], convention: Convention) -> dict[str, dict[str, float]]:
+    """All scores of every pick, and the mean IoU of the yardsticks, in percent.
+
+    Yardsticks are compared at the annotated size under every convention.
+
+    Args:
+        records: at least one, of one run.
+        convention: how scores are computed.
+    """
+    by_pick = {
+        pick: scores(*_counts(records, pick, convention), convention) for pick in _picks(records)
     }
     for name in ("random", "best"):
-        mean = sum(getattr(r, f"{name}_iou") for r in records) / len(records)
-        scores[name] = {"mIoU": 100 * mean}
-    return scores
+        mean = sum(getattr(record, f"{name}_iou") for record in records) / len(records)
+        by_pick[name] = {convention.mean_name: 100 * mean}
+    return by_pick
 
 
-def score_report(
-    split: ReferSplit, records: Sequence[Record], setting: str, problems: Sequence[str]
+def intervals_by_pick(
+    records: Sequence[Record], convention: Convention
+) -> dict[str, dict[str, list[float]]]:
+    """95 % intervals of all scores of every pick, by bootstrap over images, in percent."""
+    image_ids = [record.image_id for record in records]
+    return {
+        pick: {
+            name: list(interval)
+            for name, interval in bootstrap_intervals(
+                image_ids, *_counts(records, pick, convention), convention
+            ).items()
+        }
+        for pick in _picks(records)
+    }
+
+
+def breakdown_table(records: Sequence[Record], convention: Convention, groups: Breakdown) -> Table:
+    """Scores of every group of records.
+
+    Args:
+        records: at least one, of one run.
+        convention: how scores are computed.
+        groups: what they are grouped by.
+    """
+    mean_name = convention.mean_name
+    wanted = [(mean_name, name) for name in (*_picks(records), "random", "best")]
+    if convention.precisions:
+        wanted += [(f"P@{convention.precisions[0]:g}", name) for name in _picks(records)]
+    columns = {
+        f"{score} {name}": lambda rows, score=score, name=name: score_by_pick(rows, convention)[
+            name
+        ][score]
+        for score, name in wanted
+    }
+    return breakdown(records, groups.group_of, columns, title=groups.title, order=groups.order)
+
+
+def report_text(
+    split: ReferSplit,
+    records: Sequence[Record],
+    summary: Mapping[str, Any],
+    convention: Convention,
+    *,
+    groups: Sequence[str] = ("kind",),
 ) -> str:
-    """Scores by kind of expression, the totals, and what is published.
+    """Tables by groups of expressions, the totals, and what is published.
 
     Args:
         split: the data.
-        records: of one run, at least one.
-        setting: what the run was made with, to be held against the published setting.
-        problems: what is doubtful about data or weights.
+        records: that are scored, at least one.
+        summary: of the run.
+        convention: how scores are computed.
+        groups: names in ``BREAKDOWNS``.
     """
-    columns = {
-        f"{score} {pick}": lambda rows, score=score, pick=pick: score_by_pick(rows)[pick][score]
-        for score, picks in (("mIoU", (*PICKS, "random", "best")), ("P@0.5", PICKS))
-        for pick in picks
-    }
-    table = breakdown(records, lambda r: r.kind or "all", columns, title="kind")
-    scores = score_by_pick(records)
-    lines = [table.markdown(), *_LEGEND, ""]
-    for name, pick in (("pure features", "pure"), ("with guidance", "guided")):
-        lines.append(f"{name}: oIoU {scores[pick]['oIoU']:.2f}  mIoU {scores[pick]['mIoU']:.2f}")
-    without = sum(r.num_proposals == 0 for r in records)
-    lines.append(f"{len(records)} samples, {without} without proposals")
-    lines += [f"note: {problem}" for problem in problems]
-    lines.append(f"this run: {setting}")
-    for published in published_scores(split.dataset, split.split_by, split.split):
-        oiou = "-" if published.oiou is None else f"{published.oiou:.2f}"
-        lines.append(f"published, {published.what}: oIoU {oiou}  mIoU {published.miou:.2f}")
-        lines.append(f"    ({published.source})")
+    lines: list[str] = []
+    for name in groups:
+        lines += [breakdown_table(records, convention, BREAKDOWNS[name]).markdown(), ""]
+    legend = [f"{name}: {_LEGEND[name]}" for name in (*_picks(records), "random", "best")]
+    lines += [f"{'; '.join(legend)}. All in percent.", ""]
+    lines += _totals(records, summary, convention)
+    lines += [f"note: {problem}" for problem in summary["problems"]]
+    method_name = summary["settings"]["method"]["name"]
+    lines.append(f"this run: {summary['setting']}")
+    lines += _published(split, method_name)
     return "\n".join(lines)
 
 
+def _published(split: ReferSplit, method_name: str) -> list[str]:
+    """What is published for a method on a split, with the sources."""
+    cell = (split.dataset, split.split_by, split.split)
+    rows = published(*cell, method=_PUBLISHED_NAMES[method_name])
+    lines = []
+    for row_id in dict.fromkeys(row.row_id for row in rows):
+        of_id = [row for row in rows if row.row_id == row_id]
+        values = "  ".join(
+            f"{row.metric} {row.text(cell)} [{SOURCES[row.source].mark}]" for row in of_id
+        )
+        lines.append(f"published, {of_id[0].method}, {of_id[0].setting}: {values}")
+    for key in dict.fromkeys(row.source for row in rows):
+        source = SOURCES[key]
+        secondary = "secondary source: " if source.secondary else ""
+        lines.append(f"    [{source.mark}] {secondary}{source.text}")
+    return lines
+
+
+def _totals(
+    records: Sequence[Record], summary: Mapping[str, Any], convention: Convention
+) -> list[str]:
+    lines = []
+    for pick in _picks(records):
+        by_name, intervals = summary["scores"][pick], summary["intervals"][pick]
+        named = "  ".join(f"{name} {by_name[name]:.2f}" for name in list(by_name)[:2])
+        spans = ", ".join(
+            f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in list(intervals.items())[:2]
+        )
+        lines.append(f"{_PICK_NAMES.get(pick, pick)}: {named}  (95 %: {spans})")
+        precisions = [f"{name} {value:.2f}" for name, value in list(by_name.items())[2:]]
+        if precisions:
+            lines.append(f"    {'  '.join(precisions)}")
+    best = summary["scores"]["best"][convention.mean_name]
+    lines.append(f"best proposal: {convention.mean_name} {best:.2f}")
+    counts = summary["counts"]
+    lines.append(
+        f"{counts['sentences']} samples, {counts['without_proposals']} without proposals"
+        + (f", {counts['left_out']} of them left out (Q8)" if counts["left_out"] else "")
+        + f"; convention {convention.name}"
+    )
+    return lines
+
+
 def draw_samples(
-    model: HybridGL,
+    method: Method,
+    source: ProposalSource,
     split: ReferSplit,
     records: Sequence[Record],
-    caps: dict[int, int],
+    caps: Mapping[Id, int],
     folder: Path,
 ) -> None:
-    """Figures of the best, the worst and some random guided picks, and a gallery of random ones.
+    """Figures of the best, the worst and some random picks, and a gallery of random ones.
 
     Args:
-        model: the method, with what the records were made from in its store.
+        method: with what the records were made from in its store.
+        source: proposals.
         split: the data.
         records: of one run, at least one.
-        caps: cap on the candidate counts of every ref.
+        caps: effective cap of every ref.
         folder: gets ``best-1.png`` and so on, and ``gallery.png``; made if missing.
     """
     sweep_partials(folder)
     for earlier in folder.glob("*.png"):
         earlier.unlink()
-    order = sorted(records, key=lambda r: iou(overlaps([r], "guided")[0]))
+    pick_of = method.final_pick
+    shown = [record for record in records if not record.image_missing]
+    order = sorted(shown, key=lambda record: _iou(record.picks[pick_of]))
     few = min(_FIGURES_OF_EACH_SORT, len(order))
     shuffled = Random(0).sample(order, len(order))
     sorts = {"worst": order[:few], "best": order[::-1][:few], "random": shuffled[:few]}
     refs = {ref.ref_id: ref for ref in split.refs}
-    drop_overlaps = model.config.quirks.overlapping_polygons_dropped
+    drop_overlaps = method.quirks.overlapping_polygons_dropped
     for sort, chosen in sorts.items():
         for rank, record in enumerate(chosen, start=1):
             image = open_image(split, record.image_id)
-            proposals, expressions = model.propose(image), model.parse([record.sentence])
-            prediction = model.predict(image, proposals, expressions, [caps[record.ref_id]])[0]
+            proposals = source.propose(record.image_id, image)
+            (sample,) = method.score(image, proposals, method.parse([record.sentence]))
+            prediction = method.choose(sample, caps[record.ref_id])
             figure = draw_prediction(
                 image.pixels_HW3,
                 proposals,
                 prediction,
-                model.heat_map(prediction, image.hw),
+                method.heat_map(prediction, image.hw),
                 title=f"ref {record.ref_id}, sentence {record.sent_id}: {record.sentence!r}",
                 truth_HW=split.truth(refs[record.ref_id], drop_overlaps=drop_overlaps),
             )
             atomic_write_bytes(folder / f"{sort}-{rank}.png", figure)
-    shown = [record for record in shuffled if record.pick_guided is not None][:_GALLERY_ITEMS]
-    if shown:
-        gallery = draw_gallery(
-            [
-                GalleryItem(
-                    image_HW3=image.pixels_HW3,
-                    mask_HW=model.propose(image).masks_NHW[record.pick_guided],
-                    truth_HW=split.truth(refs[record.ref_id], drop_overlaps=drop_overlaps),
-                    expression=record.sentence.strip(),
-                )
-                for record in shown
-                for image in [open_image(split, record.image_id)]
-            ],
+    items = []
+    for record in [r for r in shuffled if r.picks[pick_of].index is not None][:_GALLERY_ITEMS]:
+        image = open_image(split, record.image_id)
+        items.append(
+            GalleryItem(
+                image_HW3=image.pixels_HW3,
+                mask_HW=source.propose(record.image_id, image).masks_NHW[
+                    record.picks[pick_of].index
+                ],
+                truth_HW=split.truth(refs[record.ref_id], drop_overlaps=drop_overlaps),
+                expression=record.sentence.strip(),
+            )
         )
-        atomic_write_bytes(folder / "gallery.png", gallery)
+    if items:
+        atomic_write_bytes(folder / "gallery.png", draw_gallery(items))
+
+
+def _picks(records: Sequence[Record]) -> list[str]:
+    return list(records[0].picks)
+
+
+def _counts(
+    records: Sequence[Record], pick: str, convention: Convention
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Intersections and unions of a pick, at the resolution of the convention."""
+    suffix = "" if convention.side is None else f"_{convention.side}"
+    taken = [record.picks[pick] for record in records]
+    return (
+        np.array([getattr(one, f"intersection{suffix}") for one in taken], dtype=np.int64),
+        np.array([getattr(one, f"union{suffix}") for one in taken], dtype=np.int64),
+    )
+
+
+def _iou(pick: Pick) -> float:
+    return pick.intersection / pick.union if pick.union else 0.0

@@ -11,6 +11,7 @@ import pytest
 
 import hybridgl_main
 import save_attn_gem
+from hybridgl.config import FusionMode
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ["save_attn_gem", "hybridgl_main"]
@@ -36,13 +37,14 @@ HOMES = {
     "spacy": {"hybridgl/models/spacy_parser.py"},
     "cv2": {"hybridgl/views.py"},
     "matplotlib": {"hybridgl/figures.py"},
+    "requests": {"hybridgl/downloads/fetch.py"},
     "pycocotools": {"hybridgl/mask_rle.py", "refer/ground_truth.py"},
 }
 FREE_OF_HOMES = ("tests", "scripts", "benchmarks")
 
 SHARED_FLAGS = {
     "--dataset": "shapes",
-    "--split": "val",
+    "--split": None,
     "--split_by": None,
     "--splitBy": None,
     "--refer_data_root": Path("refer/data"),
@@ -58,14 +60,31 @@ SHARED_FLAGS = {
     "--store": Path("store"),
     "--limit": None,
     "--overwrite": False,
+    "--shard": None,
 }
 CHOICES = {
-    "--dataset": ["shapes", "refcoco", "refcoco+", "refcocog", "phrasecut"],
     "--weights": ["tiny", "paper"],
     "--profile": ["reference", "corrected"],
     "--dtype": ["float32", "bfloat16"],
 }
-OWN_FLAGS = {"save_attn_gem": set(), "hybridgl_main": {"--fusion_mode", "--output"}}
+OWN_FLAGS = {
+    "save_attn_gem": {},
+    "hybridgl_main": {
+        "--method": "hybridgl",
+        "--proposals": "sam",
+        "--convention": "zero-shot",
+        "--output": None,
+        "--fusion_mode": FusionMode.GLOBAL_TO_LOCAL,
+        "--masking_block": 9,
+        "--sentence_weight": 0.5,
+        "--without": [],
+        "--alpha": 0.6,
+        "--num_candidates": 3,
+        "--num_partners": 6,
+        "--coherence_weights": (1.8, 1.95, 1.5),
+        "--mixing_weight": None,
+    },
+}
 
 
 def sources():
@@ -162,11 +181,12 @@ def options(program, monkeypatch):
 
 
 def test_flags_of_the_programs_are_the_promised_ones(program, options):
-    assert set(options) == set(SHARED_FLAGS) | OWN_FLAGS[program.__name__]
+    assert set(options) == set(SHARED_FLAGS) | set(OWN_FLAGS[program.__name__])
 
 
-def test_defaults_of_the_shared_flags_stay(options):
-    assert {flag: options[flag].default for flag in SHARED_FLAGS} == SHARED_FLAGS
+def test_defaults_of_the_flags_stay(program, options):
+    defaults = SHARED_FLAGS | OWN_FLAGS[program.__name__]
+    assert {flag: options[flag].default for flag in defaults} == defaults
 
 
 def test_choices_of_the_shared_flags_stay(options):

@@ -2,8 +2,8 @@
 
 Every table and picture is made from these two files alone, so a row holds the integer counts (any
 convention of oIoU, mIoU or precision is a function of them), the yardsticks (best and random
-proposal) and what the parse found, to break scores down by. Rows are JSON lines, flat, in plain
-ASCII; both files are written whole or not at all.
+proposal) and what the parse found, to break scores down by. Rows are JSON lines in plain ASCII;
+both files are written whole or not at all.
 """
 
 from __future__ import annotations
@@ -13,39 +13,61 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from utils.store import atomic_write_bytes, require_json, sweep_partials
 
-__all__ = ["PICKS", "Record", "read_records", "write_records", "write_summary"]
-
-PICKS = ("pure", "guided", "no_gem")
-"""The picks that a record holds: fields that end in these names."""
+__all__ = ["Pick", "Record", "read_records", "write_records", "write_summary"]
 
 _ALLOWED_TYPES: Mapping[str, tuple[type, ...]] = {
     "bool": (bool,),
     "int": (int,),
+    "int | str": (int, str),
     "int | None": (int, type(None)),
     "float": (float,),
     "str": (str,),
     "str | None": (str, type(None)),
+    "dict[str, Pick]": (dict,),
 }
 _IOU_TOLERANCE = 1e-6  # IoUs may come from float32 arithmetic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pick:
+    """What one way of picking took, and how it covers the truth; all in pixels.
+
+    Attributes:
+        index: Index into the image's proposals; None where there are none.
+        area: Of the picked proposal; 0 where there is none.
+        intersection: Both of the pick and of the truth.
+        union: Of the pick, of the truth or of both.
+        intersection_480: As above, after pick and truth are resized to 480 x 480.
+        union_480: Likewise.
+    """
+
+    index: int | None
+    area: int
+    intersection: int
+    union: int
+    intersection_480: int
+    union_480: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """The outcome for one sentence of one ref.
 
-    "Pure" is the pick by features alone, "guided" the pick with guidance, "no_gem" the pick with
-    guidance by relations alone. Areas, intersections and
-    unions are in pixels, all at one resolution. Every field is checked when a record is made.
+    Areas, intersections and unions are in pixels of the annotated image. Every field is checked
+    when a record is made.
 
     Attributes:
         dataset: Name of the dataset, such as "refcoco+".
         split: Name of the split, such as "testA".
         ref_id: The dataset's id of the referred object.
-        sent_id: The dataset's id of the sentence.
+        sent_id: The dataset's id of the sentence, unique among those of its ref.
         image_id: The dataset's id of the image.
+        image_missing: Whether the image's file was missing or damaged, so that nothing was
+            predicted.
         sentence: The sentence as it was given.
         kind: Kind of expression, where the dataset tells it.
         noun_phrase: What the parse takes to be referred to.
@@ -54,24 +76,13 @@ class Record:
         relation: The relation word that the parse found, if any.
         truncated: Whether the sentence was too long for the text encoder and cut.
         num_proposals: How many proposals the image has.
-        pick_pure: Index into the image's proposals; None where there are none.
-        pick_guided: Likewise.
-        pick_no_gem: Likewise.
         target_area: Pixels of the truth.
-        predicted_area_pure: Pixels of the picked proposal; 0 where there is none.
-        intersection_pure: Pixels both of the pick and of the truth.
-        union_pure: Pixels of the pick, of the truth or of both.
-        predicted_area_guided: As for the pure pick.
-        intersection_guided: As for the pure pick.
-        union_guided: As for the pure pick.
-        predicted_area_no_gem: As for the pure pick.
-        intersection_no_gem: As for the pure pick.
-        union_no_gem: As for the pure pick.
         best_intersection: Intersection of the proposal with the highest IoU; 0 where there is none.
         best_union: Its union; `target_area` where there is none.
         best_iou: Its IoU, in 0..1; 0 where there is none.
         random_iou: Mean IoU over the proposals, which is what a random pick expects, in 0..1; 0
             where there is none.
+        picks: By the name of the way of picking.
 
     Raises:
         ValueError: A field has another type (numpy's numbers included), or the counts contradict
@@ -80,9 +91,10 @@ class Record:
 
     dataset: str
     split: str
-    ref_id: int
+    ref_id: int | str
     sent_id: int
     image_id: int
+    image_missing: bool
     sentence: str
     kind: str | None
     noun_phrase: str
@@ -91,38 +103,27 @@ class Record:
     relation: str | None
     truncated: bool
     num_proposals: int
-    pick_pure: int | None
-    pick_guided: int | None
-    pick_no_gem: int | None
     target_area: int
-    predicted_area_pure: int
-    intersection_pure: int
-    union_pure: int
-    predicted_area_guided: int
-    intersection_guided: int
-    union_guided: int
-    predicted_area_no_gem: int
-    intersection_no_gem: int
-    union_no_gem: int
     best_intersection: int
     best_union: int
     best_iou: float
     random_iou: float
+    picks: dict[str, Pick]
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            # `type` rather than isinstance: True is no count, and numpy's numbers are not JSON.
-            if type(value) not in _ALLOWED_TYPES[str(field.type)]:
-                raise self._error(
-                    f"{field.name} of type {field.type}",
-                    f"{value!r} of type {type(value).__name__}",
-                )
+        self._check_types(self, "")
         for name in ("num_other_nouns", "num_proposals", "target_area"):
             if getattr(self, name) < 0:
                 raise self._error(f"{name} of at least 0", getattr(self, name))
-        for which in PICKS:
-            self._check_pick(which, getattr(self, f"pick_{which}"))
+        if self.image_missing and self.num_proposals:
+            raise self._error("no proposals of a missing image", self.num_proposals)
+        if not self.picks:
+            raise self._error("at least one pick", "none")
+        for name, pick in self.picks.items():
+            if not isinstance(pick, Pick):
+                raise self._error(f"a Pick as picks.{name}", f"{pick!r} of another type")
+            self._check_types(pick, f"picks.{name}.")
+            self._check_pick(name, pick)
         self._check_yardsticks()
 
     def to_json(self) -> str:
@@ -143,47 +144,70 @@ class Record:
             row = None
         if not isinstance(row, dict):
             raise ValueError(f"Expected one JSON object, got {line[:60]!r}.")
-        names = {field.name for field in fields(cls)}
-        missing, unknown = sorted(names - row.keys()), sorted(row.keys() - names)
-        if missing or unknown:
-            raise ValueError(
-                "Expected exactly the fields of a record; "
-                f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}."
-            )
-        return cls(**row)
+        return cls.from_row(row)
 
-    def _check_pick(self, which: str, pick: int | None) -> None:
-        if (pick is None) != (self.num_proposals == 0):
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Record:
+        """Reads the JSON object of a record.
+
+        Raises:
+            ValueError: A field is missing or unknown, or a value is wrong. The message names it.
+        """
+        names = {field.name for field in fields(cls)}
+        _require_names(row, names, "a record")
+        if not isinstance(row["picks"], dict):
+            raise ValueError(f"Expected picks by name, got {row['picks']!r}.")
+        pick_names = {field.name for field in fields(Pick)}
+        picks = {}
+        for name, pick in row["picks"].items():
+            _require_names(pick, pick_names, f"the pick {name}")
+            picks[name] = Pick(**pick)
+        return cls(**{**row, "picks": picks})
+
+    def _check_types(self, whole: Record | Pick, prefix: str) -> None:
+        for field in fields(whole):
+            value = getattr(whole, field.name)
+            # `type` rather than isinstance: True is no count, and numpy's numbers are not JSON.
+            if type(value) not in _ALLOWED_TYPES[str(field.type)]:
+                raise self._error(
+                    f"{prefix}{field.name} of type {field.type}",
+                    f"{value!r} of type {type(value).__name__}",
+                )
+
+    def _check_pick(self, name: str, pick: Pick) -> None:
+        if (pick.index is None) != (self.num_proposals == 0):
             raise self._error(
-                f"pick_{which} to be None exactly where num_proposals is 0",
-                f"{pick} with num_proposals {self.num_proposals}",
+                f"picks.{name}.index to be None exactly where num_proposals is 0",
+                f"{pick.index} with num_proposals {self.num_proposals}",
             )
-        if pick is not None and not 0 <= pick < self.num_proposals:
-            raise self._error(f"pick_{which} in 0..{self.num_proposals - 1}", pick)
-        area = getattr(self, f"predicted_area_{which}")
-        intersection = getattr(self, f"intersection_{which}")
-        union = getattr(self, f"union_{which}")
-        if area < 0 or (pick is None and area > 0):
+        if pick.index is not None and not 0 <= pick.index < self.num_proposals:
+            raise self._error(f"picks.{name}.index in 0..{self.num_proposals - 1}", pick.index)
+        if pick.area < 0 or (pick.index is None and pick.area > 0):
             raise self._error(
-                f"predicted_area_{which} of at least 0, and 0 without a pick",
-                f"{area} with pick {pick}",
+                f"picks.{name}.area of at least 0, and 0 without a pick",
+                f"{pick.area} with pick {pick.index}",
             )
-        if not 0 <= intersection <= min(area, self.target_area):
+        if not 0 <= pick.intersection <= min(pick.area, self.target_area):
             raise self._error(
-                f"intersection_{which} in 0..{min(area, self.target_area)}, the smaller of "
-                f"predicted_area_{which} and target_area",
-                intersection,
+                f"picks.{name}.intersection in 0..{min(pick.area, self.target_area)}, the smaller "
+                "of its area and target_area",
+                pick.intersection,
             )
-        if union != area + self.target_area - intersection:
+        if pick.union != pick.area + self.target_area - pick.intersection:
             raise self._error(
-                f"union_{which} = {area} + {self.target_area} - {intersection}, that is "
-                f"predicted_area_{which} + target_area - intersection_{which}",
-                union,
+                f"picks.{name}.union = {pick.area} + {self.target_area} - {pick.intersection}, "
+                "that is area + target_area - intersection",
+                pick.union,
             )
-        if intersection * self.best_union > self.best_intersection * union:
+        if not 0 <= pick.intersection_480 <= pick.union_480 <= 480 * 480:
+            raise self._error(
+                f"0 <= picks.{name}.intersection_480 <= union_480 <= 480 * 480",
+                f"{pick.intersection_480}, {pick.union_480}",
+            )
+        if pick.intersection * self.best_union > self.best_intersection * pick.union:
             raise self._error(
                 f"no IoU above the best, {self.best_intersection}/{self.best_union}",
-                f"{intersection}/{union} for the {which} pick",
+                f"{pick.intersection}/{pick.union} for the {name} pick",
             )
 
     def _check_yardsticks(self) -> None:
@@ -217,6 +241,16 @@ class Record:
     def _error(self, expected: str, got: object) -> ValueError:
         return ValueError(
             f"ref {self.ref_id}, sentence {self.sent_id}: expected {expected}; got {got}."
+        )
+
+
+def _require_names(row: object, names: set[str], what: str) -> None:
+    found: set[str] = set(row) if isinstance(row, dict) else set()
+    missing, unknown = sorted(names - found), sorted(found - names)
+    if missing or unknown:
+        raise ValueError(
+            f"Expected exactly the fields of {what}; "
+            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}."
         )
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from utils.store import Store
 
@@ -22,6 +23,7 @@ __all__ = [
     "check_output_folder",
     "check_settings",
     "peak_memory_bytes",
+    "read_summary",
     "run_program",
     "store_from_arguments",
 ]
@@ -113,21 +115,27 @@ def check_settings(path: Path, settings: Mapping[str, object], *, overwrite: boo
     Raises:
         OSError: it holds a run of other settings.
     """
-    summary = path / "summary.json"
-    if overwrite or not summary.is_file():
+    if overwrite or not (path / "summary.json").is_file():
         return
-    try:
-        found = json.loads(summary.read_text())["settings"]
-    except (ValueError, TypeError, KeyError):
-        found = None
-    if found != json.loads(json.dumps(settings)):
-        wanted = json.loads(json.dumps(settings))
-        names = sorted({*wanted, *(found or {})})
-        others = [name for name in names if (found or {}).get(name) != wanted.get(name)]
+    found = (read_summary(path) or {}).get("settings", {})
+    wanted = json.loads(json.dumps(settings))
+    if found != wanted:
+        names = sorted({*wanted, *found})
+        others = [name for name in names if found.get(name) != wanted.get(name)]
         raise FileExistsError(
             f"Expected an empty folder or a run of the same settings in {path}, found a run "
             f"with other {', '.join(others)}. Give another --output DIR, or --overwrite."
         )
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The summary of a run's folder; None where there is none, or none that can be read."""
+    try:
+        summary = json.loads((path / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    settings = summary.get("settings") if isinstance(summary, dict) else None
+    return summary if isinstance(settings, dict) else None
 
 
 def peak_memory_bytes() -> int:

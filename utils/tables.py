@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,25 +20,79 @@ class Table:
     Attributes:
         header: names of the columns.
         rows: cells, as many in each row as there are columns.
+        text_columns: how many columns, from the first on, are text; the others are numbers.
     """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    text_columns: int = 1
 
     def markdown(self) -> str:
-        """A Markdown table with aligned columns; the first column is text, the others numbers."""
+        """A Markdown table with aligned columns: text to the left, numbers to the right."""
         widths = [
             max(len(row[column]) for row in (self.header, *self.rows))
             for column in range(len(self.header))
         ]
 
         def line(cells: Sequence[str]) -> str:
-            first = cells[0].ljust(widths[0])
-            others = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-            return f"| {' | '.join([first, *others])} |"
+            padded = [
+                cell.ljust(width) if column < self.text_columns else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ]
+            return f"| {' | '.join(padded)} |"
 
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        rule = [
+            "-" * width if column < self.text_columns else "-" * (width - 1) + ":"
+            for column, width in enumerate(widths)
+        ]
         return "\n".join([line(self.header), line(rule), *map(line, self.rows)])
+
+    def by_row(self) -> dict[str, dict[str, float]]:
+        """Numbers by the names of row and column."""
+        return {
+            row[0]: {name: float(cell) for name, cell in zip(self.header[1:], row[1:], strict=True)}
+            for row in self.rows
+        }
+
+    def csv(self) -> str:
+        """Comma-separated values, quoted where they must be."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        return text.getvalue()
+
+    def latex(self) -> str:
+        """A LaTeX tabular with rules of the package booktabs."""
+        columns = "l" * self.text_columns + "r" * (len(self.header) - self.text_columns)
+        header, *rows = (
+            " & ".join(map(_latex_escaped, cells)) + r" \\" for cells in (self.header, *self.rows)
+        )
+        return "\n".join(
+            [
+                rf"\begin{{tabular}}{{{columns}}}",
+                r"\toprule",
+                header,
+                r"\midrule",
+                *rows,
+                r"\bottomrule",
+                r"\end{tabular}",
+            ]
+        )
+
+
+_LATEX_SPECIAL = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+    }
+)
+
+
+def _latex_escaped(text: str) -> str:
+    return text.translate(_LATEX_SPECIAL)
 
 
 def breakdown(
@@ -45,19 +101,23 @@ def breakdown(
     scores: Mapping[str, Callable[[Sequence[Row]], float]],
     *,
     title: str,
+    order: Sequence[str] = (),
 ) -> Table:
     """Scores of every group of records, and of all of them in the last row.
 
     Args:
         records: at least one.
-        group_of: name of a record's group; groups are listed in the order of their names.
+        group_of: name of a record's group.
         scores: a column of numbers, shown at two decimals, for each name.
         title: name of the first column.
+        order: groups that are listed first, in this order; the others follow by name.
     """
     groups: dict[str, list[Row]] = {}
     for record in records:
         groups.setdefault(group_of(record), []).append(record)
-    rows = [(name, groups[name]) for name in sorted(groups)]
+    names = [name for name in order if name in groups]
+    names += sorted(groups.keys() - set(order))
+    rows = [(name, groups[name]) for name in names]
     if len(rows) > 1:
         rows.append(("all", list(records)))
     return Table(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from hybridgl.errors import UserError
@@ -22,42 +24,44 @@ class WeightsFile:
     """A file that can be fetched.
 
     Attributes:
+        item: what ``hybridgl download`` calls it.
         name: file name under ``weights_folder()``.
         url: where it is published.
         sha256: its checksum in hexadecimal, or the first digits of it as far as known.
     """
 
+    item: str
     name: str
     url: str
     sha256: str
 
 
-def _clip(name: str, sha256: str) -> WeightsFile:
-    root = "https://openaipublic.azureedge.net/clip/models"
-    return WeightsFile(name, f"{root}/{sha256}/{name}", sha256)
+def _clip(model: str, sha256: str) -> WeightsFile:
+    url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{model}.pt"
+    return WeightsFile(f"clip-{model}", f"{model}.pt", url, sha256)
 
 
-def _sam(name: str, sha256: str) -> WeightsFile:
-    return WeightsFile(name, f"https://dl.fbaipublicfiles.com/segment_anything/{name}", sha256)
+def _sam(kind: str, sha256: str) -> WeightsFile:
+    name = f"sam_{kind}_{sha256}.pth"
+    url = f"https://dl.fbaipublicfiles.com/segment_anything/{name}"
+    return WeightsFile(f"sam-{kind}", name, url, sha256)
 
 
 CLIP_FILES: Mapping[str, WeightsFile] = {
-    "ViT-B-16": _clip(
-        "ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
-    ),
-    "ViT-B-32": _clip(
-        "ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
-    ),
-    "ViT-L-14": _clip(
-        "ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
-    ),
+    model: _clip(model, sha256)
+    for model, sha256 in (
+        ("ViT-B-16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+        ("ViT-B-32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+        ("ViT-L-14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+        ("RN50", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
+    )
 }
 """OpenAI's CLIP models by architecture."""
 
 SAM_FILES: Mapping[str, WeightsFile] = {
-    "vit_h": _sam("sam_vit_h_4b8939.pth", "4b8939"),
-    "vit_l": _sam("sam_vit_l_0b3195.pth", "0b3195"),
-    "vit_b": _sam("sam_vit_b_01ec64.pth", "01ec64"),
+    "vit_h": _sam("vit_h", "4b8939"),
+    "vit_l": _sam("vit_l", "0b3195"),
+    "vit_b": _sam("vit_b", "01ec64"),
 }
 """Segment Anything's models by type."""
 
@@ -82,50 +86,72 @@ class WeightSet:
     sam_type: str
     spacy_model: str
 
-    def missing(self) -> list[str]:
-        """One line for every file that is not there: what, where, and how to get it."""
+    def missing(self, models: Sequence[str] = ("clip", "sam")) -> list[str]:
+        """One line for every file that is not there: what, where, and how to get it.
+
+        Args:
+            models: those of "clip" and "sam" that are needed.
+        """
         lines = []
-        for path, known in (
-            (self.clip_weights, CLIP_FILES),
-            (self.sam_checkpoint, SAM_FILES),
-        ):
+        for model in models:
+            path, known = self._file(model)
             if not path.is_file():
                 published = _published(path, known)
-                remedy = f"fetch it from {published.url}" if published else "check the path"
+                remedy = _remedy(published, path) if published else "check the path"
                 lines.append(f"Expected weights at {path}, found no such file; {remedy}.")
         return lines
 
-    def digests(self) -> dict[str, str]:
-        """Sha256 of the files in hexadecimal, under "clip" and "sam"."""
-        digests = {}
-        for model, path in (("clip", self.clip_weights), ("sam", self.sam_checkpoint)):
-            with path.open("rb") as stream:
-                digests[model] = hashlib.file_digest(stream, "sha256").hexdigest()
-        return digests
+    def digest(self, model: str) -> str:
+        """Sha256 of a model's file in hexadecimal.
+
+        Args:
+            model: "clip" or "sam".
+        """
+        path, _ = self._file(model)
+        status = path.stat()
+        return _sha256(path.resolve(), status.st_size, status.st_mtime_ns)
 
     def doubts(self, digests: Mapping[str, str]) -> list[str]:
         """One line for every file that has a published one's name, but not its content.
 
         Args:
-            digests: from ``digests``.
+            digests: from ``digest``, by model.
         """
         lines = []
-        for model, path, known in (
-            ("clip", self.clip_weights, CLIP_FILES),
-            ("sam", self.sam_checkpoint, SAM_FILES),
-        ):
+        for model, digest in digests.items():
+            path, known = self._file(model)
             published = _published(path, known)
-            if published and not digests[model].startswith(published.sha256):
+            if published and not digest.startswith(published.sha256):
                 lines.append(
                     f"Expected the sha256 of {path} to start with {published.sha256[:12]}, got "
-                    f"{digests[model][:12]}: "
-                    f"damaged, or not the published weights. Fetch it again from {published.url}."
+                    f"{digest[:12]}: "
+                    f"damaged, or not the published weights; {_remedy(published, path)}."
                 )
         return lines
+
+    def _file(self, model: str) -> tuple[Path, Mapping[str, WeightsFile]]:
+        """A model's file, and the published ones that it may be."""
+        if model == "clip":
+            return self.clip_weights, CLIP_FILES
+        return self.sam_checkpoint, SAM_FILES
+
+
+@lru_cache(maxsize=16)
+def _sha256(path: Path, _size: int, _modified_ns: int) -> str:
+    """Computed once a process, as long as the file does not change."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _published(path: Path, known: Mapping[str, WeightsFile]) -> WeightsFile | None:
     return next((file for file in known.values() if file.name == path.name), None)
+
+
+def _remedy(published: WeightsFile, path: Path) -> str:
+    command = f"hybridgl download {published.item}"
+    if path.parent.absolute() != weights_folder().absolute():
+        command += f" --weights_folder {shlex.quote(str(path.parent))}"
+    return f"run `{command}`, or fetch it from {published.url}"
 
 
 def weights_folder() -> Path:
@@ -147,7 +173,7 @@ def weight_set(
 
     Args:
         name: "tiny" or "paper".
-        clip_model: architecture of CLIP: ViT-B-16, ViT-B-32 or ViT-L-14.
+        clip_model: architecture of CLIP: ViT-B-16, ViT-B-32, ViT-L-14 or RN50.
         clip_weights: CLIP's file.
         sam_type: vit_h, vit_l, vit_b or tiny.
         sam_checkpoint: SAM's file.

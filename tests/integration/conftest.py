@@ -30,7 +30,7 @@ def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take most of the time of a small run."""
-    monkeypatch.setattr("hybridgl_main.draw_samples", lambda *_: None)
+    monkeypatch.setattr("suite.runs.draw_samples", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

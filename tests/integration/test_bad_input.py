@@ -25,6 +25,7 @@ from tqdm import tqdm
 import hybridgl
 import hybridgl_main
 import save_attn_gem
+from hybridgl.backbones import Backbones
 from hybridgl.config import MethodConfig
 from hybridgl.errors import UserError
 from hybridgl.images import MAX_ASPECT_RATIO, RgbImage
@@ -94,7 +95,7 @@ def refs_of_val(tmp_path) -> tuple[Path, list, list]:
     [
         (["--dataset", "coco"], ["shapes", "refcoco+", "phrasecut"]),
         (["--weights", "huge"], ["tiny", "paper"]),
-        (["--clip_model", "RN50"], ["ViT-B-16", "ViT-L-14"]),
+        (["--clip_model", "RN101"], ["ViT-B-16", "RN50"]),
         (["--sam_type", "vit_x"], ["vit_h", "tiny"]),
         (["--profile", "fixed"], ["reference", "corrected"]),
         (["--dtype", "float16"], ["float32", "bfloat16"]),
@@ -129,7 +130,7 @@ def test_wrong_fusion_mode_lists_the_right_ones(capsys):
         (["--dataset", "refcoco+", "--split_by", "umd"], ["unc", "'umd'"]),
         (["--dataset", "refcocog", "--split", "testA"], ["train, val, test", "'testA'"]),
         (["--dataset", "refcocog", "--splitBy", "google", "--split", "test"], ["train, val"]),
-        (["--dataset", "phrasecut"], ["this version reads", "refcocog", "got phrasecut"]),
+        (["--dataset", "phrasecut", "--split", "testA"], ["train, val, test, miniv", "'testA'"]),
         (["--limit", "0"], ["at least 1", "got 0"]),
         (["--device", "tpu"], ["auto, cpu, cuda", "'tpu'"]),
         (["--device", "cuda:99"], ["'cuda:99'", "--device cpu"]),
@@ -195,10 +196,11 @@ def test_missing_data_names_the_expected_files(program, arguments, refused, tmp_
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_missing_image_is_named(program, refcoco, refused, tmp_path):
-    path = refcoco_images(tmp_path)[1]
-    path.unlink()
-    refused(program, refcoco, "3 images", "1 are missing", str(path), "refer/README.md")
+def test_all_images_missing_is_named(program, refcoco, refused, tmp_path):
+    paths = refcoco_images(tmp_path)
+    for path in paths:
+        path.unlink()
+    refused(program, refcoco, "3 images", "3 are missing", str(paths[0]), "refer/README.md")
     assert not (tmp_path / "store").exists()
 
 
@@ -245,12 +247,19 @@ def test_refs_of_one_image_without_a_sentence_are_a_problem_of_the_data(refcoco,
     path.write_bytes(pickle.dumps(refs))
     assert hybridgl_main.main(refcoco) == 0
     assert len(read_records(tmp_path / "run" / "records.jsonl")) == 10
-    problems = json.loads((tmp_path / "run" / "summary.json").read_text())["problems"]
-    assert sum("has no sentences" in problem for problem in problems) == 2
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [problem for problem in summary["problems"] if "2 of 6 refs" in problem]
+    assert summary["counts"]["refs_without_sentences"] == 2
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("option", ["--clip_weights", "--sam_checkpoint"])
+@pytest.mark.parametrize(
+    ("program", "option"),
+    [
+        (save_attn_gem.main, "--clip_weights"),
+        (hybridgl_main.main, "--clip_weights"),
+        (hybridgl_main.main, "--sam_checkpoint"),
+    ],
+)
 def test_missing_weights_are_named(program, option, arguments, refused, tmp_path):
     argv = [*arguments(tmp_path), option, str(tmp_path / "gone.pt")]
     refused(program, argv, f"Expected weights at {tmp_path / 'gone.pt'}", "check the path")
@@ -332,29 +341,67 @@ def png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+def records_and_summary(tmp_path):
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    return read_records(folder / "records.jsonl"), summary
+
+
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "count"),
     [
-        (b"", ["Expected a picture", "0 bytes"]),
-        (b"<html>404 Not Found</html>", ["Expected a picture", "26 bytes of something else"]),
-        (png_that_claims(60_000, 60_000), ["at most 50,000,000 pixels"]),
-        (png_that_claims(8_000, 7_000), ["at most 50,000,000 pixels", "8000 x 7000", "Shrink"]),
-        (None, ["Expected a whole picture", "truncated", "Fetch it again"]),
+        (None, "images_missing"),
+        (b"", "images_damaged"),
+        (b"<html>404 Not Found</html>", "images_damaged"),
+        (png_that_claims(60_000, 60_000), "images_damaged"),
+        ("truncated", "images_damaged"),
     ],
-    ids=["empty", "text", "gigapixels", "too large", "truncated"],
+    ids=["missing", "empty", "text", "gigapixels", "truncated"],
 )
-def test_damaged_picture_of_a_dataset_is_named(program, content, words, refcoco, refused, tmp_path):
+def test_picture_that_cannot_be_read_is_named_counted_and_scores_0(
+    content, count, refcoco, tmp_path, capsys
+):
+    assert hybridgl_main.main(refcoco) == 0
+    whole, _ = records_and_summary(tmp_path)
     path = refcoco_images(tmp_path)[1]
-    path.write_bytes(path.read_bytes()[:-200] if content is None else content)
-    refused(program, refcoco, str(path), *words)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-200] if content == "truncated" else content)
+    assert save_attn_gem.main([*refcoco[: refcoco.index("--output")], *refcoco[-6:]]) == 0
+    assert hybridgl_main.main([*refcoco, "--overwrite"]) == 0
+    records, summary = records_and_summary(tmp_path)
+    gone = [record for record in records if record.image_missing]
+    assert len(records) == len(whole) == 15
+    assert len(gone) == 5
+    assert {record.picks["guided"].index for record in gone} == {None}
+    assert all(record.target_area > 0 for record in gone)
+    kept = [record for record in whole if record.image_id != gone[0].image_id]
+    assert [record for record in records if not record.image_missing] == kept
+    assert summary["counts"][count] == 1
+    (line,) = [line for line in summary["problems"] if path.name in line]
+    assert f"note: {line}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_picture_of_another_size_than_annotated_is_refused(program, refcoco, refused, tmp_path):
+def test_picture_of_a_dataset_that_is_too_large_is_refused(program, refcoco, refused, tmp_path):
     path = refcoco_images(tmp_path)[1]
-    Image.new("RGB", (48, 32)).save(path)
-    refused(program, refcoco, f"Expected {HW[1]} x {HW[0]} pixels in {path}", "got 48 x 32")
+    path.write_bytes(png_that_claims(8_000, 7_000))
+    refused(program, refcoco, str(path), "at most 50,000,000 pixels", "8000 x 7000", "Shrink")
+
+
+def test_picture_of_another_size_than_annotated_is_resized_named_and_counted(refcoco, tmp_path):
+    path = refcoco_images(tmp_path)[1]
+    with Image.open(path) as picture:
+        larger = picture.resize((2 * HW[1], 2 * HW[0]))
+    larger.save(path)
+    assert hybridgl_main.main(refcoco) == 0
+    records, summary = records_and_summary(tmp_path)
+    assert summary["counts"]["images_of_other_size"] == 1
+    assert [line for line in summary["problems"] if path.name in line]
+    of_image = [record for record in records if str(record.image_id) in path.name]
+    assert len(of_image) == 5
+    assert max(record.best_iou for record in of_image) > 0.7
 
 
 def test_orientation_tag_turns_a_picture_of_ones_own_but_not_one_of_a_dataset(refcoco, tmp_path):
@@ -382,10 +429,11 @@ def test_pictures_without_proposals_count_as_empty_masks(refcoco, tmp_path, caps
     empty = [record for record in records if record.num_proposals == 0]
     assert (len(records), len(empty)) == (15, 10)
     for record in empty:
-        assert (record.pick_pure, record.pick_guided, record.pick_no_gem) == (None,) * 3
-        assert (record.intersection_guided, record.union_guided) == (0, record.target_area)
+        assert list(record.picks) == ["pure", "guided", "no_gem"]
+        for pick in record.picks.values():
+            assert (pick.index, pick.intersection, pick.union) == (None, 0, record.target_area)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["samples_without_proposals"] == 10
+    assert summary["counts"]["without_proposals"] == 10
     assert "15 samples, 10 without proposals" in capsys.readouterr().out
 
 
@@ -492,10 +540,10 @@ def box_of(mask_HW):
 
 def model_of(clip_file: Path, proposer=None) -> HybridGL:
     weights = weight_set("tiny", clip_weights=clip_file)
-    model = HybridGL(weights, MethodConfig(), device=torch.device("cpu"))
+    backbones = Backbones(weights, device=torch.device("cpu"))
     if proposer:
-        model.__dict__["proposer"] = proposer
-    return model
+        backbones.proposer = proposer
+    return HybridGL(backbones, MethodConfig())
 
 
 @pytest.fixture(scope="module")

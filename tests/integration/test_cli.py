@@ -126,12 +126,12 @@ def test_mask_generator_is_set_for_what_the_weights_know(picture, monkeypatch):
     """As in ``HybridGL.from_pretrained``."""
     made = []
 
-    def build(arguments, store):
-        made.append(model_from_arguments(arguments, store))
+    def build(arguments):
+        made.append(model_from_arguments(arguments))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hybridgl.cli.model_from_arguments", build)
-    monkeypatch.setattr("hybridgl.pipeline.WeightSet.missing", lambda _: [])
+    monkeypatch.setattr("hybridgl.weights.manifest.WeightSet.missing", lambda *_: [])
     for weights in ("tiny", "paper"):
         with pytest.raises(KeyboardInterrupt):
             segment(picture, "--weights", weights)

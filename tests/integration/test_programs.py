@@ -52,7 +52,7 @@ def undisturbed(arguments, tmp_path_factory) -> Path:
     """Folder of a run of stage 2 alone, to be read only."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybridgl_main.draw_samples", lambda *_: None)
+        patch.setattr("suite.runs.draw_samples", lambda *_: None)
         assert hybridgl_main.main(arguments(folder)) == 0
     return folder
 
@@ -111,7 +111,7 @@ def test_defaults_run_with_the_carried_weights(world, tmp_path, monkeypatch, cap
     assert "found {'gem': 4}, made {'proposals': 4, 'features': 4}" in printed
     scores = json.loads((folder / "summary.json").read_text())["scores"]
     for line, pick in (("pure features", "pure"), ("with guidance", "guided")):
-        expected = f"{line}: oIoU {scores[pick]['oIoU']:.2f}  mIoU {scores[pick]['mIoU']:.2f}"
+        expected = f"{line}: oIoU {scores[pick]['oIoU']:.2f}  mIoU {scores[pick]['mIoU']:.2f}  (95"
         assert expected in printed
     assert scores["guided"]["mIoU"] > scores["random"]["mIoU"] + 10
     figures = sorted(path.name for path in (folder / "figures").iterdir())
@@ -146,7 +146,8 @@ def test_stage_1_first_gives_the_same_records(arguments, undisturbed, tmp_path):
 )
 def test_chunk_sizes_do_not_matter(arguments, undisturbed, with_proposals, monkeypatch, sizes):
     for name, size in sizes.items():
-        monkeypatch.setattr(f"hybridgl.pipeline.{name}", size)
+        module = "pipeline" if name == "_HEAT_MAPS_PER_CHUNK" else "stages"
+        monkeypatch.setattr(f"hybridgl.{module}.{name}", size)
     assert hybridgl_main.main(arguments(with_proposals)) == 0
     assert records_of(with_proposals) == records_of(undisturbed)
 
@@ -244,7 +245,10 @@ def test_results_of_other_settings_are_not_used(arguments, resumed, tmp_path_fac
 def test_every_fusion_mode_runs(arguments, resumed, mode):
     assert hybridgl_main.main(arguments(resumed, "--fusion_mode", mode.value)) == 0
     assert summary_of(resumed)["settings"]["method"]["fusion"]["mode"] == mode.value
-    assert len(read_records(resumed / "run" / "records.jsonl")) == summary_of(resumed)["samples"]
+    assert (
+        len(read_records(resumed / "run" / "records.jsonl"))
+        == summary_of(resumed)["counts"]["sentences"]
+    )
 
 
 def test_published_spelling_of_both_is_the_same_mode(arguments, resumed):
@@ -320,7 +324,10 @@ def test_refcoco_layout_with_openai_format_files(tmp_path, capsys):
     assert problem.startswith("Not the whole of refcoco testA (unc): expected 1975 refs, got 6;")
     printed = capsys.readouterr().out
     assert f"note: {problem}" in printed
-    assert "this run: G2L, reference profile, CLIP clip.pt, SAM sam.pth, float32" in printed
+    assert (
+        "this run: G2L, reference profile, CLIP clip.pt, proposals of SAM sam.pth, float32"
+        in printed
+    )
     assert "published" in printed
 
 
@@ -363,7 +370,7 @@ def test_killed_at_ten_random_moments(arguments, undisturbed, tmp_path):
     assert process.exitcode == 0
     assert records_of(tmp_path) == expected
     assert undisturbed.joinpath("run", "records.jsonl").read_bytes().startswith(expected)
-    assert summary_of(tmp_path)["samples"] == len(expected.splitlines())
+    assert summary_of(tmp_path)["counts"]["sentences"] == len(expected.splitlines())
     assert not list(tmp_path.rglob("*.partial"))
 
 

@@ -60,7 +60,10 @@ def test_defaults_are_the_published_settings():
     assert dataclasses.astuple(method.fusion) == (FusionMode.GLOBAL_TO_LOCAL, 9, 2.0)
     assert dataclasses.astuple(method.text) == (0.5, "a photo of {}")
     assert dataclasses.astuple(method.gem) == (7, 1, 2, "a photo of a {}.")
-    assert dataclasses.astuple(method.guidance) == (0.6, 3, 6, 1.8, 1.95, 1.5)
+    assert dataclasses.astuple(method.guidance) == (
+        *(0.6, 3, 6, 1.8, 1.95, 1.5),
+        *(True, True, True),
+    )
 
 
 def test_settings_cannot_be_changed_in_place():

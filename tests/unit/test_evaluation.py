@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 
 from hybridgl.config import GuidanceConfig
-from hybridgl.evaluation import candidate_caps, outcomes
+from hybridgl.evaluation import ImageEvaluation, candidate_caps
 from hybridgl.guidance import choose
-from hybridgl.language import ParsedExpression, Position, Relation
-from hybridgl.metrics import Overlap, iou
-from hybridgl.pipeline import Prediction
+from hybridgl.language import Relation
+from hybridgl.metrics import Overlap
 from hybridgl.proposals import Proposals
-
-EXPRESSION = ParsedExpression("a cat", "a cat", "cat", (), (), Position.NONE, Relation.NONE)
 
 
 def proposals_of(masks_NHW):
@@ -24,15 +23,6 @@ def proposals_of(masks_NHW):
         np.ones(count, dtype=np.float32),
         np.ones(count, dtype=np.float32),
     )
-
-
-def prediction_of(own, coherence):
-    own, coherence = np.array(own, dtype=float), np.array(coherence, dtype=float)
-    choice = None
-    if len(own):
-        boxes = np.ones((len(own), 4))
-        choice = choose(own, None, coherence, boxes, Relation.NONE, GuidanceConfig())
-    return Prediction(EXPRESSION, choice, own, np.zeros((2, 2), dtype=np.float32))
 
 
 def rows(*filled):
@@ -80,89 +70,79 @@ def test_earlier_image_with_few_proposals_changes_a_pick_in_reference_only():
     assert picks == [0, 1]
 
 
+def outcome_of(masks_NHW, truths_SHW, picks, sentence=0):
+    return ImageEvaluation(proposals_of(masks_NHW), truths_SHW).outcome(sentence, picks)
+
+
 def test_picks_and_yardsticks_by_hand():
-    proposals = proposals_of(rows(1, 2, 4))
-    prediction = prediction_of([1.0, 0.0, 3.0], [0.0, -5.0, -9.0])
-    (outcome,) = outcomes(proposals, [prediction], rows(2))
-    assert (outcome.pure.index, outcome.pure.area, outcome.pure.overlap) == (2, 16, Overlap(8, 16))
-    assert outcome.guided.index == 0
-    assert (outcome.guided.area, outcome.guided.overlap) == (4, Overlap(4, 8))
-    assert outcome.no_gem.index == 2
-    assert (outcome.best.index, outcome.best.overlap) == (1, Overlap(8, 8))
+    outcome = outcome_of(rows(1, 2, 4), rows(2), {"pure": 2, "guided": 0})
+    pure, guided = outcome.picks["pure"], outcome.picks["guided"]
+    assert (pure.index, pure.area, pure.overlap) == (2, 16, Overlap(8, 16))
+    assert (guided.index, guided.area, guided.overlap) == (0, 4, Overlap(4, 8))
+    assert outcome.best == Overlap(8, 8)
     assert outcome.random_iou == pytest.approx((0.5 + 1 + 0.5) / 3)
     assert outcome.target_area == 8
 
 
+def test_overlap_at_480_pixels_is_that_of_the_enlarged_masks():
+    outcome = outcome_of(rows(1, 2, 4), rows(2), {"pure": 2, "guided": 0})
+    rows_480 = 480 // 4
+    assert outcome.picks["pure"].overlap_480 == Overlap(2 * rows_480 * 480, 4 * rows_480 * 480)
+    assert outcome.picks["guided"].overlap_480 == Overlap(rows_480 * 480, 2 * rows_480 * 480)
+
+
 def test_each_sentence_meets_its_own_truth():
-    proposals = proposals_of(rows(1, 2, 4))
-    predictions = [prediction_of([3.0, 0, 0], [0, 0, 0]), prediction_of([0, 0, 3.0], [0, 0, 0])]
-    first, second = outcomes(proposals, predictions, rows(1, 2))
-    assert first.pure.overlap == Overlap(4, 4)
-    assert second.pure.overlap == Overlap(8, 16)
-    assert (first.best.index, second.best.index) == (0, 1)
+    evaluation = ImageEvaluation(proposals_of(rows(1, 2, 4)), rows(1, 2))
+    first, second = evaluation.outcome(0, {"pure": 0}), evaluation.outcome(1, {"pure": 2})
+    assert first.picks["pure"].overlap == Overlap(4, 4)
+    assert second.picks["pure"].overlap == Overlap(8, 16)
+    assert (first.best, second.best) == (Overlap(4, 4), Overlap(8, 8))
     assert (first.target_area, second.target_area) == (4, 8)
     assert first.random_iou == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
     assert second.random_iou == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
+    # What is remembered of a pick is remembered for its sentence.
+    assert evaluation.outcome(1, {"pure": 0}).picks["pure"].overlap == Overlap(4, 8)
+    assert evaluation.outcome(0, {"pure": 2}).picks["pure"].overlap == Overlap(4, 16)
 
 
 def test_no_proposal_counts_as_an_empty_mask():
-    (outcome,) = outcomes(Proposals.empty((4, 4)), [prediction_of([], [])], rows(2))
-    for pick in (outcome.pure, outcome.guided, outcome.no_gem, outcome.best):
+    evaluation = ImageEvaluation(Proposals.empty((4, 4)), rows(2))
+    outcome = evaluation.outcome(0, {"pure": None, "guided": None})
+    for pick in outcome.picks.values():
         assert (pick.index, pick.area, pick.overlap) == (None, 0, Overlap(0, 8))
-        assert iou(pick.overlap) == 0
+        assert pick.overlap_480 == Overlap(0, 480 * 480 // 2)
+    assert outcome.best == Overlap(0, 8)
     assert outcome.random_iou == 0
     assert outcome.target_area == 8
 
 
 def test_empty_truth_scores_zero_and_divides_by_nothing():
-    masks = rows(0, 2)
-    (outcome,) = outcomes(proposals_of(masks), [prediction_of([1.0, 0], [0, 0])], rows(0))
-    assert outcome.pure.overlap == Overlap(0, 0)
+    outcome = outcome_of(rows(0, 2), rows(0), {"pure": 0})
+    assert outcome.picks["pure"].overlap == Overlap(0, 0)
     assert outcome.random_iou == 0
-
-
-def test_first_of_equally_good_proposals_is_the_best():
-    (outcome,) = outcomes(
-        proposals_of(rows(1, 2, 2)), [prediction_of([1.0, 0, 0], [0, 0, 0])], rows(2)
-    )
-    assert outcome.best.index == 1
 
 
 def test_permuted_proposals_give_the_same_counts():
     masks = rows(1, 2, 3, 4)
-    own, coherence = np.array([0.1, 0.4, 0.3, 0.2]), np.array([-1.0, -2.0, -0.5, -3.0])
-    order = np.array([3, 1, 0, 2])
-    (plain,) = outcomes(proposals_of(masks), [prediction_of(own, coherence)], rows(3))
-    (permuted,) = outcomes(
-        proposals_of(masks[order]), [prediction_of(own[order], coherence[order])], rows(3)
-    )
-    for name in ("pure", "guided", "no_gem", "best"):
-        assert getattr(permuted, name).overlap == getattr(plain, name).overlap
-        assert order[getattr(permuted, name).index] == getattr(plain, name).index
+    order = [3, 1, 0, 2]
+    plain = outcome_of(masks, rows(3), {"pure": 1, "guided": 3})
+    permuted = outcome_of(masks[order], rows(3), {"pure": 1, "guided": 0})
+    for name, pick in plain.picks.items():
+        assert permuted.picks[name].overlap == pick.overlap
+        assert permuted.picks[name].overlap_480 == pick.overlap_480
+    assert permuted.best == plain.best
     assert permuted.random_iou == pytest.approx(plain.random_iou)
 
 
-def test_counts_are_flat_and_of_plain_numbers():
-    (outcome,) = outcomes(
-        proposals_of(rows(1, 2)), [prediction_of([1.0, 0.0], [-9.0, 0.0])], rows(2)
-    )
-    assert outcome.counts() == {
-        "target_area": 8,
-        "best_intersection": 8,
-        "best_union": 8,
-        "best_iou": 1.0,
-        "random_iou": 0.75,
-        "pick_pure": 0,
-        "predicted_area_pure": 4,
-        "intersection_pure": 4,
-        "union_pure": 8,
-        "pick_guided": 1,
-        "predicted_area_guided": 8,
-        "intersection_guided": 8,
-        "union_guided": 8,
-        "pick_no_gem": 0,
-        "predicted_area_no_gem": 4,
-        "intersection_no_gem": 4,
-        "union_no_gem": 8,
-    }
-    assert {type(value) for value in outcome.counts().values()} == {int, float}
+def test_counts_are_plain_numbers():
+    outcome = outcome_of(rows(1, 2), rows(2), {"pure": 0})
+    pick = outcome.picks["pure"]
+    numbers = [
+        pick.area,
+        *astuple(pick.overlap),
+        *astuple(pick.overlap_480),
+        *astuple(outcome.best),
+    ]
+    assert {type(number) for number in numbers} == {int}
+    assert type(outcome.random_iou) is float
+    assert type(outcome.target_area) is int

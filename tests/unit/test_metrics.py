@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hybridgl.metrics import Overlap, iou, mean_iou, overall_iou, overlap_counts, precision_at
+from hybridgl.metrics import (
+    CONVENTIONS,
+    Convention,
+    bootstrap_intervals,
+    overlap_counts,
+    resize_nearest,
+    scores,
+)
 
 
 def slow_counts(prediction, truth):
@@ -65,41 +72,155 @@ def test_intersection_and_union_do_not_depend_on_the_order():
         assert np.array_equal(one, other.T)
 
 
-OVERLAPS = [Overlap(1, 2), Overlap(0, 10), Overlap(3, 4), Overlap(5, 5), Overlap(0, 0)]
+# Ratios 0.5, 0, 0.75, 1, and one of two empty masks.
+INTERSECTIONS = np.array([1, 0, 3, 5, 0])
+UNIONS = np.array([2, 10, 4, 5, 0])
 
 
-def test_iou_of_two_empty_masks_is_zero():
-    assert iou(Overlap(0, 0)) == 0
-    assert mean_iou([Overlap(0, 0), Overlap(1, 1)]) == 50
-    assert overall_iou([Overlap(0, 0)]) == 0
+def slow_scores(intersections, unions, convention):
+    """All scores with Python's numbers, one sample at a time."""
+    ratios = [
+        i / u if u else convention.empty_union for i, u in zip(intersections, unions, strict=True)
+    ]
+    overall = sum(intersections) / sum(unions) if sum(unions) else convention.empty_union
+    result = {
+        convention.overall_name: 100 * overall,
+        convention.mean_name: 100 * sum(ratios) / len(ratios),
+    }
+    for x in convention.precisions:
+        hits = [ratio >= x if convention.at_least else ratio > x for ratio in ratios]
+        result[f"P@{x:g}"] = 100 * sum(hits) / len(hits)
+    return result
 
 
-def test_overall_iou_is_the_ratio_of_the_sums():
-    assert overall_iou(OVERLAPS) == pytest.approx(100 * 9 / 21)
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_scores_equal_a_slow_loop(name):
+    convention = CONVENTIONS[name]
+    rng = np.random.default_rng(0)
+    unions = rng.integers(0, 4, size=60)
+    intersections = rng.integers(0, unions + 1)
+    expected = slow_scores(intersections.tolist(), unions.tolist(), convention)
+    assert scores(intersections, unions, convention) == pytest.approx(expected, abs=1e-12)
+    assert list(scores(intersections, unions, convention)) == list(expected)
 
 
-def test_mean_iou_is_the_mean_of_the_ratios():
-    assert mean_iou(OVERLAPS) == pytest.approx(100 * (0.5 + 0 + 0.75 + 1 + 0) / 5)
+def test_zero_shot_convention_by_hand():
+    assert scores(INTERSECTIONS, UNIONS, CONVENTIONS["zero-shot"]) == pytest.approx(
+        {
+            "oIoU": 100 * 9 / 21,
+            "mIoU": 100 * (0.5 + 0 + 0.75 + 1 + 0) / 5,
+            "P@0.5": 40,
+            "P@0.6": 40,
+            "P@0.7": 40,
+            "P@0.8": 20,
+            "P@0.9": 20,
+        }
+    )
 
 
-@pytest.mark.parametrize(
-    ("threshold", "share"), [(0.5, 40), (0.4, 60), (0.75, 20), (0.9, 20), (1.0, 0)]
-)
-def test_precision_counts_ratios_strictly_above(threshold, share):
-    assert precision_at(OVERLAPS, threshold) == share
+def test_conventions_differ_where_they_are_said_to():
+    by_name = {
+        name: scores(INTERSECTIONS, UNIONS, convention) for name, convention in CONVENTIONS.items()
+    }
+    assert by_name["lisa"] == pytest.approx({"cIoU": 100 * 9 / 21, "gIoU": 65})
+    assert by_name["phrasecut"] == by_name["zero-shot"]
+    # A ratio of exactly 0.5 counts at LAVT's.
+    assert by_name["lavt"]["P@0.5"] == pytest.approx(60)
+    assert by_name["lavt"]["mIoU"] == by_name["zero-shot"]["mIoU"]
+    assert {name: convention.side for name, convention in CONVENTIONS.items()} == {
+        "zero-shot": None,
+        "lavt": 480,
+        "lisa": None,
+        "phrasecut": None,
+    }
 
 
-def test_no_samples_score_zero():
-    assert overall_iou([]) == mean_iou([]) == precision_at([], 0.5) == 0
+def test_scores_do_not_depend_on_the_order_of_samples():
+    for convention in CONVENTIONS.values():
+        backwards = scores(INTERSECTIONS[::-1], UNIONS[::-1], convention)
+        assert backwards == pytest.approx(scores(INTERSECTIONS, UNIONS, convention), abs=1e-12)
 
 
-def test_metrics_do_not_depend_on_the_order_of_samples():
-    backwards = OVERLAPS[::-1]
-    assert overall_iou(backwards) == overall_iou(OVERLAPS)
-    assert mean_iou(backwards) == pytest.approx(mean_iou(OVERLAPS), abs=1e-12)
-    assert precision_at(backwards, 0.5) == precision_at(OVERLAPS, 0.5)
+@pytest.mark.parametrize(("name", "expected"), [("zero-shot", 0), ("lisa", 100)])
+def test_nothing_to_find_and_nothing_found(name, expected):
+    result = scores(np.array([0, 0]), np.array([0, 0]), CONVENTIONS[name])
+    assert list(result.values())[:2] == [expected, expected]
 
 
 def test_large_counts_stay_exact():
-    many = [Overlap(2**40 + 1, 2**41)] * 3
-    assert overall_iou(many) == 100 * (3 * (2**40 + 1)) / (3 * 2**41)
+    intersections, unions = np.full(3, 2**40 + 1), np.full(3, 2**41)
+    result = scores(intersections, unions, CONVENTIONS["zero-shot"])
+    assert result["oIoU"] == 100 * ((2**40 + 1) / 2**41)
+
+
+def test_resizing_takes_the_pixel_under_each_center():
+    masks = random_masks(3, hw=(7, 5))
+    resized = resize_nearest(masks, 4)
+    assert resized.shape == (3, 4, 4)
+    for n, y, x in np.ndindex(3, 4, 4):
+        expected = masks[n, int((y + 0.5) * 7 / 4), int((x + 0.5) * 5 / 4)]
+        assert resized[n, y, x] == expected
+    assert np.array_equal(resize_nearest(random_masks(2, hw=(6, 6)), 6), random_masks(2, hw=(6, 6)))
+
+
+def test_resizing_of_no_masks():
+    assert resize_nearest(np.zeros((0, 3, 5), dtype=bool), 8).shape == (0, 8, 8)
+
+
+def slow_bootstrap(images, intersections, unions, convention, draws):
+    """Scores of every drawn set of images, sample by sample."""
+    by_image = {}
+    for image, i, u in zip(images, intersections, unions, strict=True):
+        by_image.setdefault(image, []).append((i, u))
+    groups = list(by_image.values())
+    results = []
+    for counts in draws:
+        drawn = [pair for group, n in zip(groups, counts, strict=True) for pair in group * n]
+        results.append(slow_scores(*zip(*drawn, strict=True), convention))
+    return results
+
+
+def test_interval_is_that_of_drawn_images():
+    convention = CONVENTIONS["zero-shot"]
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 6, size=40).tolist()
+    unions = rng.integers(1, 9, size=40)
+    intersections = rng.integers(0, unions + 1)
+    intervals = bootstrap_intervals(
+        images, intersections, unions, convention, resamples=130, seed=5
+    )
+    count = len(set(images))
+    draws = np.random.default_rng(5).multinomial(count, [1 / count] * count, size=130).tolist()
+    results = slow_bootstrap(images, intersections.tolist(), unions.tolist(), convention, draws)
+    for name in ("oIoU", "mIoU", "P@0.5"):
+        values = [result[name] for result in results]
+        expected = np.percentile(values, [2.5, 97.5]).tolist()
+        assert intervals[name] == pytest.approx(expected, abs=1e-9)
+
+
+def test_interval_holds_the_score_and_narrows_with_more_images():
+    rng = np.random.default_rng(2)
+    widths = []
+    for count in (30, 3000):
+        unions = np.full(count, 10)
+        intersections = rng.integers(0, 11, size=count)
+        convention = CONVENTIONS["zero-shot"]
+        low, high = bootstrap_intervals(range(count), intersections, unions, convention)["mIoU"]
+        assert low < scores(intersections, unions, convention)["mIoU"] < high
+        widths.append(high - low)
+    # The width goes with one over the root of the number of images: a tenth here.
+    assert 0.06 < widths[1] / widths[0] < 0.16
+
+
+def test_interval_of_one_image_is_its_score():
+    convention = Convention(name="one", precisions=(0.5,))
+    intervals = bootstrap_intervals([7, 7], np.array([1, 3]), np.array([2, 4]), convention)
+    assert intervals["mIoU"] == (62.5, 62.5)
+    assert intervals["P@0.5"] == (50, 50)
+
+
+def test_interval_is_the_same_each_time():
+    intersections, unions = np.arange(50), np.full(50, 60)
+    arguments = (range(50), intersections, unions, CONVENTIONS["lisa"])
+    assert bootstrap_intervals(*arguments) == bootstrap_intervals(*arguments)
+    assert bootstrap_intervals(*arguments, seed=1) != bootstrap_intervals(*arguments)

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from utils.records import Record, read_records, write_records, write_summary
+from utils.records import Pick, Record, read_records, write_records, write_summary
 
 # Truth 100 px. Three proposals: 80 px of which 60 match, 40 px of which 40, 50 px of which none.
 VALUES = {
@@ -17,6 +17,7 @@ VALUES = {
     "ref_id": 3,
     "sent_id": 11,
     "image_id": 581857,
+    "image_missing": False,
     "sentence": "Red cat  left",
     "kind": None,
     "noun_phrase": "Red cat",
@@ -25,38 +26,41 @@ VALUES = {
     "relation": None,
     "truncated": False,
     "num_proposals": 3,
-    "pick_pure": 1,
-    "pick_guided": 0,
-    "pick_no_gem": 0,
     "target_area": 100,
-    "predicted_area_pure": 40,
-    "intersection_pure": 40,
-    "union_pure": 100,
-    "predicted_area_guided": 80,
-    "intersection_guided": 60,
-    "union_guided": 120,
-    "predicted_area_no_gem": 80,
-    "intersection_no_gem": 60,
-    "union_no_gem": 120,
     "best_intersection": 60,
     "best_union": 120,
     "best_iou": 0.5,
     "random_iou": (0.5 + 0.4 + 0.0) / 3,
+    "picks": {
+        "pure": {
+            "index": 1,
+            "area": 40,
+            "intersection": 40,
+            "union": 100,
+            "intersection_480": 900,
+            "union_480": 2000,
+        },
+        "guided": {
+            "index": 0,
+            "area": 80,
+            "intersection": 60,
+            "union": 120,
+            "intersection_480": 1200,
+            "union_480": 2400,
+        },
+    },
+}
+NO_PICK = {
+    "index": None,
+    "area": 0,
+    "intersection": 0,
+    "union": 100,
+    "intersection_480": 0,
+    "union_480": 2000,
 }
 NO_PROPOSALS = {
     "num_proposals": 0,
-    "pick_pure": None,
-    "pick_guided": None,
-    "pick_no_gem": None,
-    "predicted_area_pure": 0,
-    "intersection_pure": 0,
-    "union_pure": 100,
-    "predicted_area_guided": 0,
-    "intersection_guided": 0,
-    "union_guided": 100,
-    "predicted_area_no_gem": 0,
-    "intersection_no_gem": 0,
-    "union_no_gem": 100,
+    "picks": {"pure": NO_PICK, "guided": NO_PICK},
     "best_intersection": 0,
     "best_union": 100,
     "best_iou": 0.0,
@@ -64,25 +68,34 @@ NO_PROPOSALS = {
 }
 NOTHING_TO_FIND = {
     "target_area": 0,
-    "intersection_pure": 0,
-    "union_pure": 40,
-    "predicted_area_guided": 0,
-    "intersection_guided": 0,
-    "union_guided": 0,
-    "predicted_area_no_gem": 0,
-    "intersection_no_gem": 0,
-    "union_no_gem": 0,
+    "picks": {
+        "pure": {**VALUES["picks"]["pure"], "intersection": 0, "union": 40},
+        "guided": {**VALUES["picks"]["guided"], "area": 0, "intersection": 0, "union": 0},
+    },
     "best_intersection": 0,
     "best_union": 0,
 }
 
 
 def make_record(**changes):
-    return Record(**{**VALUES, **changes})
+    """A record; changes of a pick are given by its name, as ``pure={"area": 3}``."""
+    values = {**VALUES, **changes}
+    picks = {
+        name: {**pick, **values.pop(name, {})} if isinstance(pick, dict) else pick
+        for name, pick in values["picks"].items()
+    }
+    values["picks"] = {
+        name: Pick(**pick) if isinstance(pick, dict) else pick for name, pick in picks.items()
+    }
+    return Record(**values)
+
+
+def vars_of(record):
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
 class TestRecord:
-    def test_line_holds_the_fields_flat_in_the_order_declared(self):
+    def test_line_holds_the_fields_in_the_order_declared(self):
         line = make_record().to_json()
         assert json.loads(line) == VALUES
         assert list(json.loads(line)) == [field.name for field in dataclasses.fields(Record)]
@@ -94,11 +107,23 @@ class TestRecord:
             NO_PROPOSALS,
             {**NOTHING_TO_FIND, "best_iou": 0.0, "random_iou": 0.0},
             {**NOTHING_TO_FIND, "best_iou": 1.0, "random_iou": 1 / 3},
+            {**NO_PROPOSALS, "image_missing": True},
+            {"ref_id": "2405722__0"},
             {"kind": "relation", "relation": "left of", "truncated": True, "position": None},
             {"random_iou": 0.1 + 0.2},
             {"best_iou": float(np.float32(1) / np.float32(2)), "random_iou": 0.5000001},
         ],
-        ids=["plain", "no proposals", "empty zero", "empty one", "texts", "digits", "float32"],
+        ids=[
+            "plain",
+            "no proposals",
+            "empty zero",
+            "empty one",
+            "missing image",
+            "named ref",
+            "texts",
+            "digits",
+            "float32",
+        ],
     )
     def test_line_gives_the_record_back(self, changes):
         record = make_record(**changes)
@@ -115,14 +140,13 @@ class TestRecord:
 
     def test_cannot_be_changed(self):
         with pytest.raises(dataclasses.FrozenInstanceError):
-            make_record().pick_pure = 2
+            make_record().sentence = 2
 
     @pytest.mark.parametrize(
         ("name", "value", "got"),
         [
-            ("ref_id", "3", "'3' of type str"),
+            ("ref_id", None, "None of type NoneType"),
             ("image_id", 3.0, "3.0 of type float"),
-            ("intersection_pure", np.int64(40), "of type int64"),
             ("num_proposals", True, "True of type bool"),
             ("truncated", 0, "0 of type int"),
             ("best_iou", np.float64(0.5), "of type float64"),
@@ -130,12 +154,24 @@ class TestRecord:
             ("target_area", None, "None of type NoneType"),
             ("sentence", None, "None of type NoneType"),
             ("position", 1, "1 of type int"),
-            ("pick_pure", 1.0, "1.0 of type float"),
+            ("picks", [], "of type list"),
         ],
     )
     def test_wrong_type_names_the_field_and_the_type(self, name, value, got):
         with pytest.raises(ValueError, match=rf"ref .*expected {name} of type .*{got}"):
-            make_record(**{name: value})
+            Record(**{**vars_of(make_record()), name: value})
+
+    @pytest.mark.parametrize(
+        ("name", "value", "got"),
+        [
+            ("intersection", np.int64(40), "of type int64"),
+            ("index", 1.0, "1.0 of type float"),
+            ("union_480", None, "None of type NoneType"),
+        ],
+    )
+    def test_wrong_type_in_a_pick_names_the_pick(self, name, value, got):
+        with pytest.raises(ValueError, match=rf"expected picks.pure.{name} of type .*{got}"):
+            make_record(pure={name: value})
 
     @pytest.mark.parametrize(
         ("changes", "expected"),
@@ -143,25 +179,34 @@ class TestRecord:
             ({"num_other_nouns": -1}, "num_other_nouns of at least 0; got -1"),
             ({**NO_PROPOSALS, "num_proposals": -1}, "num_proposals of at least 0"),
             ({"target_area": -1}, "target_area of at least 0"),
-            ({"pick_pure": None}, "pick_pure to be None exactly where num_proposals is 0"),
-            ({"pick_guided": None}, "pick_guided to be None exactly where num_proposals is 0"),
-            ({**NO_PROPOSALS, "pick_pure": 0}, "pick_pure to be None exactly"),
-            ({"pick_pure": 3}, r"pick_pure in 0\.\.2; got 3"),
-            ({"pick_guided": -1}, r"pick_guided in 0\.\.2; got -1"),
-            ({"predicted_area_pure": -1}, "predicted_area_pure of at least 0"),
+            ({"pure": {"index": None}}, "picks.pure.index to be None exactly where num_prop"),
+            ({"guided": {"index": None}}, "picks.guided.index to be None exactly where num_p"),
+            ({**NO_PROPOSALS, "pure": {"index": 0}}, "picks.pure.index to be None exactly"),
+            ({"pure": {"index": 3}}, r"picks.pure.index in 0\.\.2; got 3"),
+            ({"guided": {"index": -1}}, r"picks.guided.index in 0\.\.2; got -1"),
+            ({"pure": {"area": -1}}, "picks.pure.area of at least 0"),
             (
-                {**NO_PROPOSALS, "predicted_area_guided": 5, "union_guided": 105},
-                "predicted_area_guided of at least 0, and 0 without a pick; got 5",
+                {**NO_PROPOSALS, "guided": {"area": 5, "union": 105}},
+                "picks.guided.area of at least 0, and 0 without a pick; got 5",
             ),
-            ({"intersection_pure": -1, "union_pure": 141}, r"intersection_pure in 0\.\.40"),
-            ({"intersection_pure": 41, "union_pure": 99}, r"intersection_pure in 0\.\.40.*got 41"),
+            ({"pure": {"intersection": -1, "union": 141}}, r"picks.pure.intersection in 0\.\.40"),
             (
-                {"predicted_area_guided": 300, "intersection_guided": 101, "union_guided": 299},
-                r"intersection_guided in 0\.\.100",
+                {"pure": {"intersection": 41, "union": 99}},
+                r"picks.pure.intersection in 0\.\.40.*got 41",
             ),
-            ({"union_pure": 39}, r"union_pure = 40 \+ 100 - 40.*got 39"),
-            ({"union_guided": 121}, r"union_guided = 80 \+ 100 - 60.*got 121"),
-            ({"intersection_guided": 61, "union_guided": 119}, "no IoU above the best, 60/120"),
+            (
+                {"guided": {"area": 300, "intersection": 101, "union": 299}},
+                r"picks.guided.intersection in 0\.\.100",
+            ),
+            ({"pure": {"union": 39}}, r"picks.pure.union = 40 \+ 100 - 40.*got 39"),
+            ({"guided": {"union": 121}}, r"picks.guided.union = 80 \+ 100 - 60.*got 121"),
+            ({"guided": {"intersection": 61, "union": 119}}, "no IoU above the best, 60/120"),
+            ({"pure": {"intersection_480": -1}}, "0 <= picks.pure.intersection_480"),
+            ({"pure": {"intersection_480": 2001}}, "intersection_480 <= union_480"),
+            ({"pure": {"union_480": 230401}}, r"union_480 <= 480 \* 480"),
+            ({"image_missing": True}, "no proposals of a missing image; got 3"),
+            ({"picks": {}}, "at least one pick; got none"),
+            ({"picks": {"pure": 3}}, "a Pick as picks.pure; got 3"),
             (
                 {"best_intersection": 45, "best_union": 115, "best_iou": 45 / 115},
                 "no IoU above the best, 45/115; got 40/100 for the pure pick",
@@ -187,6 +232,19 @@ class TestRecord:
     def test_missing_field_is_named(self, name):
         row = {key: value for key, value in VALUES.items() if key != name}
         with pytest.raises(ValueError, match=rf"missing: {name}; unknown: none"):
+            Record.from_json(json.dumps(row))
+
+    @pytest.mark.parametrize(
+        ("pick", "message"),
+        [
+            ({"index": 1}, "fields of the pick pure; missing: area, intersection"),
+            ({**VALUES["picks"]["pure"], "iou": 1}, "missing: none; unknown: iou"),
+            ([], "fields of the pick pure; missing: area"),
+        ],
+    )
+    def test_wrong_fields_of_a_pick_are_named(self, pick, message):
+        row = {**VALUES, "picks": {"pure": pick}}
+        with pytest.raises(ValueError, match=message):
             Record.from_json(json.dumps(row))
 
     def test_unknown_field_is_named(self):
@@ -227,7 +285,7 @@ class TestRecordsFile:
             (b"", "Expected one JSON object, got"),
             (make_record().to_json()[:-30].encode(), "Expected one JSON object, got"),
             (b"\xff\xfe{}", "can't decode byte"),
-            (json.dumps({**VALUES, "union_pure": 0}).encode(), "union_pure"),
+            (json.dumps({**VALUES, "target_area": 1}).encode(), "picks.pure.intersection"),
             (json.dumps({**VALUES, "sentence": 5}).encode(), "sentence of type str"),
         ],
         ids=["blank", "cut", "not utf-8", "counts", "type"],

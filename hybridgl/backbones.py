@@ -1,0 +1,178 @@
+"""The models that every method stands on: CLIP, SAM and the parser of one set of weights.
+
+Each is loaded when it is first needed, so that a run whose results are all stored loads none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridgl.errors import UserError
+from hybridgl.models.clip_encoder import ClipEncoder
+from hybridgl.models.sam_proposals import SamProposer
+from hybridgl.models.spacy_parser import SpacyParser
+from hybridgl.weights.manifest import WeightSet
+
+__all__ = ["Backbones", "select_device", "select_dtype"]
+
+_LOG = logging.getLogger(__name__)
+
+_PACKAGES = ("hybridgl", "torch", "torchvision", "open_clip_torch", "segment-anything", "spacy")
+
+
+class Backbones:
+    """CLIP, SAM and spaCy's pipeline.
+
+    Attributes:
+        weights: their files.
+        device: where they run.
+        dtype: float32, or bfloat16 for the matrix products of CLIP's encoders; SAM computes in
+            float32, so that the candidates stay the same.
+    """
+
+    def __init__(
+        self, weights: WeightSet, *, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.weights = weights
+        self.device = device
+        self.dtype = dtype
+        self._digests: dict[str, str] = {}
+
+    @cached_property
+    def clip(self) -> ClipEncoder:
+        """CLIP.
+
+        Raises:
+            UserError: no such file, damaged, or of another architecture.
+        """
+        return ClipEncoder.from_file(
+            self.weights.clip_weights, architecture=self.weights.clip_model, device=self.device
+        )
+
+    @cached_property
+    def proposer(self) -> SamProposer:
+        """SAM.
+
+        Raises:
+            UserError: no such file, damaged, or of another type.
+        """
+        return SamProposer.from_checkpoint(
+            self.weights.sam_checkpoint, self.weights.sam_type, self.device
+        )
+
+    @cached_property
+    def parser(self) -> SpacyParser:
+        """SpaCy's pipeline.
+
+        Raises:
+            UserError: it is not installed.
+        """
+        return _parser(self.weights.spacy_model)
+
+    def require(self, *models: str) -> None:
+        """Check that files are there, before any work.
+
+        Args:
+            models: "clip", "sam".
+
+        Raises:
+            UserError: some are not; all of them are named.
+        """
+        missing = self.weights.missing(models)
+        if missing:
+            raise UserError(" ".join(missing))
+
+    def digest(self, model: str) -> str:
+        """Sha256 of a model's file, which takes part in the keys of what it computes.
+
+        A file that is not the published one whose name it has is named in a warning.
+
+        Args:
+            model: "clip" or "sam".
+        """
+        if model not in self._digests:
+            self._digests[model] = self.weights.digest(model)
+            for doubt in self.weights.doubts({model: self._digests[model]}):
+                _LOG.warning(doubt)
+        return self._digests[model]
+
+    def doubts(self, *models: str) -> list[str]:
+        """One line for every file that has a published one's name, but not its content."""
+        return self.weights.doubts({model: self.digest(model) for model in models})
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """CLIP text features, float32, (L, E), un-normalised."""
+        with self.autocast():
+            return self.clip.encode_texts(texts).float()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which CLIP's encoders compute."""
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16
+        )
+
+    def describe(self, *models: str) -> dict[str, Any]:
+        """Weights, number format and versions, as JSON values.
+
+        Args:
+            models: those of "clip" and "sam" that take part.
+        """
+        files = {"clip": self.weights.clip_weights, "sam": self.weights.sam_checkpoint}
+        return {
+            "weights": {
+                **{model: files[model].name for model in models},
+                "spacy": self.parser.name,
+                "sha256": {model: self.digest(model) for model in models},
+            },
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "versions": {name: version(name) for name in _PACKAGES},
+        }
+
+
+@lru_cache(maxsize=2)
+def _parser(model: str) -> SpacyParser:
+    """Loaded once a process: several methods in turn parse with the same one."""
+    return SpacyParser(model)
+
+
+def select_device(name: str) -> torch.device:
+    """Device of a name; "auto" is the first GPU, or else the CPU.
+
+    Raises:
+        UserError: no device has this name, or it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"Expected the device auto, cpu, cuda or cuda:i, got {name!r}.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"Expected a device that is there, got {name!r} with {torch.cuda.device_count()} "
+            f"GPUs. Use --device cpu."
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"Expected the device auto, cpu, cuda or cuda:i, got {name!r}.")
+    return device
+
+
+def select_dtype(name: str) -> torch.dtype:
+    """Number format of a name.
+
+    Raises:
+        UserError: neither float32 nor bfloat16.
+    """
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise UserError(f"Expected the dtype float32 or bfloat16, got {name!r}.")
+    return known[name]

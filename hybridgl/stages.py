@@ -1,0 +1,164 @@
+"""Stages whose results are kept, and the keys under which they are found again.
+
+A key hashes the content that a result was made from: the picture's bytes, the weights, the settings
+of the stage and of those before it; never a position in a list.
+
+Shapes: N proposals, H x W image pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridgl import mask_rle
+from hybridgl.backbones import Backbones
+from hybridgl.config import ProposalConfig
+from hybridgl.images import RgbImage
+from hybridgl.proposals import Proposals
+
+__all__ = [
+    "ArtefactStore",
+    "SamProposals",
+    "StoredEntry",
+    "mask_fingerprint",
+    "masks_per_chunk",
+    "stage_key",
+]
+
+_STAGE_VERSION = 1
+"""Part of every key: raised when a stage's code gives other results than before."""
+
+_VIEW_BYTES = 512 * 2**20
+"""Memory for what a chunk of masks or heat maps has at the size of the picture."""
+
+_MOST_MASKS = 32
+"""Masks of one chunk, whatever the memory: more do not make a chunk faster."""
+
+
+class StoredEntry(Protocol):
+    """What a store hands back."""
+
+    @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """Arrays by name."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """JSON values by name."""
+
+
+class ArtefactStore(Protocol):
+    """Keeps the results of stages; ``utils.store.Store`` is the one on disk."""
+
+    def load(self, kind: str, key: str) -> StoredEntry | None:
+        """The entry under a key, or None where it is missing or damaged."""
+
+    def save(
+        self, kind: str, key: str, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
+    ) -> None:
+        """Keep an entry."""
+
+
+def stage_key(image: RgbImage, stage: str, settings: Mapping[str, Any]) -> str:
+    """Sha256 of all that a stage's result for a picture depends on.
+
+    Args:
+        image: the picture.
+        stage: its name.
+        settings: weights and settings of the stage, as JSON values.
+    """
+    described = {
+        "stage": stage,
+        "version": _STAGE_VERSION,
+        "image": image.digest,
+        **settings,
+    }
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def mask_fingerprint(proposals: Proposals) -> str:
+    """Number and hash of the masks: another machine may find others at the same settings."""
+    packed = np.packbits(proposals.masks_NHW)
+    return f"{len(proposals)} {hashlib.sha256(packed.tobytes()).hexdigest()}"
+
+
+def masks_per_chunk(hw: tuple[int, ...]) -> int:
+    """How many masks' full-size float views, of three channels, fit in the memory set aside."""
+    return min(max(_VIEW_BYTES // (3 * 4 * hw[0] * hw[1]), 1), _MOST_MASKS)
+
+
+class SamProposals:
+    """SAM's masks of pictures, each picture's computed once.
+
+    Args:
+        backbones: hold SAM.
+        config: settings of its mask generator.
+        store: keeps the masks; None computes them anew.
+    """
+
+    def __init__(
+        self, backbones: Backbones, config: ProposalConfig, store: ArtefactStore | None
+    ) -> None:
+        self.config = config
+        self._backbones = backbones
+        self._store = store
+
+    def propose(self, image: RgbImage) -> Proposals:
+        """Masks of a picture, in the generator's order."""
+        if self._store is None:
+            return self._backbones.proposer.propose(image.pixels_HW3, self.config)
+        key = self._key(image)
+        entry = self._store.load("proposals", key)
+        if entry:
+            return _unpack(entry)
+        proposals = self._backbones.proposer.propose(image.pixels_HW3, self.config)
+        self._store.save("proposals", key, *_pack(proposals))
+        return proposals
+
+    def count(self, image: RgbImage) -> int:
+        """Number of a picture's masks, without decoding those that are stored."""
+        if self._store is not None:
+            entry = self._store.load("proposals", self._key(image))
+            if entry:
+                return len(entry.arrays["boxes_xywh"])
+        return len(self.propose(image))
+
+    def _key(self, image: RgbImage) -> str:
+        settings = {
+            "sam": self._backbones.digest("sam"),
+            "config": dataclasses.asdict(self.config),
+        }
+        return stage_key(image, "proposals", settings)
+
+
+def _pack(proposals: Proposals) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    packed = mask_rle.pack_rles(mask_rle.encode_masks(proposals.masks_NHW), proposals.hw)
+    arrays: dict[str, NDArray[Any]] = {
+        "rle_counts": packed.counts,
+        "rle_offsets": packed.offsets,
+        "boxes_xywh": proposals.boxes_xywh,
+        "predicted_iou": proposals.predicted_iou,
+        "stability": proposals.stability,
+    }
+    return arrays, {"hw": list(proposals.hw)}
+
+
+def _unpack(entry: StoredEntry) -> Proposals:
+    height, width = entry.meta["hw"]
+    packed = mask_rle.PackedRles(
+        entry.arrays["rle_counts"], entry.arrays["rle_offsets"], (height, width)
+    )
+    return Proposals(
+        masks_NHW=mask_rle.decode_masks(mask_rle.unpack_rles(packed), packed.hw),
+        boxes_xywh=entry.arrays["boxes_xywh"],
+        predicted_iou=entry.arrays["predicted_iou"],
+        stability=entry.arrays["stability"],
+    )

@@ -1,0 +1,207 @@
+"""Where the masks come from among which an expression picks: SAM, a file, or the ground truth.
+
+A run's methods all see the same source, so that what they score compares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hybridgl.backbones import Backbones
+from hybridgl.config import ProposalConfig
+from hybridgl.errors import UserError
+from hybridgl.images import RgbImage
+from hybridgl.proposals import Proposals
+from hybridgl.stages import ArtefactStore, SamProposals
+from refer.dataset import ReferSplit
+from refer.errors import DataError
+from refer.ground_truth import check_segmentation, ground_truth
+from suite.pictures import open_image
+from third_party.coco_results import ProposalFile, check_images, read_proposal_file
+
+__all__ = ["FileSource", "ProposalSource", "SamSource", "TruthSource"]
+
+
+class ProposalSource(Protocol):
+    """Masks of a split's images.
+
+    Attributes:
+        name: for people.
+        models: of "clip" and "sam", those that it computes with.
+        problems: one line for each doubt about it that does not forbid using it.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def count(self, image_id: int) -> int:
+        """Number of an image's masks."""
+
+    def propose(self, image_id: int, image: RgbImage) -> Proposals:
+        """An image's masks; the image is the opened one of that id."""
+
+    def describe(self) -> dict[str, Any]:
+        """What must be the same for the same masks, as JSON values."""
+
+
+class SamSource:
+    """SAM's automatic masks.
+
+    Args:
+        backbones: hold SAM.
+        config: settings of its mask generator.
+        store: keeps the masks.
+        split: the data.
+    """
+
+    models: tuple[str, ...] = ("sam",)
+    problems: tuple[str, ...] = ()
+
+    def __init__(
+        self, backbones: Backbones, config: ProposalConfig, store: ArtefactStore, split: ReferSplit
+    ) -> None:
+        self.name = f"SAM {backbones.weights.sam_checkpoint.name}"
+        self._sam = SamProposals(backbones, config, store)
+        self._split = split
+
+    def count(self, image_id: int) -> int:
+        """Number of an image's masks, which are made if the store lacks them."""
+        return self._sam.count(open_image(self._split, image_id))
+
+    def propose(self, image_id: int, image: RgbImage) -> Proposals:
+        """An image's masks, in the generator's order."""
+        return self._sam.propose(image)
+
+    def describe(self) -> dict[str, Any]:
+        """Settings of the generator; the weights are described with the models."""
+        return {"source": "sam", **dataclasses.asdict(self._sam.config)}
+
+
+class FileSource:
+    """Masks that another program wrote as COCO results or COCO annotations.
+
+    Args:
+        path: the file.
+        split: the data.
+
+    Raises:
+        UserError: the file is damaged, or for other images than those of the split; the first
+            entry that is wrong is named.
+    """
+
+    models: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, split: ReferSplit) -> None:
+        self.name = path.name
+        self._file = read_proposal_file(path)
+        self._split = split
+        images = {
+            image_id: (info.file_name, info.height, info.width)
+            for image_id, info in split.images.items()
+        }
+        self.problems = check_images(self._file, images)
+        _check_masks(self._file, split)
+
+    def count(self, image_id: int) -> int:
+        """Number of an image's masks."""
+        return len(self._file.by_image.get(image_id, ()))
+
+    def propose(self, image_id: int, image: RgbImage) -> Proposals:
+        """An image's masks, in the file's order; their scores stand for the predicted IoU."""
+        entries = self._file.by_image.get(image_id, ())
+        masks = [ground_truth(e.segmentation, image.hw, drop_overlaps=False) for e in entries]
+        scores = [1.0 if entry.score is None else entry.score for entry in entries]
+        return _proposals_of(masks, image.hw, scores)
+
+    def describe(self) -> dict[str, Any]:
+        """The file by its content."""
+        return {"source": "coco", "file": self.name, "sha256": self._file.sha256}
+
+
+class TruthSource:
+    """Every annotated object of an image: what is left to choose where the masks are perfect.
+
+    Args:
+        split: the data.
+        drop_overlaps: quirk Q9, as for the truth that picks are scored against.
+
+    Raises:
+        DataError: an annotation's segmentation is broken.
+    """
+
+    name = "ground truth"
+    models: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def __init__(self, split: ReferSplit, *, drop_overlaps: bool) -> None:
+        self._split = split
+        self._drop_overlaps = drop_overlaps
+        for image_id in split.images:
+            for ann_id in split.instances(image_id):
+                split.check_mask(ann_id)
+
+    def count(self, image_id: int) -> int:
+        """Number of an image's annotated objects."""
+        return len(self._split.instances(image_id))
+
+    def propose(self, image_id: int, image: RgbImage) -> Proposals:
+        """Masks of an image's annotated objects, in the order of their file."""
+        masks = [
+            self._split.instance_mask(ann_id, drop_overlaps=self._drop_overlaps)
+            for ann_id in self._split.instances(image_id)
+        ]
+        return _proposals_of(masks, image.hw, [1.0] * len(masks))
+
+    def describe(self) -> dict[str, Any]:
+        """The annotations are described with the data."""
+        return {"source": "gt"}
+
+
+def _check_masks(file: ProposalFile, split: ReferSplit) -> None:
+    """Refuse a file with a broken mask before any work, not in the middle of it."""
+    for image_id, info in tqdm(
+        split.images.items(), desc="proposal file", unit="image", disable=None, leave=False
+    ):
+        for entry in file.by_image.get(image_id, ()):
+            try:
+                check_segmentation(entry.segmentation, (info.height, info.width))
+            except DataError as error:
+                raise UserError(
+                    f"Expected masks of the images in {file.path}, but entry {entry.position}, "
+                    f"of image {image_id}, is broken: {error} Write the file again."
+                ) from error
+
+
+def _proposals_of(
+    masks: list[NDArray[np.bool_]], hw: tuple[int, int], scores: list[float]
+) -> Proposals:
+    """Proposals with boxes as SAM's generator defines them."""
+    if not masks:
+        return Proposals.empty(hw)
+    masks_NHW = np.stack(masks)
+    return Proposals(
+        masks_NHW=masks_NHW,
+        boxes_xywh=_boxes_xywh(masks_NHW),
+        predicted_iou=np.array(scores, dtype=np.float32),
+        stability=np.ones(len(masks), dtype=np.float32),
+    )
+
+
+def _boxes_xywh(masks_NHW: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Boxes x, y, w, h with w = x_max - x_min; 0 for an empty mask."""
+    boxes_xywh = np.zeros((len(masks_NHW), 4), dtype=np.int64)
+    for column, axis in ((0, 1), (1, 2)):
+        covered = np.asarray(masks_NHW.any(axis=axis))
+        first = covered.argmax(axis=1)
+        last = covered.shape[1] - 1 - covered[:, ::-1].argmax(axis=1)
+        some = covered.any(axis=1)
+        boxes_xywh[some, column] = first[some]
+        boxes_xywh[some, column + 2] = (last - first)[some]
+    return boxes_xywh
