@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybridgl.arguments import add_model_arguments, model_from_arguments
+from hybridgl.doctor import add_doctor_arguments, doctor
 from hybridgl.downloads.command import add_download_arguments, download
 from hybridgl.errors import UserError
 from hybridgl.figures import GUIDED_COLOR, overlay
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        Exit status: 0, 2 after an error that the user can mend, 130 after an interrupted download.
+        Exit status: 0, 1 where ``doctor`` finds something wrong, 2 after an error that the user can
+        mend, 130 after an interrupted download.
     """
     parser = argparse.ArgumentParser(prog="hybridgl", description="Masks for what words refer to.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -56,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("download", help="published weights and datasets")
     add_download_arguments(command)
     command.set_defaults(run=_download)
+    command = commands.add_parser("doctor", help="what is missing or damaged, and what mends it")
+    add_doctor_arguments(command)
+    command.set_defaults(run=_doctor)
     arguments = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names and words that the terminal cannot show are no reason to stop.
@@ -66,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return _FAILED
     return status
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.ERROR)
+    return 0 if doctor(arguments, print) else 1
 
 
 def _download(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from refer import pickles, splits
@@ -33,6 +34,7 @@ from refer.errors import DataError
 __all__ = [
     "IMAGE_FOLDERS",
     "load_refer",
+    "load_refer_splits",
     "parse_instances",
     "parse_refs",
     "parse_sentence",
@@ -73,21 +75,87 @@ def load_refer(
         raise DataError(
             f"Expected a dataset in REFER form ({', '.join(IMAGE_FOLDERS)}); got {dataset!r}."
         )
-    instances_path, refs_path = _data_files(root, dataset, split_by)
-    refs = parse_refs(read_refs(refs_path), split, refs_path)
-    images, annotations = parse_instances(read_object(instances_path), refs, instances_path)
-    loaded = ReferSplit(
-        dataset=dataset,
-        split=split,
-        split_by=split_by,
-        refs=refs,
-        images=images,
-        annotations=annotations,
-        image_roots=(root / IMAGE_FOLDERS[dataset],),
-        file_digests=digests(instances_path, refs_path),
-    )
+    files = _Files.read(root, dataset, split_by)
     expected = splits.expected_counts(dataset, split, split_by)
-    return checked(loaded, expected, refs_path, check_counts=check_counts)
+    return checked(files.parse(split), expected, files.refs_path, check_counts=check_counts)
+
+
+def load_refer_splits(root: Path, dataset: str, split_by: str) -> dict[str, ReferSplit | DataError]:
+    """Load every split of a dataset in REFER form, reading its files once.
+
+    Args:
+        root: As for `load_refer`.
+        dataset: One of `IMAGE_FOLDERS`.
+        split_by: Who drew the splits.
+
+    Returns:
+        By the split's name; in place of one that cannot be read, why not. Counts are not checked.
+
+    Raises:
+        FileNotFoundError: A folder or file is missing.
+        DataError: A file is damaged or unsafe.
+    """
+    files = _Files.read(root, dataset, split_by)
+    loaded: dict[str, ReferSplit | DataError] = {}
+    for split in splits.SPLITS[dataset][split_by]:
+        try:
+            loaded[split] = files.parse(split)
+        except DataError as error:
+            loaded[split] = error
+    return loaded
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What the two annotation files of a dataset hold.
+
+    Attributes:
+        root: The data root.
+        dataset: The dataset.
+        split_by: Who drew the splits.
+        instances_path: File of images and annotations.
+        refs_path: File of refs.
+        instances: Its content.
+        refs: Its content.
+        file_digests: SHA-256 by file name.
+    """
+
+    root: Path
+    dataset: str
+    split_by: str
+    instances_path: Path
+    refs_path: Path
+    instances: Entry
+    refs: object
+    file_digests: dict[str, str]
+
+    @classmethod
+    def read(cls, root: Path, dataset: str, split_by: str) -> _Files:
+        instances_path, refs_path = _data_files(root, dataset, split_by)
+        return cls(
+            root=root,
+            dataset=dataset,
+            split_by=split_by,
+            instances_path=instances_path,
+            refs_path=refs_path,
+            instances=read_object(instances_path),
+            refs=read_refs(refs_path),
+            file_digests=digests(instances_path, refs_path),
+        )
+
+    def parse(self, split: str) -> ReferSplit:
+        refs = parse_refs(self.refs, split, self.refs_path)
+        images, annotations = parse_instances(self.instances, refs, self.instances_path)
+        return ReferSplit(
+            dataset=self.dataset,
+            split=split,
+            split_by=self.split_by,
+            refs=refs,
+            images=images,
+            annotations=annotations,
+            image_roots=(self.root / IMAGE_FOLDERS[self.dataset],),
+            file_digests=self.file_digests,
+        )
 
 
 def _data_files(root: Path, dataset: str, split_by: str) -> tuple[Path, Path]:

@@ -25,7 +25,7 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -278,6 +278,17 @@ class Store:
         atomic_write_bytes(path, _encode(kind, key, arrays, meta), option="--store")
         self._reported.discard(path)
         self._saved.add(path)
+
+
+    def damaged_among(self, paths: Iterable[Path]) -> list[Path]:
+        """The entries that cannot be trusted, of files below the root."""
+        damaged = []
+        for path in paths:
+            try:
+                _decode(path.read_bytes(), path.parts[-3], path.stem)
+            except (OSError, _DamagedError):
+                damaged.append(path)
+        return damaged
 
 
 class _DamagedError(Exception):

@@ -16,7 +16,15 @@ from pathlib import Path
 
 from hybridgl.errors import UserError
 
-__all__ = ["CLIP_FILES", "SAM_FILES", "WeightSet", "WeightsFile", "weight_set", "weights_folder"]
+__all__ = [
+    "CLIP_FILES",
+    "SAM_FILES",
+    "WeightSet",
+    "WeightsFile",
+    "file_digest",
+    "weight_set",
+    "weights_folder",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +116,7 @@ class WeightSet:
             model: "clip" or "sam".
         """
         path, _ = self._file(model)
-        status = path.stat()
-        return _sha256(path.resolve(), status.st_size, status.st_mtime_ns)
+        return file_digest(path)
 
     def doubts(self, digests: Mapping[str, str]) -> list[str]:
         """One line for every file that has a published one's name, but not its content.
@@ -136,9 +143,14 @@ class WeightSet:
         return self.sam_checkpoint, SAM_FILES
 
 
+def file_digest(path: Path) -> str:
+    """Sha256 of a file in hexadecimal, computed once a process while the file does not change."""
+    status = path.stat()
+    return _sha256(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
 @lru_cache(maxsize=16)
 def _sha256(path: Path, _size: int, _modified_ns: int) -> str:
-    """Computed once a process, as long as the file does not change."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
