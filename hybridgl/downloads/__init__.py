@@ -1,0 +1,1 @@
+"""Downloads: what the command ``hybridgl download`` fetches, how it arrives and where it goes."""
