@@ -265,6 +265,24 @@ def test_relation_overrules_the_score_and_heat_overrules_the_relation():
     assert (heat.pick_pure, heat.pick, heat.pick_without_heat) == (0, 0, 1)
 
 
+def test_terms_that_are_left_out_do_not_count():
+    boxes = np.array([[9, 0, 2, 2], [0, 0, 2, 2], [4, 0, 2, 2]], dtype=np.float64)
+    own, other = np.array([2.0, 1.9, 1.8]), np.array([3.0, 0.0, 0.0])
+    coherence = np.array([0.0, 0.1, 0.9])
+
+    def pick(**terms):
+        config = dataclasses.replace(CONFIG, **terms)
+        return choose(own, other, coherence, boxes, Relation.LEFT, config)
+
+    assert pick(coherence=False).pick == pick().pick_without_heat == 1
+    assert pick(relationship=False).pick == 2
+    nothing = pick(relationship=False, coherence=False)
+    assert nothing.pick == nothing.pick_pure == 0
+    assert np.allclose(
+        pick(coherence=False).final_K + pick(relationship=False).final_K, pick().final_K
+    )
+
+
 def test_alpha_is_the_share_of_coherence():
     own, coherence = np.array([1.0, 0.5]), np.array([-1.0, 0.25])
     boxes = np.ones((2, 4))
