@@ -32,7 +32,11 @@ __all__ = [
     "proposal_config_from_arguments",
 ]
 
-_PROPOSALS = {"shapes": PROPOSALS_SHAPES, "phrasecut": PROPOSALS_PHRASECUT}
+_PROPOSALS = {
+    "refcoco": PROPOSALS_REFCOCO,
+    "phrasecut": PROPOSALS_PHRASECUT,
+    "shapes": PROPOSALS_SHAPES,
+}
 
 _TERMS = ("relationship", "coherence", "position")
 
@@ -50,6 +54,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--clip_weights", type=Path, metavar="FILE", help="CLIP's file")
     group.add_argument("--sam_type", choices=[*SAM_FILES, "tiny"], help="another size of SAM")
     group.add_argument("--sam_checkpoint", type=Path, metavar="FILE", help="SAM's file")
+    group.add_argument(
+        "--sam_settings",
+        choices=list(_PROPOSALS),
+        help="settings of SAM's mask generator: refcoco (8 x 8 clicks), phrasecut (64 x 64 and "
+        "crops) or shapes (as refcoco, for small pictures) (default: by the dataset or weights)",
+    )
     group.add_argument("--spacy_model", metavar="NAME", help="a spaCy pipeline or its folder")
     group.add_argument(
         "--profile",
@@ -165,11 +175,11 @@ def backbones_from_arguments(
 
 
 def proposal_config_from_arguments(arguments: argparse.Namespace) -> ProposalConfig:
-    """Settings of the mask generator for the dataset, or for what the weights know without one."""
-    dataset = getattr(arguments, "dataset", None)
-    if dataset is None:
-        dataset = "shapes" if _weights(arguments) == "tiny" else "refcoco"
-    return _PROPOSALS.get(dataset, PROPOSALS_REFCOCO)
+    """Settings of the mask generator: named, the dataset's, or those for what the weights know."""
+    name = arguments.sam_settings or getattr(arguments, "dataset", None)
+    if name is None:
+        name = "shapes" if _weights(arguments) == "tiny" else "refcoco"
+    return _PROPOSALS.get(name, PROPOSALS_REFCOCO)
 
 
 def method_config_from_arguments(arguments: argparse.Namespace) -> MethodConfig:

@@ -1,5 +1,5 @@
-"""What the programs share: a split through the method to records, and records to a report.
+"""What the programs share: a split through a method to records, and records to reports and tables.
 
 The only folder besides the programs, ``scripts`` and ``benchmarks`` that joins ``hybridgl``,
-``refer`` and ``utils``.
+``refer``, ``third_party`` and ``utils``.
 """

@@ -116,7 +116,8 @@ def run_name(arguments: argparse.Namespace, choice: SplitChoice) -> str:
         value = getattr(arguments, name)
         if name not in named and value != default:
             parts.append(_setting_name(name, value))
-    for name in ("weights", "clip_model", "clip_weights", "sam_type", "sam_checkpoint"):
+    models = ("weights", "clip_model", "clip_weights", "sam_type", "sam_checkpoint", "sam_settings")
+    for name in models:
         value = getattr(arguments, name)
         if value is not None:
             parts.append(Path(value).stem)

@@ -53,6 +53,7 @@ SHARED_FLAGS = {
     "--clip_weights": None,
     "--sam_type": None,
     "--sam_checkpoint": None,
+    "--sam_settings": None,
     "--spacy_model": None,
     "--profile": "reference",
     "--device": "auto",

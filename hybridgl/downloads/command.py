@@ -40,6 +40,7 @@ def add_download_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--data_root",
+        "--refer_data_root",
         type=Path,
         default=Path("refer/data"),
         metavar="DIR",
