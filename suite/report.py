@@ -25,6 +25,7 @@ __all__ = [
     "breakdown_table",
     "draw_samples",
     "intervals_by_pick",
+    "points_lost",
     "report_text",
     "score_by_pick",
     "scored_records",
@@ -78,6 +79,23 @@ def score_by_pick(records: Sequence[Record], convention: Convention) -> dict[str
         mean = sum(getattr(record, f"{name}_iou") for record in records) / len(records)
         by_pick[name] = {convention.mean_name: 100 * mean}
     return by_pick
+
+
+def points_lost(
+    by_pick: Mapping[str, Mapping[str, float]], pick: str, convention: Convention
+) -> dict[str, float]:
+    """What keeps the mean IoU of a pick from 100, in points: the proposals, or the choice.
+
+    Args:
+        by_pick: from ``score_by_pick``.
+        pick: way of picking.
+        convention: of the scores. Where it is not the yardsticks' own, at the annotated size and 0
+            for two empty masks, the result is empty.
+    """
+    if convention.side is not None or convention.empty_union:
+        return {}
+    best, picked = by_pick["best"][convention.mean_name], by_pick[pick][convention.mean_name]
+    return {"proposals": 100 - best, "choice": best - picked}
 
 
 def intervals_by_pick(
@@ -179,8 +197,9 @@ def _totals(
         precisions = [f"{name} {value:.2f}" for name, value in list(by_name.items())[2:]]
         if precisions:
             lines.append(f"    {'  '.join(precisions)}")
-    best = summary["scores"]["best"][convention.mean_name]
-    lines.append(f"best proposal: {convention.mean_name} {best:.2f}")
+    best = f"{convention.mean_name} {summary['scores']['best'][convention.mean_name]:.2f}"
+    lost = ", ".join(f"the {what} lost {points:.2f}" for what, points in summary["lost"].items())
+    lines.append(f"best proposal: {best}" + (f"; of 100, {lost}" if lost else ""))
     counts = summary["counts"]
     lines.append(
         f"{counts['sentences']} samples, {counts['without_proposals']} without proposals"

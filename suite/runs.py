@@ -26,6 +26,7 @@ from suite.report import (
     breakdown_table,
     draw_samples,
     intervals_by_pick,
+    points_lost,
     report_text,
     score_by_pick,
     scored_records,
@@ -150,13 +151,15 @@ def leave_results(
     skips = run.method.skips_without_proposals
     scored = scored_records(records, skips_without_proposals=skips)
     doubts = run.method.backbones.doubts("clip", *run.source.models)
+    scores = score_by_pick(scored, convention)
     summary: dict[str, Any] = {
         "settings": run.settings,
         "setting": _setting(run),
         "convention": run.convention,
         "counts": _counts(run, records, len(records) - len(scored)),
         "problems": [*run.split.problems, *run.source.problems, *doubts],
-        "scores": score_by_pick(scored, convention),
+        "scores": scores,
+        "lost": points_lost(scores, run.method.final_pick, convention),
         "intervals": intervals_by_pick(scored, convention),
         "breakdowns": {
             name: breakdown_table(scored, convention, groups).by_row()

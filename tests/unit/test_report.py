@@ -6,7 +6,13 @@ import pytest
 
 from hybridgl.metrics import CONVENTIONS
 from suite.breakdowns import BREAKDOWNS
-from suite.report import breakdown_table, intervals_by_pick, score_by_pick, scored_records
+from suite.report import (
+    breakdown_table,
+    intervals_by_pick,
+    points_lost,
+    score_by_pick,
+    scored_records,
+)
 from utils.records import Pick, Record
 
 
@@ -96,6 +102,16 @@ def test_lisa_has_names_of_its_own():
     scores = score_by_pick([HALF, QUARTER], CONVENTIONS["lisa"])
     assert list(scores["pure"]) == ["cIoU", "gIoU"]
     assert scores["best"] == {"gIoU": 100}
+
+
+def test_points_lost_by_proposals_and_by_choice_add_up_to_what_is_missing():
+    scores = score_by_pick([HALF, QUARTER, EMPTY], CONVENTIONS["zero-shot"])
+    lost = points_lost(scores, "pure", CONVENTIONS["zero-shot"])
+    assert lost == pytest.approx({"proposals": 100 / 3, "choice": 200 / 3 - 25})
+    assert sum(lost.values()) + scores["pure"]["mIoU"] == pytest.approx(100)
+    for name in ("lavt", "lisa"):
+        scores = score_by_pick([HALF], CONVENTIONS[name])
+        assert points_lost(scores, "pure", CONVENTIONS[name]) == {}
 
 
 def test_intervals_hold_the_scores_of_every_pick():
