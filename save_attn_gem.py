@@ -10,8 +10,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from hybridgl.arguments import (
     add_model_arguments,
     backbones_from_arguments,
@@ -27,7 +25,7 @@ from refer.arguments import (
 from refer.errors import DataError
 from suite.pictures import can_be_read, open_image
 from suite.shards import add_shard_argument
-from utils.runtime import add_store_arguments, run_program, store_from_arguments
+from utils.runtime import add_store_arguments, progress, run_program, store_from_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     image_ids = arguments.shard.image_ids(split) if arguments.shard else list(split.images)
     refs_by_image = split.refs_by_image()
     num_maps = 0
-    for image_id in tqdm(image_ids, desc="GEM maps", unit="image", disable=None):
+    for image_id in progress(image_ids, "GEM maps", "image"):
         if can_be_read(split, image_id):
             refs = refs_by_image[image_id]
             sentences = [sentence.raw for ref in refs for sentence in ref.sentences]

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from hybridgl.evaluation import ImageEvaluation, Outcome, candidate_caps
 from hybridgl.language import ParsedExpression
@@ -21,6 +20,7 @@ from suite.methods import Method
 from suite.pictures import can_be_read, open_image
 from suite.proposals import ProposalSource
 from utils.records import Pick, Record
+from utils.runtime import progress
 
 __all__ = [
     "SampleId",
@@ -58,7 +58,7 @@ def count_proposals(
     """Number of proposals of images, each made if it is not stored; 0 of those without a file."""
     return {
         image_id: source.count(image_id) if can_be_read(split, image_id) else 0
-        for image_id in tqdm(list(image_ids), desc="proposals", unit="image", disable=None)
+        for image_id in progress(list(image_ids), "proposals", "image")
     }
 
 
@@ -124,7 +124,7 @@ def evaluate(
     """
     variants: dict[SampleId, VariantsByCap] = {}
     refs_by_image = split.refs_by_image()
-    for image_id in tqdm(counts, desc="picks", unit="image", disable=None):
+    for image_id in progress(counts, "picks", "image"):
         samples = [(ref, sent) for ref in refs_by_image[image_id] for sent in ref.sentences]
         if samples:  # images of refs without sentences are named among the split's problems
             variants |= _evaluate_image(method, source, split, samples, caps)

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from hybridgl.backbones import Backbones
 from hybridgl.config import ProposalConfig
@@ -24,6 +23,7 @@ from refer.errors import DataError
 from refer.ground_truth import check_segmentation, ground_truth
 from suite.pictures import open_image
 from third_party.coco_results import ProposalFile, check_images, read_proposal_file
+from utils.runtime import progress
 
 __all__ = ["FileSource", "ProposalSource", "SamSource", "TruthSource"]
 
@@ -166,9 +166,7 @@ class TruthSource:
 
 def _check_masks(file: ProposalFile, split: ReferSplit) -> None:
     """Refuse a file with a broken mask before any work, not in the middle of it."""
-    for image_id, info in tqdm(
-        split.images.items(), desc="proposal file", unit="image", disable=None, leave=False
-    ):
+    for image_id, info in progress(split.images.items(), "proposal file", "image"):
         for entry in file.by_image.get(image_id, ()):
             try:
                 check_segmentation(entry.segmentation, (info.height, info.width))

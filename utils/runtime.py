@@ -10,10 +10,12 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from utils.store import Store
 
@@ -23,10 +25,15 @@ __all__ = [
     "check_output_folder",
     "check_settings",
     "peak_memory_bytes",
+    "progress",
     "read_summary",
     "run_program",
     "store_from_arguments",
 ]
+
+Item = TypeVar("Item")
+
+_LOG_SECONDS = 60
 
 _FAILED = 2
 _INTERRUPTED = 130
@@ -136,6 +143,19 @@ def read_summary(path: Path) -> dict[str, Any] | None:
         return None
     settings = summary.get("settings") if isinstance(summary, dict) else None
     return summary if isinstance(settings, dict) else None
+
+
+def progress(items: Iterable[Item], what: str, unit: str) -> Iterable[Item]:
+    """The items, with a progress bar; in a log, where a bar is no use, a line every minute.
+
+    Args:
+        items: of a known number.
+        what: name of the work.
+        unit: of an item.
+    """
+    log = {} if sys.stderr.isatty() else {"delay": _LOG_SECONDS, "mininterval": _LOG_SECONDS}
+    bar: Iterable[Item] = tqdm(items, desc=what, unit=unit, **log)
+    return bar
 
 
 def peak_memory_bytes() -> int:
