@@ -31,13 +31,17 @@ from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 from torch import Tensor
 
 from hybridgl import fusion, gem, guidance, views
+from hybridgl.backbones import Backbones
 from hybridgl.config import FusionConfig, FusionMode, GemConfig, GuidanceConfig, ReferenceQuirks
+from hybridgl.images import RgbImage
 from hybridgl.language import Position, Relation
 from hybridgl.models.clip_encoder import ClipEncoder
 from hybridgl.models.spacy_parser import SpacyParser
 from hybridgl.pipeline import HybridGL
+from hybridgl.proposals import Proposals
 from hybridgl.stages import masks_per_chunk
 from hybridgl.weights.manifest import weight_set
+from third_party.global_local import GlobalLocalClip, GlobalLocalConfig
 from utils.runtime import peak_memory_bytes
 from utils.tables import Table
 
@@ -103,9 +107,9 @@ def ellipses(rng: np.random.Generator, count: int) -> Tensor:
     return dx**2 + dy**2 <= 1
 
 
-def random_clip() -> ClipEncoder:
-    """ViT-B/16 as OpenAI built it, with random weights."""
-    model = open_clip.create_model("ViT-B-16-quickgelu")
+def random_clip(architecture: str = "ViT-B-16") -> ClipEncoder:
+    """A CLIP as OpenAI built it, with random weights."""
+    model = open_clip.create_model(f"{architecture}-quickgelu")
     return ClipEncoder(model.state_dict(), torch.device("cpu"))
 
 
@@ -183,6 +187,27 @@ def features(num_masks: int) -> Work:
 
     run = partial(model.compute_features, image_HW3, masks_NHW)
     return Work("mask", num_masks, run, plain)
+
+
+def baseline(architecture: str) -> Callable[[int], Work]:
+    """Global-Local CLIP's features of a picture's masks."""
+
+    def work(num_masks: int) -> Work:
+        rng = np.random.default_rng(0)
+        image, masks_NHW = RgbImage(picture(rng)), ellipses(rng, num_masks).numpy()
+        backbones = Backbones(weight_set("tiny"), device=torch.device("cpu"))
+        backbones.clip = random_clip(architecture)
+        model = GlobalLocalClip(backbones, GlobalLocalConfig())
+
+        def run(chunk: int) -> None:
+            for masks in np.array_split(masks_NHW, -(-num_masks // chunk)):
+                scores = np.ones(len(masks), dtype=np.float32)
+                boxes_xywh = np.ones((len(masks), 4), dtype=np.int64)
+                model.features(image, Proposals(masks, boxes_xywh, scores, scores))
+
+        return Work("mask", num_masks, lambda: run(num_masks), lambda: run(1))
+
+    return work
 
 
 def gem_maps(_: int) -> Work:
@@ -268,6 +293,8 @@ STAGES: dict[str, Callable[[int], Work]] = {
     "views": both_views,
     **{f"fusion {mode.value}": fused(mode) for mode in FusionMode},
     "features G2L": features,
+    "features Global-Local (ViT-B/32)": baseline("ViT-B-32"),
+    "features Global-Local (RN50)": baseline("RN50"),
     "GEM": gem_maps,
     "text features": texts,
     "parse": parses,
