@@ -27,7 +27,13 @@ from suite.evaluation import (
     in_dataset_order,
 )
 from suite.methods import add_run_arguments
-from suite.runs import leave_results, prepare
+from suite.runs import (
+    faults_of,
+    finished_records,
+    leave_results,
+    leave_scores_again,
+    prepare,
+)
 from suite.shards import add_shard_argument, merge_shards, missing_shards, write_shard
 from utils.runtime import (
     Stopwatch,
@@ -69,6 +75,11 @@ def run(arguments: argparse.Namespace) -> None:
     this = prepare(arguments)
     method, source, split = this.method, this.source, this.split
     check_settings(this.output, this.settings, overwrite=arguments.overwrite)
+    if not (arguments.overwrite or arguments.shard):
+        finished = finished_records(this)
+        if finished is not None:
+            print(f"\n{leave_scores_again(this, finished)}")
+            return
     method.load()
     check_truths(split)
     watch, shard = Stopwatch(), arguments.shard
@@ -78,12 +89,13 @@ def run(arguments: argparse.Namespace) -> None:
     with watch.measure("features and guidance"):
         if shard:
             variants = evaluate(method, source, split, counts, all_caps(method, split, counts))
-            write_shard(shard, this.output, this.settings, counts, variants)
+            faults = faults_of(split)
+            write_shard(shard, this.output, this.settings, faults, counts, variants)
             missing = missing_shards(shard, this.output)
             if missing:
                 print(f"{shard} is in {this.output}/; missing: {', '.join(map(str, missing))}")
                 return
-            counts, variants = merge_shards(shard, this.output, this.settings, split)
+            counts, variants = merge_shards(shard, this.output, this.settings, faults, split)
             caps = caps_by_ref(method, split, counts)
         else:
             caps = caps_by_ref(method, split, counts)

@@ -15,7 +15,7 @@ from hybridgl.arguments import (
     backbones_from_arguments,
     method_config_from_arguments,
 )
-from hybridgl.errors import UserError
+from hybridgl.errors import PictureError, UserError
 from hybridgl.pipeline import HybridGL
 from refer.arguments import (
     add_split_arguments,
@@ -23,7 +23,7 @@ from refer.arguments import (
     split_from_arguments,
 )
 from refer.errors import DataError
-from suite.pictures import can_be_read, open_image
+from suite.pictures import open_image, warn_unreadable
 from suite.shards import add_shard_argument
 from utils.runtime import add_store_arguments, progress, run_program, store_from_arguments
 
@@ -52,17 +52,22 @@ def run(arguments: argparse.Namespace) -> None:
     split = split_from_arguments(arguments)
     image_ids = arguments.shard.image_ids(split) if arguments.shard else list(split.images)
     refs_by_image = split.refs_by_image()
-    num_maps = 0
+    num_maps = num_images = 0
     for image_id in progress(image_ids, "GEM maps", "image"):
-        if can_be_read(split, image_id):
-            refs = refs_by_image[image_id]
-            sentences = [sentence.raw for ref in refs for sentence in ref.sentences]
-            phrases = {expression.noun_phrase for expression in model.parse(sentences)}
+        refs = refs_by_image[image_id]
+        sentences = [sentence.raw for ref in refs for sentence in ref.sentences]
+        phrases = {expression.noun_phrase for expression in model.parse(sentences)}
+        try:
             image = open_image(split, image_id)
             num_maps += len(model.low_resolution_maps(image, sorted(phrases)))
+            num_images += 1
+        except PictureError as error:
+            warn_unreadable(split, image_id, error)
+    skipped = len(image_ids) - num_images
     print(
-        f"maps of {num_maps} noun phrases in {len(image_ids)} images in {store.root}/: "
-        f"{store.hits['gem']} images found there, {store.misses['gem']} made."
+        f"maps of {num_maps} noun phrases in {num_images} images in {store.root}/: "
+        f"{store.hits['gem']} images found there, {store.misses['gem']} made"
+        + (f"; {skipped} images cannot be read." if skipped else ".")
     )
 
 

@@ -132,7 +132,7 @@ class Backbones:
                 "spacy": self.parser.name,
                 "sha256": {model: self.digest(model) for model in models},
             },
-            "device": str(self.device),
+            "device": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "versions": {name: version(name) for name in _PACKAGES},
         }

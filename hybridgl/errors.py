@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["UserError"]
+__all__ = ["PictureError", "UserError"]
 
 
 class UserError(ValueError):
@@ -10,3 +10,7 @@ class UserError(ValueError):
 
     Programs print its message on one line and leave with exit status 2, without a traceback.
     """
+
+
+class PictureError(UserError):
+    """A picture that cannot be read, or is too large or too long to be worked on."""

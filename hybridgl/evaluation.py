@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridgl.metrics import CONVENTIONS, Overlap, overlap_counts, resize_nearest
+from hybridgl.metrics import Overlap, overlap_counts, resize_nearest
 from hybridgl.proposals import Proposals
 
 __all__ = ["ImageEvaluation", "Outcome", "PickOutcome", "candidate_caps"]
 
-_RESIZED_SIDE = CONVENTIONS["lavt"].side or 0
+_RESIZED_SIDE = 480
 
 
 @dataclass(frozen=True, slots=True)

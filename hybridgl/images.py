@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from hybridgl.errors import UserError
+from hybridgl.errors import PictureError
 
 __all__ = ["MAX_ASPECT_RATIO", "MAX_PIXELS", "ImageSource", "RgbImage"]
 
@@ -44,7 +44,7 @@ class RgbImage:
         digest: sha256 of the file's bytes, or of the RGB pixels where there is no file.
 
     Raises:
-        UserError: no such file, no picture, too large, too long, or a source of another kind.
+        PictureError: no such file, no picture, too large, too long, or a source of another kind.
     """
 
     def __init__(self, source: ImageSource, *, apply_orientation: bool = True) -> None:
@@ -60,7 +60,7 @@ class RgbImage:
             self.name = "the array"
             self._picture = Image.fromarray(_checked_array(source))
         else:
-            raise UserError(
+            raise PictureError(
                 f"Expected a picture as a path, a PIL image or an RGB array (H, W, 3) of uint8, "
                 f"got {type(source).__name__}. Convert it to one of these."
             )
@@ -74,7 +74,7 @@ class RgbImage:
         """Height and width in pixels; without orientation, the header alone is read for it.
 
         Raises:
-            UserError: the file is cut short or damaged.
+            PictureError: the file is cut short or damaged.
         """
         width, height = (self.pil if self._apply_orientation else self._picture).size
         return height, width
@@ -84,7 +84,7 @@ class RgbImage:
         """The picture as a PIL image of mode RGB.
 
         Raises:
-            UserError: the file is cut short or damaged, or its values are no colours.
+            PictureError: the file is cut short or damaged, or its values are no colours.
         """
         try:
             self._picture.load()
@@ -92,10 +92,10 @@ class RgbImage:
             if self._apply_orientation:
                 picture = ImageOps.exif_transpose(picture)
             return _to_rgb(picture, self.name)
-        except UserError:
+        except PictureError:
             raise
         except Exception as error:  # a damaged file can fail in any way inside its decoder
-            raise UserError(
+            raise PictureError(
                 f"Expected a whole picture in {self.name}, but it cannot be decoded ({error}). "
                 f"Fetch it again, or save it as an 8-bit RGB picture."
             ) from error
@@ -110,12 +110,12 @@ def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(
+        raise PictureError(
             f"Expected a picture at {path}, found no such file. Check the path."
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         reason = getattr(error, "strerror", None) or error
-        raise UserError(
+        raise PictureError(
             f"Expected a picture at {str(path)!r}, cannot read it: {reason}. Check the path."
         ) from error
 
@@ -127,12 +127,12 @@ def _open(content: bytes, name: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(content))
     except Image.DecompressionBombError as error:
-        raise UserError(
+        raise PictureError(
             f"Expected a picture of at most {MAX_PIXELS:,} pixels in {name}, got more ({error}). "
             f"Shrink it first."
         ) from error
     except Exception as error:  # a damaged file can fail in any way inside its decoder
-        raise UserError(
+        raise PictureError(
             f"Expected a picture in {name}, got {len(content):,} bytes of something else. "
             f"Give a JPEG, PNG or another format that Pillow reads."
         ) from error
@@ -141,14 +141,14 @@ def _open(content: bytes, name: str) -> Image.Image:
 def _check_size(picture: Image.Image, name: str) -> None:
     width, height = picture.size
     if height * width > MAX_PIXELS:
-        raise UserError(
+        raise PictureError(
             f"Expected a picture of at most {MAX_PIXELS:,} pixels in {name}, got "
             f"{width} x {height}. Shrink it first."
         )
     if not height or not width:
-        raise UserError(f"Expected a picture with pixels in {name}, got {width} x {height}.")
+        raise PictureError(f"Expected a picture with pixels in {name}, got {width} x {height}.")
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise UserError(
+        raise PictureError(
             f"Expected sides of at most {MAX_ASPECT_RATIO} to 1 in {name}, got "
             f"{width} x {height} pixels. Crop it first."
         )
@@ -156,7 +156,7 @@ def _check_size(picture: Image.Image, name: str) -> None:
 
 def _checked_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise UserError(
+        raise PictureError(
             f"Expected an RGB array of shape (H, W, 3) and dtype uint8, got {array.shape} "
             f"{array.dtype}. Convert it first."
         )
@@ -167,13 +167,13 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     if picture.mode.startswith("I"):
         deep = np.asarray(picture, dtype=np.int64)
         if deep.min() < 0 or deep.max() > 65535:
-            raise UserError(
+            raise PictureError(
                 f"Expected 8 or 16 bits a channel in {name}, got values from {deep.min()} to "
                 f"{deep.max()}. Convert it to 8 bits."
             )
         return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
     if picture.mode == "F":
-        raise UserError(f"Expected integer pixels in {name}, got floats. Convert it to 8 bits.")
+        raise PictureError(f"Expected integer pixels in {name}, got floats. Convert it to 8 bits.")
     if picture.has_transparency_data:
         layered = picture.convert("RGBA")
         paper = Image.new("RGBA", layered.size, "white")

@@ -39,7 +39,7 @@ class Convention:
         name: as on the command line.
         mean_name: what it calls the mean of the ratios.
         overall_name: what it calls the ratio of the sums.
-        side: prediction and truth are resized to so many pixels squared; None leaves them.
+        at_480: whether prediction and truth are resized to 480 x 480 pixels first.
         empty_union: ratio of a sample whose prediction and truth are both empty.
         precisions: X of every precision at X, as ratios.
         at_least: whether a ratio of exactly X counts.
@@ -48,7 +48,7 @@ class Convention:
     name: str
     mean_name: str = "mIoU"
     overall_name: str = "oIoU"
-    side: int | None = None
+    at_480: bool = False
     empty_union: float = 0.0
     precisions: tuple[float, ...] = _PRECISIONS
     at_least: bool = False
@@ -58,7 +58,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     convention.name: convention
     for convention in (
         Convention(name="zero-shot"),
-        Convention(name="lavt", side=480, at_least=True),
+        Convention(name="lavt", at_480=True, at_least=True),
         Convention(
             name="lisa", mean_name="gIoU", overall_name="cIoU", empty_union=1.0, precisions=()
         ),

@@ -225,12 +225,17 @@ class HybridGL:
         """
         clip = self.backbones.clip
         blocks = len(clip.visual.transformer.resblocks)
-        # Mode attn_masking may leave out the last block (quirk Q3).
-        needed = max(self.config.fusion.masking_block + 2, self.config.gem.depth)
+        fusion, quirks = self.config.fusion, self.config.quirks
+        leaves_out_last = (
+            fusion.mode is FusionMode.ATTENTION_MASKING
+            and quirks.attention_masking_skips_last_block
+        )
+        needed = max(fusion.masking_block + 1 + leaves_out_last, self.config.gem.depth)
         if blocks < needed:
             raise UserError(
                 f"Expected a CLIP of at least {needed} vision blocks in "
-                f"{self.backbones.weights.clip_weights}, got {blocks}. Use ViT-B-16."
+                f"{self.backbones.weights.clip_weights}, got {blocks}. Use ViT-B-16, or a lower "
+                f"--masking_block."
             )
         return clip
 

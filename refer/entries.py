@@ -89,12 +89,12 @@ def required(entry: Entry, key: str, kind: type[T]) -> T:
 
 
 def optional(entry: Entry, key: str, kind: type[T]) -> T | None:
-    """As `required`, and None where the entry lacks the key.
+    """As `required`, and None where the entry lacks the key or has null there.
 
     Raises:
         DataError: It is of another type.
     """
-    return required(entry, key, kind) if key in entry else None
+    return None if entry.get(key) is None else required(entry, key, kind)
 
 
 def identifier(entry: Entry, key: str) -> int | str:

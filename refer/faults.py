@@ -15,6 +15,7 @@ from PIL import Image
 
 from refer.dataset import ImageFaults, ReferSplit
 from refer.entries import first_few
+from refer.ground_truth import MaskRule
 
 __all__ = ["describe_faults", "image_faults"]
 
@@ -54,11 +55,13 @@ def describe_faults(split: ReferSplit, faults: ImageFaults) -> list[str]:
         for i, (height, width) in faults.other_size.items()
     ]
     source = "See refer/README.md for where they come from."
-    return [
+    lines = [
         *line("are missing", [name[i] for i in faults.missing], source),
         *line("are damaged", [name[i] for i in faults.damaged], "Fetch them again."),
-        *line("are of another size than annotated", sizes, "Fetch them again."),
     ]
+    if split.mask_rule is not MaskRule.PHRASECUT:  # whose images are published at other sizes
+        lines += line("are of another size than annotated", sizes, "Fetch them again.")
+    return lines
 
 
 def _whole_image_hw(path: Path) -> tuple[int, int] | None:

@@ -184,7 +184,7 @@ def _refs_by_split(content: Entry, path: Path) -> dict[str, list[Ref]]:
 
 def _parse_ref_with_split(entry: Entry) -> tuple[Ref, str | None] | None:
     """None for an annotation that nobody refers to."""
-    keys = [key for key in EXPRESSION_KEYS if key in entry]
+    keys = [key for key in EXPRESSION_KEYS if entry.get(key) is not None]
     if not keys:
         return None
     if len(keys) > 1:

@@ -341,8 +341,8 @@ def _parse_annotation(entry: Entry) -> Annotation:
         segmentation=entry.get("segmentation"),
         iscrowd=bool(entry.get("iscrowd", 0)),
         category_id=optional(entry, "category_id", int),
-        bbox_xywh=_box(required(entry, "bbox", list)) if "bbox" in entry else None,
-        area=number(entry["area"], "area") if "area" in entry else None,
+        bbox_xywh=_box(required(entry, "bbox", list)) if entry.get("bbox") is not None else None,
+        area=number(entry["area"], "area") if entry.get("area") is not None else None,
     )
 
 

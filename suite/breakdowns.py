@@ -44,7 +44,7 @@ def _target_size(record: Record) -> str:
 
 
 BREAKDOWNS: Mapping[str, Breakdown] = {
-    "kind": Breakdown("kind", lambda record: record.kind or "all"),
+    "kind": Breakdown("kind", lambda record: record.kind or "none"),
     "position": Breakdown("position word", lambda record: record.position or "none", ("none",)),
     "relation": Breakdown("relation word", lambda record: record.relation or "none", ("none",)),
     "other_nouns": Breakdown("other nouns", _other_nouns),

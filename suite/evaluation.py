@@ -7,17 +7,19 @@ not depend on the order of the work or on how it is divided.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from hybridgl.errors import PictureError
 from hybridgl.evaluation import ImageEvaluation, Outcome, candidate_caps
 from hybridgl.language import ParsedExpression
 from hybridgl.proposals import Proposals
 from refer.dataset import Id, Ref, ReferSplit, Sentence
 from suite.methods import Method
-from suite.pictures import can_be_read, open_image
+from suite.pictures import open_image, warn_unreadable
 from suite.proposals import ProposalSource
 from utils.records import Pick, Record
 from utils.runtime import progress
@@ -55,11 +57,15 @@ def check_truths(split: ReferSplit) -> None:
 def count_proposals(
     source: ProposalSource, split: ReferSplit, image_ids: Iterable[int]
 ) -> dict[int, int]:
-    """Number of proposals of images, each made if it is not stored; 0 of those without a file."""
-    return {
-        image_id: source.count(image_id) if can_be_read(split, image_id) else 0
-        for image_id in progress(list(image_ids), "proposals", "image")
-    }
+    """Number of proposals of images, each made if it is not stored; 0 where there is no picture."""
+    unreadable = {*split.faults.missing, *split.faults.damaged}
+    counts = {}
+    for image_id in progress(list(image_ids), "proposals", "image"):
+        counts[image_id] = 0
+        if image_id not in unreadable:
+            with contextlib.suppress(PictureError):  # named when its sentences are scored
+                counts[image_id] = source.count(image_id)
+    return counts
 
 
 def effective_cap(method: Method, count: int, cap: int) -> int:
@@ -160,12 +166,12 @@ def _evaluate_image(
     drop_overlaps = method.quirks.overlapping_polygons_dropped
     truth_of = {ref.ref_id: split.truth(ref, drop_overlaps=drop_overlaps) for ref, _ in samples}
     truths_SHW = np.stack([truth_of[ref.ref_id] for ref, _ in samples])
-    readable = can_be_read(split, image_id)
-    if readable:
+    try:
         image = open_image(split, image_id)
         proposals = source.propose(image_id, image)
         scores = method.score(image, proposals, expressions)
-    else:
+    except PictureError as error:
+        warn_unreadable(split, image_id, error)
         height, width = truths_SHW.shape[1:]
         proposals, scores = Proposals.empty((height, width)), []
     evaluation = ImageEvaluation(proposals, truths_SHW)
@@ -178,7 +184,7 @@ def _evaluate_image(
             "ref_id": ref.ref_id,
             "sent_id": sentence.sent_id,
             "image_id": image_id,
-            "image_missing": not readable,
+            "image_missing": not scores,
             "sentence": sentence.raw,
             "kind": sentence.kind,
             **_parse_fields(expressions[row]),
@@ -188,7 +194,7 @@ def _evaluate_image(
         of_cap = variants[ref.ref_id, sentence.sent_id] = {}
         for cap in caps[ref.ref_id]:
             picks = dict(nothing)
-            if readable:
+            if scores:
                 picks.update(method.choose(scores[row], cap).picks)
             of_cap[cap] = Record(**described, **_outcome_fields(evaluation.outcome(row, picks)))
     return variants

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+
 from PIL import Image
 
+from hybridgl.errors import PictureError
 from hybridgl.images import RgbImage
 from refer.dataset import ReferSplit
 
-__all__ = ["can_be_read", "open_image"]
+__all__ = ["open_image", "warn_unreadable"]
 
-
-def can_be_read(split: ReferSplit, image_id: int) -> bool:
-    """Whether a picture of the split is there and whole, as far as was found at the start."""
-    return image_id not in split.faults.missing and image_id not in split.faults.damaged
+_LOG = logging.getLogger(__name__)
 
 
 def open_image(split: ReferSplit, image_id: int) -> RgbImage:
     """A picture of the split; resized (bilinear, antialiased) if it is not of the annotated size.
 
     Raises:
-        UserError: it is missing or damaged.
+        PictureError: it is missing or damaged.
     """
     image, info = (
         RgbImage(split.image_path(image_id), apply_orientation=False),
@@ -29,3 +29,9 @@ def open_image(split: ReferSplit, image_id: int) -> RgbImage:
         return image
     resized = image.pil.resize((info.width, info.height), Image.Resampling.BILINEAR)
     return RgbImage(resized, apply_orientation=False)
+
+
+def warn_unreadable(split: ReferSplit, image_id: int, error: PictureError) -> None:
+    """Name a picture that cannot be read, unless it was named at the start."""
+    if image_id not in (*split.faults.missing, *split.faults.damaged):
+        _LOG.warning("%s Nothing is predicted for it.", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -31,6 +32,7 @@ __all__ = [
     "scored_records",
 ]
 
+_FIGURE = re.compile(r"(worst|best|random)-\d+\.png|gallery\.png")
 _FIGURES_OF_EACH_SORT = 3
 _GALLERY_ITEMS = 8
 
@@ -56,10 +58,10 @@ def scored_records(records: Sequence[Record], *, skips_without_proposals: bool) 
 
     Args:
         records: of a run.
-        skips_without_proposals: quirk Q8: those without proposals are left out. Where that leaves
-            none, they stay.
+        skips_without_proposals: quirk Q8: those without proposals are left out, but for those whose
+            image cannot be read, which are a fault of the data. Where that leaves none, all stay.
     """
-    kept = [record for record in records if record.num_proposals]
+    kept = [record for record in records if record.num_proposals or record.image_missing]
     return kept if skips_without_proposals and kept else list(records)
 
 
@@ -92,7 +94,7 @@ def points_lost(
         convention: of the scores. Where it is not the yardsticks' own, at the annotated size and 0
             for two empty masks, the result is empty.
     """
-    if convention.side is not None or convention.empty_union:
+    if convention.at_480 or convention.empty_union:
         return {}
     best, picked = by_pick["best"][convention.mean_name], by_pick[pick][convention.mean_name]
     return {"proposals": 100 - best, "choice": best - picked}
@@ -229,7 +231,8 @@ def draw_samples(
     """
     sweep_partials(folder)
     for earlier in folder.glob("*.png"):
-        earlier.unlink()
+        if _FIGURE.fullmatch(earlier.name):
+            earlier.unlink()
     pick_of = method.final_pick
     shown = [record for record in records if not record.image_missing]
     order = sorted(shown, key=lambda record: _iou(record.picks[pick_of]))
@@ -278,7 +281,7 @@ def _counts(
     records: Sequence[Record], pick: str, convention: Convention
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
     """Intersections and unions of a pick, at the resolution of the convention."""
-    suffix = "" if convention.side is None else f"_{convention.side}"
+    suffix = "_480" if convention.at_480 else ""
     taken = [record.picks[pick] for record in records]
     return (
         np.array([getattr(one, f"intersection{suffix}") for one in taken], dtype=np.int64),

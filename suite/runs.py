@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridgl.arguments import add_method_arguments
-from hybridgl.config import Profile
+from hybridgl.config import FusionMode, Profile
+from hybridgl.errors import UserError
 from hybridgl.metrics import CONVENTIONS
 from refer.arguments import SplitChoice, check_split_arguments, split_from_arguments
 from refer.dataset import Id, ReferSplit
@@ -31,16 +34,26 @@ from suite.report import (
     score_by_pick,
     scored_records,
 )
-from utils.records import Record, write_records, write_summary
+from utils.records import Record, read_records, write_records, write_summary
 from utils.runtime import (
     Stopwatch,
     check_output_folder,
     peak_memory_bytes,
+    read_summary,
     store_from_arguments,
 )
 from utils.store import Store, atomic_write_bytes
 
-__all__ = ["Run", "leave_results", "prepare", "run_name"]
+__all__ = [
+    "Run",
+    "faults_of",
+    "finished_records",
+    "leave_results",
+    "leave_scores_again",
+    "prepare",
+    "run_name",
+    "run_problems",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +65,7 @@ class Run:
         source: what it picks from.
         split: the data.
         settings: everything that decides the records, as JSON values.
+        changed: settings that are not the defaults, by their names on the command line.
         output: folder that gets the results.
         store: keeps the results of stages.
         convention: how scores are computed; does not touch the records.
@@ -61,6 +75,7 @@ class Run:
     source: ProposalSource
     split: ReferSplit
     settings: dict[str, Any]
+    changed: dict[str, str]
     output: Path
     store: Store
     convention: str
@@ -80,6 +95,7 @@ def prepare(arguments: argparse.Namespace, split: ReferSplit | None = None) -> R
     """
     choice = check_split_arguments(arguments)
     check_run_arguments(arguments)
+    _check_settings_of_method(arguments)
     store = store_from_arguments(arguments)
     method = method_from_arguments(arguments, store)
     output = arguments.output or Path("runs") / run_name(arguments, choice)
@@ -97,7 +113,8 @@ def prepare(arguments: argparse.Namespace, split: ReferSplit | None = None) -> R
         "proposals": source.describe(),
         **method.backbones.describe("clip", *source.models),
     }
-    return Run(method, source, split, settings, output, store, arguments.convention)
+    changed = _changed_settings(arguments)
+    return Run(method, source, split, settings, changed, output, store, arguments.convention)
 
 
 def run_name(arguments: argparse.Namespace, choice: SplitChoice) -> str:
@@ -108,15 +125,11 @@ def run_name(arguments: argparse.Namespace, choice: SplitChoice) -> str:
         parts.append(f"first-{arguments.limit}")
     parts.append(arguments.fusion_mode.value if hybridgl else arguments.method)
     parts.append(arguments.profile)
-    parser = argparse.ArgumentParser()
-    add_run_arguments(parser)
-    add_method_arguments(parser)
-    defaults = parser.parse_args([])
-    named = {"method", "convention", "fusion_mode"}
-    for name, default in vars(defaults).items():
-        value = getattr(arguments, name)
-        if name not in named and value != default:
-            parts.append(_setting_name(name, value))
+    for name, value in _changed_settings(arguments).items():
+        if name == "proposals":
+            parts.append(Path(value.removeprefix("coco:")).stem)
+        elif name != "fusion_mode":
+            parts.append(f"{name}-{'-'.join(value.split())}")
     models = ("weights", "clip_model", "clip_weights", "sam_type", "sam_checkpoint", "sam_settings")
     for name in models:
         value = getattr(arguments, name)
@@ -125,6 +138,70 @@ def run_name(arguments: argparse.Namespace, choice: SplitChoice) -> str:
     if arguments.dtype != "float32":
         parts.append(arguments.dtype)
     return "-".join(parts)
+
+
+def _changed_settings(arguments: argparse.Namespace) -> dict[str, str]:
+    """What is not the default among the settings of the run and of the method, as text."""
+    parser = argparse.ArgumentParser()
+    add_run_arguments(parser)
+    add_method_arguments(parser)
+    changed = {}
+    for name, default in vars(parser.parse_args([])).items():
+        value = getattr(arguments, name)
+        if name not in ("method", "convention") and value != default:
+            if isinstance(value, FusionMode):
+                value = value.value
+            changed[name] = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return changed
+
+
+def _check_settings_of_method(arguments: argparse.Namespace) -> None:
+    """Refuse a setting that the method does not read: a run with it would show no effect.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    read = {"proposals", "sentence_weight", "masking_block"}
+    if arguments.method == "global_local":
+        read |= {"mixing_weight"}
+    else:
+        read |= vars(_method_defaults()).keys()
+    unread = [name for name in _changed_settings(arguments) if name not in read]
+    if unread:
+        named = ", ".join(f"--{name}" for name in unread)
+        raise UserError(
+            f"Expected settings of the method {arguments.method}, got {named}, which it does not "
+            f"have. Leave them out, or choose another --method."
+        )
+
+
+def _method_defaults() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_method_arguments(parser)
+    return parser.parse_args([])
+
+
+def finished_records(run: Run) -> list[Record] | None:
+    """The records that are in a run's folder; None unless the run would make the very same ones."""
+    summary = read_summary(run.output)
+    if summary is None or summary["settings"] != json.loads(json.dumps(run.settings)):
+        return None
+    path = run.output / "records.jsonl"
+    if summary.get("faults") != faults_of(run.split) or not path.is_file():
+        return None
+    if hashlib.sha256(path.read_bytes()).hexdigest() != summary.get("records_sha256"):
+        return None
+    return read_records(path)
+
+
+def faults_of(split: ReferSplit) -> dict[str, list[Any]]:
+    """The images that are not as annotated, as JSON values: records depend on them."""
+    faults = split.faults
+    return {
+        "missing": list(faults.missing),
+        "damaged": list(faults.damaged),
+        "other_size": [[image_id, *hw] for image_id, hw in faults.other_size.items()],
+    }
 
 
 def leave_results(
@@ -141,23 +218,56 @@ def leave_results(
     Returns:
         What to print.
     """
-    convention = CONVENTIONS[run.convention]
     # The summary, written last, vouches for the files beside it; an earlier run's no longer does.
-    summary_path = run.output / "summary.json"
-    summary_path.unlink(missing_ok=True)
+    (run.output / "summary.json").unlink(missing_ok=True)
     write_records(run.output / "records.jsonl", records)
     with watch.measure("figures"):
         draw_samples(run.method, run.source, run.split, records, caps, run.output / "figures")
+    made = {
+        "store": {"found": dict(run.store.hits), "made": dict(run.store.misses)},
+        "seconds": watch.seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    text = _leave_scores(run, records, made)
+    return "\n".join(
+        [
+            text,
+            f"in {run.store.root}/: found {dict(run.store.hits)}, made {dict(run.store.misses)}",
+            f"records, summary, report with all breakdowns, and figures: {run.output}",
+        ]
+    )
+
+
+def leave_scores_again(run: Run, records: Sequence[Record]) -> str:
+    """Write report and summary anew from the records of an earlier run of the same settings.
+
+    Args:
+        run: the evaluation, perhaps of another convention.
+        records: from ``finished_records``.
+
+    Returns:
+        What to print.
+    """
+    summary = read_summary(run.output) or {}
+    made = {name: summary[name] for name in ("store", "seconds", "peak_memory_bytes")}
+    text = _leave_scores(run, records, made)
+    return f"{text}\nthe records were there, and are scored again: {run.output}"
+
+
+def _leave_scores(run: Run, records: Sequence[Record], made: Mapping[str, Any]) -> str:
+    """Write report and summary; returns the report in short."""
+    convention = CONVENTIONS[run.convention]
     skips = run.method.skips_without_proposals
     scored = scored_records(records, skips_without_proposals=skips)
-    doubts = run.method.backbones.doubts("clip", *run.source.models)
     scores = score_by_pick(scored, convention)
+    content = (run.output / "records.jsonl").read_bytes()
     summary: dict[str, Any] = {
         "settings": run.settings,
         "setting": _setting(run),
         "convention": run.convention,
         "counts": _counts(run, records, len(records) - len(scored)),
-        "problems": [*run.split.problems, *run.source.problems, *doubts],
+        "faults": faults_of(run.split),
+        "problems": [*run_problems(run), *_unreadable(run.split, records)],
         "scores": scores,
         "lost": points_lost(scores, run.method.final_pick, convention),
         "intervals": intervals_by_pick(scored, convention),
@@ -165,20 +275,29 @@ def leave_results(
             name: breakdown_table(scored, convention, groups).by_row()
             for name, groups in BREAKDOWNS.items()
         },
-        "store": {"found": dict(run.store.hits), "made": dict(run.store.misses)},
-        "seconds": watch.seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
+        **made,
+        "records_sha256": hashlib.sha256(content).hexdigest(),
     }
     report = report_text(run.split, scored, summary, convention, groups=tuple(BREAKDOWNS))
     atomic_write_bytes(run.output / "report.md", f"{report}\n".encode())
-    write_summary(summary_path, summary)
-    return "\n".join(
-        [
-            report_text(run.split, scored, summary, convention),
-            f"in {run.store.root}/: found {dict(run.store.hits)}, made {dict(run.store.misses)}",
-            f"records, summary, report with all breakdowns, and figures: {run.output}",
-        ]
-    )
+    write_summary(run.output / "summary.json", summary)
+    return report_text(run.split, scored, summary, convention)
+
+
+def run_problems(run: Run) -> list[str]:
+    """What is doubtful about a run before it starts: one line each."""
+    doubts = run.method.backbones.doubts("clip", *run.source.models)
+    return [*run.split.problems, *run.source.problems, *doubts]
+
+
+def _unreadable(split: ReferSplit, records: Sequence[Record]) -> list[str]:
+    """A line on the pictures that turned out to be damaged when they were needed."""
+    ids = {record.image_id: None for record in records if record.image_missing}
+    later = [i for i in ids if i not in (*split.faults.missing, *split.faults.damaged)]
+    if not later:
+        return []
+    names = ", ".join(split.images[image_id].file_name for image_id in later[:5])
+    return [f"{len(later)} images cannot be decoded or are too large: {names}. Fetch them again."]
 
 
 def _setting(run: Run) -> str:
@@ -188,14 +307,25 @@ def _setting(run: Run) -> str:
     reference = all(described["quirks"].values())
     profile = Profile.REFERENCE if reference else Profile.CORRECTED
     clip = run.method.backbones.weights.clip_weights.name
-    return (
-        f"{mode}, {profile.value} profile, CLIP {clip}, proposals of {run.source.name}, "
-        f"{run.settings['dtype']}"
-    )
+    parts = [
+        mode,
+        f"{profile.value} profile",
+        f"CLIP {clip}",
+        f"proposals of {run.source.name}",
+        run.settings["dtype"],
+    ]
+    parts += [
+        f"{name} {value}"
+        for name, value in run.changed.items()
+        if name not in ("proposals", "fusion_mode")
+    ]
+    return ", ".join([*parts, f"convention {run.convention}"])
 
 
 def _counts(run: Run, records: Sequence[Record], left_out: int) -> dict[str, int]:
     split = run.split
+    unreadable = {record.image_id for record in records if record.image_missing}
+    unreadable |= {*split.faults.missing, *split.faults.damaged}
     return {
         "refs": len(split.refs),
         "images": len(split.images),
@@ -204,15 +334,8 @@ def _counts(run: Run, records: Sequence[Record], left_out: int) -> dict[str, int
         "left_out": left_out,
         "truncated": sum(record.truncated for record in records),
         "images_missing": len(split.faults.missing),
-        "images_damaged": len(split.faults.damaged),
+        "images_damaged": len(unreadable) - len(split.faults.missing),
         "images_of_other_size": len(split.faults.other_size),
         "refs_without_mask": len(split.refs_without_mask),
         "refs_without_sentences": len(split.refs_without_sentences),
     }
-
-
-def _setting_name(name: str, value: object) -> str:
-    if name == "proposals" and isinstance(value, str):
-        return Path(value.removeprefix("coco:")).stem
-    values = value if isinstance(value, list | tuple) else [value]
-    return "-".join([name, *map(str, values)])

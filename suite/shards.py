@@ -87,6 +87,7 @@ def write_shard(
     shard: Shard,
     output: Path,
     settings: Mapping[str, Any],
+    faults: Mapping[str, Any],
     counts: Mapping[int, int],
     variants: Mapping[SampleId, VariantsByCap],
 ) -> None:
@@ -96,6 +97,7 @@ def write_shard(
         shard: which one.
         output: folder of the run.
         settings: of the run, the same for all its shards.
+        faults: images that were missing, damaged or of another size.
         counts: proposals of the shard's images.
         variants: records of its samples, by cap.
     """
@@ -110,6 +112,7 @@ def write_shard(
     header = {
         "shard": asdict(shard),
         "settings": settings,
+        "faults": faults,
         "counts": list(counts.items()),
         "sha256": hashlib.sha256(body).hexdigest(),
     }
@@ -124,7 +127,11 @@ def missing_shards(shard: Shard, output: Path) -> list[Shard]:
 
 
 def merge_shards(
-    shard: Shard, output: Path, settings: Mapping[str, Any], split: ReferSplit
+    shard: Shard,
+    output: Path,
+    settings: Mapping[str, Any],
+    faults: Mapping[str, Any],
+    split: ReferSplit,
 ) -> tuple[dict[int, int], dict[SampleId, VariantsByCap]]:
     """Put the files of all shards of a run together.
 
@@ -132,6 +139,7 @@ def merge_shards(
         shard: any of them.
         output: folder of the run.
         settings: that all of them must have been made with.
+        faults: of the images, likewise: a picture that one machine lacks counts as 0 there.
         split: the data, every sample of which must be there once.
 
     Returns:
@@ -145,7 +153,7 @@ def merge_shards(
     origin: dict[SampleId, Path] = {}
     for one in shard.all():
         path = one.path(output)
-        shard_counts, shard_variants = _read(path, settings)
+        shard_counts, shard_variants = _read(path, {"settings": settings, "faults": faults})
         for sample in shard_variants:
             if sample in variants:
                 raise UserError(
@@ -160,7 +168,7 @@ def merge_shards(
 
 
 def _read(
-    path: Path, settings: Mapping[str, Any]
+    path: Path, expected: Mapping[str, Any]
 ) -> tuple[dict[int, int], dict[SampleId, VariantsByCap]]:
     head, _, body = path.read_bytes().partition(b"\n")
     try:
@@ -172,9 +180,12 @@ def _read(
             f"Expected the results of a shard in {path}, but the file is damaged ({error}). Delete "
             f"it and run that shard again."
         ) from error
-    if header["settings"] != json.loads(json.dumps(settings)):
+    wanted = json.loads(json.dumps(expected))
+    others = [name for name in wanted if header.get(name) != wanted[name]]
+    if others:
+        what = "settings" if "settings" in others else "images missing, damaged or of other size"
         raise UserError(
-            f"Expected shards of one run, but {path} was made with other settings. Delete it and "
+            f"Expected shards of one run, but {path} was made with other {what}. Delete it and "
             f"run that shard again, or give another --output DIR."
         )
     variants: dict[SampleId, VariantsByCap] = {}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Table", "breakdown"]
+__all__ = ["Table", "breakdown", "latex_escaped"]
 
 Row = TypeVar("Row")
 
@@ -29,9 +29,17 @@ class Table:
 
     def markdown(self) -> str:
         """A Markdown table with aligned columns: text to the left, numbers to the right."""
+        header, *rows = (
+            [cell.replace("|", r"\|").replace("\n", " ") for cell in cells]
+            for cells in (self.header, *self.rows)
+        )
+        # The rule of a column of numbers takes two characters at least.
         widths = [
-            max(len(row[column]) for row in (self.header, *self.rows))
-            for column in range(len(self.header))
+            max(
+                1 if column < self.text_columns else 2,
+                *(len(row[column]) for row in (header, *rows)),
+            )
+            for column in range(len(header))
         ]
 
         def line(cells: Sequence[str]) -> str:
@@ -45,7 +53,7 @@ class Table:
             "-" * width if column < self.text_columns else "-" * (width - 1) + ":"
             for column, width in enumerate(widths)
         ]
-        return "\n".join([line(self.header), line(rule), *map(line, self.rows)])
+        return "\n".join([line(header), line(rule), *map(line, rows)])
 
     def by_row(self) -> dict[str, dict[str, float]]:
         """Numbers by the names of row and column."""
@@ -64,7 +72,7 @@ class Table:
         """A LaTeX tabular with rules of the package booktabs."""
         columns = "l" * self.text_columns + "r" * (len(self.header) - self.text_columns)
         header, *rows = (
-            " & ".join(map(_latex_escaped, cells)) + r" \\" for cells in (self.header, *self.rows)
+            " & ".join(map(latex_escaped, cells)) + r" \\" for cells in (self.header, *self.rows)
         )
         return "\n".join(
             [
@@ -87,12 +95,21 @@ _LATEX_SPECIAL = str.maketrans(
         "\\": r"\textbackslash{}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "\n": " ",
     }
 )
 
 
-def _latex_escaped(text: str) -> str:
-    return text.translate(_LATEX_SPECIAL)
+def latex_escaped(text: str) -> str:
+    r"""Text as LaTeX prints it.
+
+    >>> latex_escaped("95 % of R&D_1")
+    '95 \\% of R\\&D\\_1'
+    """
+    # At the start of a line of a tabular, both would belong to the command that ends the one above.
+    guard = "{}" if text.startswith(("[", "*")) else ""
+    return guard + text.translate(_LATEX_SPECIAL)
 
 
 def breakdown(
@@ -103,7 +120,7 @@ def breakdown(
     title: str,
     order: Sequence[str] = (),
 ) -> Table:
-    """Scores of every group of records, and of all of them in the last row.
+    """Scores of every group of records, where there are several, and of all in the last row.
 
     Args:
         records: at least one.
@@ -117,9 +134,8 @@ def breakdown(
         groups.setdefault(group_of(record), []).append(record)
     names = [name for name in order if name in groups]
     names += sorted(groups.keys() - set(order))
-    rows = [(name, groups[name]) for name in names]
-    if len(rows) > 1:
-        rows.append(("all", list(records)))
+    rows = [(name, groups[name]) for name in names] if len(names) > 1 else []
+    rows.append(("all", list(records)))
     return Table(
         header=(title, "n", *scores),
         rows=tuple(

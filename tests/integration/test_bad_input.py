@@ -308,8 +308,8 @@ def test_wrong_weights_are_refused_before_any_work(arguments, refused, clip_file
     check("--clip_weights", CARRIED / "sam.npz", "Expected OpenAI CLIP weights")
     more = ["--clip_model", "ViT-B-16"]
     check("--clip_weights", clip_file, "Expected CLIP ViT-B-16", "width 128", more=more)
-    shallow = save_npz(tmp_path / "shallow.npz", clip_state(blocks=10))
-    check("--clip_weights", shallow, "at least 11 vision blocks", "got 10", "Use ViT-B-16")
+    shallow = save_npz(tmp_path / "shallow.npz", clip_state(blocks=9))
+    check("--clip_weights", shallow, "at least 10 vision blocks", "got 9", "Use ViT-B-16")
     check("--sam_checkpoint", tmp_path / "sam.npz", "cut short")
     check("--sam_checkpoint", clip_file, "found something else")
     more = ["--sam_type", "vit_b"]
@@ -369,7 +369,7 @@ def test_picture_that_cannot_be_read_is_named_counted_and_scores_0(
     else:
         path.write_bytes(path.read_bytes()[:-200] if content == "truncated" else content)
     assert save_attn_gem.main([*refcoco[: refcoco.index("--output")], *refcoco[-6:]]) == 0
-    assert hybridgl_main.main([*refcoco, "--overwrite"]) == 0
+    assert hybridgl_main.main(refcoco) == 0
     records, summary = records_and_summary(tmp_path)
     gone = [record for record in records if record.image_missing]
     assert len(records) == len(whole) == 15
@@ -383,11 +383,32 @@ def test_picture_that_cannot_be_read_is_named_counted_and_scores_0(
     assert f"note: {line}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_picture_of_a_dataset_that_is_too_large_is_refused(program, refcoco, refused, tmp_path):
+@pytest.mark.parametrize("fault", ["too large", "damaged in the middle"])
+@pytest.mark.parametrize("proposals", ["sam", "gt"])
+def test_picture_that_turns_out_to_be_unreadable_is_named_and_counted(
+    fault, proposals, refcoco, tmp_path, caplog, capsys
+):
     path = refcoco_images(tmp_path)[1]
-    path.write_bytes(png_that_claims(8_000, 7_000))
-    refused(program, refcoco, str(path), "at most 50,000,000 pixels", "8000 x 7000", "Shrink")
+    if fault == "too large":
+        path.write_bytes(png_that_claims(8_000, 7_000))
+    else:
+        noise = np.random.default_rng(0).integers(0, 256, (*HW, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noise).save(buffer, "PNG")
+        content = bytearray(buffer.getvalue())
+        content[2000:2200] = bytes(200)
+        path.write_bytes(content)
+    stage_1 = [*refcoco[: refcoco.index("--output")], *refcoco[-6:]]
+    assert save_attn_gem.main(stage_1) == 0
+    assert "in 2 images" in capsys.readouterr().out
+    assert hybridgl_main.main([*refcoco, "--proposals", proposals]) == 0
+    records, summary = records_and_summary(tmp_path)
+    assert sum(record.image_missing for record in records) == 5
+    assert (len(records), summary["counts"]["images_damaged"]) == (15, 1)
+    (line,) = [line for line in summary["problems"] if "cannot be decoded" in line]
+    assert path.name in line
+    assert f"note: {line}" in capsys.readouterr().out
+    assert "Nothing is predicted for it" in caplog.text
 
 
 def test_picture_of_another_size_than_annotated_is_resized_named_and_counted(refcoco, tmp_path):

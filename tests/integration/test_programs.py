@@ -257,7 +257,36 @@ def test_published_spelling_of_both_is_the_same_mode(arguments, resumed):
     # Into the same folder, which refuses a run of other settings.
     assert hybridgl_main.main(arguments(resumed, "--fusion_mode", "G2L&L2G")) == 0
     assert records_of(resumed) == records
-    assert summary_of(resumed)["store"]["made"] == {}
+
+
+def test_finished_run_is_scored_again_and_not_made_again(arguments, resumed, capsys, monkeypatch):
+    assert hybridgl_main.main(arguments(resumed)) == 0
+    records, before = records_of(resumed), summary_of(resumed)
+    monkeypatch.setattr("hybridgl_main.evaluate", None)
+    capsys.readouterr()
+    assert hybridgl_main.main(arguments(resumed, "--convention", "lisa")) == 0
+    assert "the records were there, and are scored again" in capsys.readouterr().out
+    after = summary_of(resumed)
+    assert records_of(resumed) == records
+    assert list(after["scores"]["guided"]) == ["cIoU", "gIoU"]
+    assert (after["store"], after["seconds"]) == (before["store"], before["seconds"])
+
+
+@pytest.mark.parametrize("change", ["records", "settings"])
+def test_run_that_is_not_the_same_is_made_again(arguments, resumed, change):
+    given = arguments(resumed)
+    assert hybridgl_main.main(given) == 0
+    undisturbed = records_of(resumed)
+    if change == "records":
+        path = resumed / "run" / "records.jsonl"
+        path.write_bytes(undisturbed.replace(b'"truncated": false', b'"truncated": true', 1))
+    else:
+        given += ["--overwrite", "--alpha", "0.5"]
+    assert hybridgl_main.main(given) == 0
+    if change == "records":
+        assert records_of(resumed) == undisturbed
+    else:
+        assert summary_of(resumed)["settings"]["method"]["guidance"]["alpha"] == 0.5
 
 
 def test_bfloat16_has_the_same_candidates_and_maps_and_features_of_its_own(arguments, resumed):

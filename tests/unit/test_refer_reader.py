@@ -380,7 +380,7 @@ def test_a_malformed_ref_is_named_by_its_place(tmp_path, key, value):
         ("images", "width", "96"),
         ("annotations", "id", None),
         ("annotations", "image_id", {}),
-        ("annotations", "category_id", None),
+        ("annotations", "category_id", "cat"),
         ("annotations", "bbox", [1, 2, 3]),
         ("annotations", "bbox", [1, 2, 3, None]),
         ("annotations", "bbox", [1, 2, 3, float("nan")]),

@@ -78,6 +78,11 @@ def test_samples_without_proposals_are_left_out_only_by_quirk_8():
     assert (kept["guided"]["oIoU"], both["guided"]["oIoU"]) == (100, 50)
 
 
+def test_samples_without_an_image_are_never_left_out():
+    gone = record_of(4, 0, 100, num_proposals=0, image_missing=True)
+    assert scored_records([HALF, gone, EMPTY], skips_without_proposals=True) == [HALF, gone]
+
+
 def test_samples_without_proposals_stay_where_there_is_nothing_else():
     assert scored_records([EMPTY], skips_without_proposals=True) == [EMPTY]
 
@@ -128,7 +133,7 @@ def test_intervals_hold_the_scores_of_every_pick():
 @pytest.mark.parametrize(
     ("name", "changes", "group"),
     [
-        ("kind", {"kind": None}, "all"),
+        ("kind", {"kind": None}, "none"),
         ("kind", {"kind": "seen"}, "seen"),
         ("position", {"position": "left"}, "left"),
         ("relation", {"relation": "big"}, "big"),
