@@ -34,7 +34,13 @@ from suite.runs import (
     leave_scores_again,
     prepare,
 )
-from suite.shards import add_shard_argument, merge_shards, missing_shards, write_shard
+from suite.shards import (
+    add_shard_argument,
+    check_other_shards,
+    merge_shards,
+    missing_shards,
+    write_shard,
+)
 from utils.runtime import (
     Stopwatch,
     add_store_arguments,
@@ -82,14 +88,15 @@ def run(arguments: argparse.Namespace) -> None:
             return
     method.load()
     check_truths(split)
-    watch, shard = Stopwatch(), arguments.shard
+    watch, shard, faults = Stopwatch(), arguments.shard, faults_of(split)
+    if shard:
+        check_other_shards(shard, this.output, this.settings, faults)
     with watch.measure("proposals"):
         image_ids = shard.image_ids(split) if shard else list(split.images)
         counts = count_proposals(source, split, image_ids)
     with watch.measure("features and guidance"):
         if shard:
             variants = evaluate(method, source, split, counts, all_caps(method, split, counts))
-            faults = faults_of(split)
             write_shard(shard, this.output, this.settings, faults, counts, variants)
             missing = missing_shards(shard, this.output)
             if missing:

@@ -226,15 +226,16 @@ def choose(
     relation_K = relation_scores(
         boxes_xywh, own_probability_N[candidates_K], partner_J, candidates_K, partners_J, relation
     )
+    relation_share_K = _softmax(relation_K)
     final_K = np.zeros(len(candidates_K))
     if config.relationship:
-        final_K += (1 - config.alpha) * _softmax(relation_K)
+        final_K += (1 - config.alpha) * relation_share_K
     if config.coherence:
         final_K += config.alpha * coherence_N[candidates_K]
     return Choice(
         pick_pure=int(candidates_K[0]),
         pick=int(candidates_K[np.argmax(final_K)]),
-        pick_without_heat=int(candidates_K[np.argmax(relation_K)]),
+        pick_without_heat=int(candidates_K[np.argmax(relation_share_K)]),
         candidates_K=candidates_K,
         relation_K=relation_K,
         coherence_N=coherence_N,

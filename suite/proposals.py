@@ -110,7 +110,12 @@ class FileSource:
         _check_masks(self._file, split)
 
     def count(self, image_id: int) -> int:
-        """Number of an image's masks."""
+        """Number of an image's masks.
+
+        Raises:
+            PictureError: the image cannot be read, so that nothing is predicted for it.
+        """
+        _ = open_image(self._split, image_id).pil
         return len(self._file.by_image.get(image_id, ()))
 
     def propose(self, image_id: int, image: RgbImage) -> Proposals:
@@ -148,7 +153,12 @@ class TruthSource:
                 split.check_mask(ann_id)
 
     def count(self, image_id: int) -> int:
-        """Number of an image's annotated objects."""
+        """Number of an image's annotated objects.
+
+        Raises:
+            PictureError: the image cannot be read, so that nothing is predicted for it.
+        """
+        _ = open_image(self._split, image_id).pil
         return len(self._split.instances(image_id))
 
     def propose(self, image_id: int, image: RgbImage) -> Proposals:
@@ -166,15 +176,20 @@ class TruthSource:
 
 def _check_masks(file: ProposalFile, split: ReferSplit) -> None:
     """Refuse a file with a broken mask before any work, not in the middle of it."""
-    for image_id, info in progress(split.images.items(), "proposal file", "image"):
-        for entry in file.by_image.get(image_id, ()):
-            try:
-                check_segmentation(entry.segmentation, (info.height, info.width))
-            except DataError as error:
-                raise UserError(
-                    f"Expected masks of the images in {file.path}, but entry {entry.position}, "
-                    f"of image {image_id}, is broken: {error} Write the file again."
-                ) from error
+    entries = [
+        (info, entry)
+        for image_id, info in split.images.items()
+        for entry in file.by_image.get(image_id, ())
+    ]
+    entries.sort(key=lambda pair: pair[1].position)
+    for info, entry in progress(entries, "proposal file", "mask"):
+        try:
+            check_segmentation(entry.segmentation, (info.height, info.width))
+        except DataError as error:
+            raise UserError(
+                f"Expected masks of the images in {file.path}, but entry {entry.position}, "
+                f"of image {entry.image_id}, is broken: {error} Write the file again."
+            ) from error
 
 
 def _proposals_of(

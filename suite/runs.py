@@ -127,14 +127,23 @@ def run_name(arguments: argparse.Namespace, choice: SplitChoice) -> str:
     parts.append(arguments.profile)
     for name, value in _changed_settings(arguments).items():
         if name == "proposals":
-            parts.append(Path(value.removeprefix("coco:")).stem)
+            path = value.removeprefix("coco:")
+            parts.append(value if value == path else f"masks-{Path(path).stem}")
         elif name != "fusion_mode":
             parts.append(f"{name}-{'-'.join(value.split())}")
-    models = ("weights", "clip_model", "clip_weights", "sam_type", "sam_checkpoint", "sam_settings")
+    models = (
+        "weights",
+        "clip_model",
+        "clip_weights",
+        "sam_type",
+        "sam_checkpoint",
+        "sam_settings",
+        "spacy_model",
+    )
     for name in models:
         value = getattr(arguments, name)
         if value is not None:
-            parts.append(Path(value).stem)
+            parts.append(f"sam-{value}" if name == "sam_type" else Path(value).stem)
     if arguments.dtype != "float32":
         parts.append(arguments.dtype)
     return "-".join(parts)
@@ -148,6 +157,10 @@ def _changed_settings(arguments: argparse.Namespace) -> dict[str, str]:
     changed = {}
     for name, default in vars(parser.parse_args([])).items():
         value = getattr(arguments, name)
+        if name == "without":
+            value = sorted(value)
+        elif isinstance(default, tuple):
+            value, default = list(value), list(default)
         if name not in ("method", "convention") and value != default:
             if isinstance(value, FusionMode):
                 value = value.value

@@ -22,7 +22,14 @@ from suite.evaluation import SampleId, VariantsByCap
 from utils.records import Record
 from utils.store import atomic_write_bytes, sweep_partials
 
-__all__ = ["Shard", "add_shard_argument", "merge_shards", "missing_shards", "write_shard"]
+__all__ = [
+    "Shard",
+    "add_shard_argument",
+    "check_other_shards",
+    "merge_shards",
+    "missing_shards",
+    "write_shard",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +54,12 @@ class Shard:
         Raises:
             UserError: another text, or an index that is not 1 to n.
         """
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise UserError(f"Expected --shard i/n with i from 1 to n, such as 2/8, got {text!r}.")
+            raise UserError(
+                f"Expected --shard i/n with i from 1 to n, such as 2/8, and n below 10,000, got "
+                f"{text[:40]!r}."
+            )
         return cls(int(match[1]), int(match[2]))
 
     def image_ids(self, split: ReferSplit) -> list[int]:
@@ -108,22 +118,36 @@ def write_shard(
         for cap, record in of_cap.items():
             caps_of.setdefault(record.to_json(), []).append(cap)
         lines += [f'{{"caps": {caps}, "record": {record}}}' for record, caps in caps_of.items()]
-    body = "".join(f"{line}\n" for line in lines).encode("ascii")
     header = {
         "shard": asdict(shard),
         "settings": settings,
         "faults": faults,
         "counts": list(counts.items()),
-        "sha256": hashlib.sha256(body).hexdigest(),
     }
+    lines.insert(0, json.dumps(header, allow_nan=False))
+    content = "".join(f"{line}\n" for line in lines).encode("ascii")
     path = shard.path(output)
     sweep_partials(path.parent)
-    atomic_write_bytes(path, json.dumps(header, allow_nan=False).encode("ascii") + b"\n" + body)
+    checksum = hashlib.sha256(content).hexdigest().encode("ascii")
+    atomic_write_bytes(path, checksum + b"\n" + content)
 
 
 def missing_shards(shard: Shard, output: Path) -> list[Shard]:
     """The shards of a run whose files are not there yet."""
     return [other for other in shard.all() if not other.path(output).is_file()]
+
+
+def check_other_shards(
+    shard: Shard, output: Path, settings: Mapping[str, Any], faults: Mapping[str, Any]
+) -> None:
+    """Refuse, before any work, a folder whose other shards this one could not be merged with.
+
+    Raises:
+        UserError: a file is damaged or was made with other settings or faults.
+    """
+    for other in shard.all():
+        if other != shard and other.path(output).is_file():
+            _read(other.path(output), {"settings": settings, "faults": faults})
 
 
 def merge_shards(
@@ -170,16 +194,14 @@ def merge_shards(
 def _read(
     path: Path, expected: Mapping[str, Any]
 ) -> tuple[dict[int, int], dict[SampleId, VariantsByCap]]:
-    head, _, body = path.read_bytes().partition(b"\n")
-    try:
-        header = json.loads(head)
-        if header["sha256"] != hashlib.sha256(body).hexdigest():
-            raise ValueError("its checksum does not match")
-    except (ValueError, KeyError, TypeError) as error:
+    checksum, _, content = path.read_bytes().partition(b"\n")
+    if checksum != hashlib.sha256(content).hexdigest().encode("ascii"):
         raise UserError(
-            f"Expected the results of a shard in {path}, but the file is damaged ({error}). Delete "
-            f"it and run that shard again."
-        ) from error
+            f"Expected the results of a shard in {path}, but the file is damaged (its checksum "
+            f"does not match). Delete it and run that shard again."
+        )
+    head, *lines = content.decode("ascii").splitlines()
+    header = json.loads(head)
     wanted = json.loads(json.dumps(expected))
     others = [name for name in wanted if header.get(name) != wanted[name]]
     if others:
@@ -189,7 +211,7 @@ def _read(
             f"run that shard again, or give another --output DIR."
         )
     variants: dict[SampleId, VariantsByCap] = {}
-    for line in body.decode("ascii").splitlines():
+    for line in lines:
         row = json.loads(line)
         record = Record.from_row(row["record"])
         of_cap = variants.setdefault((record.ref_id, record.sent_id), {})

@@ -283,6 +283,17 @@ def test_terms_that_are_left_out_do_not_count():
     )
 
 
+def test_pick_without_heat_is_that_of_alpha_0_even_among_vanishing_scores():
+    own, other = np.array([60.0, 0.5, 0.0]), np.array([0.0, 60.0, 0.0])
+    boxes = np.array([[9, 0, 2, 2], [0, 0, 2, 2], [1, 0, 2, 2]], dtype=np.float64)
+    for relation in Relation:
+        choice = choose(own, other, np.zeros(3), boxes, relation, CONFIG)
+        at_0 = dataclasses.replace(CONFIG, alpha=0.0)
+        assert (
+            choice.pick_without_heat == choose(own, other, np.zeros(3), boxes, relation, at_0).pick
+        )
+
+
 def test_alpha_is_the_share_of_coherence():
     own, coherence = np.array([1.0, 0.5]), np.array([-1.0, 0.25])
     boxes = np.ones((2, 4))
