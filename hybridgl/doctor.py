@@ -1,31 +1,51 @@
 """``hybridgl doctor``: what is there, what is missing or damaged, and the command that mends it.
 
 The library looks at packages, device, memory and weights. What lies outside it, datasets and the
-store of results, is looked at by functions that a checkout of the repository announces under the
-entry point group ``hybridgl.doctor``.
+store of results, is looked at by ``suite.doctor`` where the library runs from a clone of the
+repository.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from torch.torch_version import TorchVersion
 
 from hybridgl.downloads.catalogue import GROUPS, SPACY_MODEL
-from hybridgl.weights.manifest import CLIP_FILES, SAM_FILES, file_digest, weight_set, weights_folder
+from hybridgl.weights.manifest import (
+    CLIP_FILES,
+    SAM_FILES,
+    WeightsFile,
+    file_digest,
+    weight_set,
+    weights_folder,
+)
 
-__all__ = ["Check", "Status", "add_doctor_arguments", "doctor", "existing_parent"]
+__all__ = [
+    "Check",
+    "Places",
+    "Status",
+    "add_doctor_arguments",
+    "checks_of_place",
+    "doctor",
+    "existing_parent",
+    "move_away",
+    "survived",
+]
 
 _PACKAGES = (
     "hybridgl",
@@ -41,7 +61,10 @@ _PACKAGES = (
     "safetensors",
 )
 
-_GROUP = "hybridgl.doctor"
+_PUBLISHED = (*SAM_FILES.values(), *CLIP_FILES.values())
+
+_ROOT = Path(__file__).parents[1]
+"""Of the clone, where it is one."""
 
 _LEAST_PYTHON = (3, 11)
 
@@ -146,23 +169,83 @@ def existing_parent(path: Path) -> Path:
     return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
 
 
+def move_away(path: Path) -> str:
+    """The command that makes room where something wrong lies, and keeps it."""
+    free = (path.with_name(f"{path.name}.old{number or ''}") for number in range(1000))
+    place = next(place for place in free if not os.path.lexists(place))
+    return shlex.join(["mv", str(path), str(place)])
+
+
+def checks_of_place(group: str, folder: Path) -> list[Check]:
+    """What keeps a folder from being one, of itself or of those above it; empty where nothing does.
+
+    Args:
+        group: heading.
+        folder: may be missing.
+    """
+    absolute = folder.absolute()
+    nearest = next(place for place in (absolute, *absolute.parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        found = f"{nearest} is no folder"
+        return [Check(group, str(folder), Status.WRONG, found, "a folder", move_away(nearest))]
+    if nearest == absolute and not os.access(folder, os.R_OK | os.X_OK):
+        found, expected = f"{nearest} cannot be read", "a folder that can be read"
+        return [Check(group, str(folder), Status.WRONG, found, expected, _let_in(nearest))]
+    return []
+
+
+def survived(checks: Iterable[Check], group: str, name: str) -> Iterator[Check]:
+    """The checks; in place of what stops them, one that says what it was.
+
+    Args:
+        checks: that may fail.
+        group: heading.
+        name: what they are of.
+    """
+    try:
+        yield from checks
+    except Exception as error:  # whatever is damaged in whatever way, the rest is looked at
+        reason = " ".join(str(error).split()) or "no reason given"
+        yield Check(
+            group,
+            name,
+            Status.WRONG,
+            f"cannot be looked at, {type(error).__name__}: {reason}",
+            "something that can be read",
+            _mend_of(error),
+        )
+
+
+def _mend_of(error: Exception) -> str:
+    """The command that lets through where something was denied."""
+    if not isinstance(error, PermissionError) or not isinstance(error.filename, str | Path):
+        return ""
+    path = Path(error.filename).absolute()
+    closed = (folder for folder in reversed(path.parents) if not os.access(folder, os.X_OK))
+    return _let_in(next(closed, path))
+
+
+def _let_in(path: Path) -> str:
+    return shlex.join(["chmod", "-R", "u+rwX", str(path)])
+
+
 def _checks(places: Places) -> Iterator[Check]:
-    yield from _software()
-    yield from _machine()
-    yield from _weights()
-    for entry_point in sorted(entry_points(group=_GROUP), key=lambda one: one.name):
-        try:
-            checks: Callable[[Places], Iterable[Check]] = entry_point.load()
-        except ImportError:
-            yield Check(
-                "data",
-                entry_point.name,
-                Status.OPTIONAL,
-                "not looked at: that code is in the repository, outside the installed library",
-                mend="make demo, in a clone of the repository",
-            )
-        else:
-            yield from checks(places)
+    yield from survived(_software(), "software", "packages")
+    yield from survived(_machine(), "machine", "machine")
+    yield from survived(_weights(), "weights", "weights")
+    if (_ROOT / "suite" / "doctor.py").is_file():
+        # The suite is no part of the installed library, and is looked for beside it alone.
+        sys.path.insert(0, str(_ROOT))
+        checks: Iterable[Check] = importlib.import_module("suite.doctor").data_checks(places)
+        yield from survived(checks, "data", "datasets and store")
+    else:
+        yield Check(
+            "data",
+            "datasets and store",
+            Status.OPTIONAL,
+            "not looked at: that code is in the repository, outside the installed library",
+            mend="make demo, in a clone of the repository",
+        )
 
 
 def _software() -> Iterator[Check]:
@@ -177,11 +260,14 @@ def _software() -> Iterator[Check]:
         f"at least {needed}",
         f"install Python {needed} or newer, then make demo" if old else "",
     )
+    install = f"{shlex.quote(sys.executable)} -m pip install"
     for name in _PACKAGES:
         try:
             yield Check("software", name, Status.OK, version(name))
         except PackageNotFoundError:
-            yield Check("software", name, Status.MISSING, "-", "installed", f"pip install {name}")
+            what = f"-e {shlex.quote(str(_ROOT))}" if name == "hybridgl" else name
+            found, mend = "not installed", f"{install} {what}"
+            yield Check("software", name, Status.MISSING, found, "installed", mend)
 
 
 def _machine() -> Iterator[Check]:
@@ -198,45 +284,81 @@ def _machine() -> Iterator[Check]:
 
 
 def _weights() -> Iterator[Check]:
-    tiny = weight_set("tiny")
-    lacking = tiny.missing()
-    yield Check(
-        "weights",
-        "tiny (carried)",
-        Status.WRONG if lacking else Status.OK,
-        " ".join(lacking) or f"in {tiny.clip_weights.parent}",
-        mend="git checkout -- hybridgl/weights/tiny" if lacking else "",
-    )
+    yield _carried()
     folder = weights_folder()
-    for file in (*SAM_FILES.values(), *CLIP_FILES.values()):
-        path = folder / file.name
-        mend = f"hybridgl download {file.item}"
-        if not path.is_file():
-            needed = file.item in GROUPS["paper"]
-            status = Status.MISSING if needed else Status.OPTIONAL
-            yield Check("weights", file.item, status, f"no {path}", mend=mend)
-            continue
-        digest = file_digest(path)
-        found = f"{path}, sha256 {digest[:12]}"
-        if digest.startswith(file.sha256):
-            yield Check("weights", file.item, Status.OK, found)
-        else:
-            expected = f"sha256 {file.sha256[:12]}"
-            yield Check("weights", file.item, Status.WRONG, found, expected, mend)
+    blocked = checks_of_place("weights", folder)
+    checks = [] if blocked else [_weights_file(folder, file) for file in _PUBLISHED]
+    yield from blocked
+    yield from checks
     try:
-        yield Check("weights", SPACY_MODEL, Status.OK, version(SPACY_MODEL))
+        spacy = Check("weights", SPACY_MODEL, Status.OK, version(SPACY_MODEL))
     except PackageNotFoundError:
         mend = "hybridgl download spacy"
-        yield Check("weights", SPACY_MODEL, Status.MISSING, "not installed", mend=mend)
+        spacy = Check("weights", SPACY_MODEL, Status.MISSING, "not installed", "installed", mend)
+    yield spacy
+    needs_room = any(check.status is Status.MISSING for check in (*checks, spacy))
     free = shutil.disk_usage(existing_parent(folder)).free
+    enough = free >= _WEIGHTS_BYTES or not needs_room
     yield Check(
         "weights",
         "free disk",
-        Status.OK if free >= _WEIGHTS_BYTES else Status.MISSING,
+        Status.OK if enough else Status.MISSING,
         f"{free / _BYTES:.1f} GB for {folder}",
-        f"{_WEIGHTS_BYTES / _BYTES:.0f} GB for all of the paper's weights",
-        "" if free >= _WEIGHTS_BYTES else "export HYBRIDGL_WEIGHTS=FOLDER_ON_A_LARGER_DISK",
+        f"{_WEIGHTS_BYTES / _BYTES:.0f} GB for all of the paper's weights" if needs_room else "",
+        "" if enough else "export HYBRIDGL_WEIGHTS=FOLDER_ON_A_LARGER_DISK",
     )
+
+
+def _carried() -> Check:
+    tiny = weight_set("tiny")
+    faults = tiny.missing()
+    if not faults:
+        faults = [
+            fault for path in (tiny.clip_weights, tiny.sam_checkpoint) for fault in _npz(path)
+        ]
+    if not (Path(tiny.spacy_model) / "meta.json").is_file():
+        faults.append(f"no {tiny.spacy_model}/meta.json")
+    mend = f"git -C {shlex.quote(str(_ROOT))} checkout -- hybridgl/weights/tiny"
+    return Check(
+        "weights",
+        "tiny (carried)",
+        Status.WRONG if faults else Status.OK,
+        " ".join(faults) or f"in {tiny.clip_weights.parent}",
+        "whole files, as they are in the repository" if faults else "",
+        mend if faults else "",
+    )
+
+
+def _npz(path: Path) -> list[str]:
+    """What is wrong with a file of arrays, by its own checksums."""
+    try:
+        with zipfile.ZipFile(path) as arrays:
+            damaged = arrays.testzip()
+    except Exception as error:  # a damaged file can fail in any part of its reader
+        return [f"{path} is damaged ({type(error).__name__}: {error})."]
+    return [f"{path} is damaged, in {damaged}."] if damaged else []
+
+
+def _weights_file(folder: Path, file: WeightsFile) -> Check:
+    """One published file, compared with its checksum."""
+    path, mend = folder / file.name, f"hybridgl download {file.item}"
+    expected = f"sha256 {file.sha256[:12]}"
+    if not os.path.lexists(path):
+        needed = file.item in GROUPS["paper"]
+        status = Status.MISSING if needed else Status.OPTIONAL
+        return Check("weights", file.item, status, f"no {path}", expected, mend)
+    if not path.is_file():
+        found, mend = f"{path} is no file", f"{move_away(path)} && {mend}"
+        return Check("weights", file.item, Status.WRONG, found, expected, mend)
+    try:
+        digest = file_digest(path)
+    except OSError as error:
+        found, mend = f"{path}: {error.strerror}", _mend_of(error) or f"{move_away(path)} && {mend}"
+        return Check("weights", file.item, Status.WRONG, found, expected, mend)
+    found = f"{path}, sha256 {digest[:12]}"
+    if digest.startswith(file.sha256):
+        return Check("weights", file.item, Status.OK, found)
+    return Check("weights", file.item, Status.WRONG, found, expected, mend)
 
 
 def _text(checks: list[Check]) -> str:
@@ -256,6 +378,7 @@ def _text(checks: list[Check]) -> str:
                 lines.append(f"  {'':<9}  {'':<{width}}  -> {check.mend}")
     counts = {status: sum(check.status is status for check in checks) for status in Status}
     lines += ["", f"{counts[Status.WRONG]} wrong, {counts[Status.MISSING]} missing"]
-    if not counts[Status.WRONG]:
+    lacks_packages = any(c.group == "software" and c.status is Status.MISSING for c in checks)
+    if not counts[Status.WRONG] and not lacks_packages:
         lines[-1] += "; the demo needs nothing that is missing here"
     return "\n".join(lines[1:])
