@@ -66,6 +66,8 @@ _PUBLISHED = (*SAM_FILES.values(), *CLIP_FILES.values())
 _ROOT = Path(__file__).parents[1]
 """Of the clone, where it is one."""
 
+_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
+
 _LEAST_PYTHON = (3, 11)
 
 _BYTES = 10**9
@@ -217,7 +219,9 @@ def survived(checks: Iterable[Check], group: str, name: str) -> Iterator[Check]:
 
 
 def _mend_of(error: Exception) -> str:
-    """The command that lets through where something was denied."""
+    """The command that installs what is lacking, or lets through where something was denied."""
+    if isinstance(error, ImportError):
+        return f"{_INSTALL} -e {shlex.quote(str(_ROOT))}"
     if not isinstance(error, PermissionError) or not isinstance(error.filename, str | Path):
         return ""
     path = Path(error.filename).absolute()
@@ -234,10 +238,7 @@ def _checks(places: Places) -> Iterator[Check]:
     yield from survived(_machine(), "machine", "machine")
     yield from survived(_weights(), "weights", "weights")
     if (_ROOT / "suite" / "doctor.py").is_file():
-        # The suite is no part of the installed library, and is looked for beside it alone.
-        sys.path.insert(0, str(_ROOT))
-        checks: Iterable[Check] = importlib.import_module("suite.doctor").data_checks(places)
-        yield from survived(checks, "data", "datasets and store")
+        yield from survived(_of_the_suite(places), "data", "datasets and store")
     else:
         yield Check(
             "data",
@@ -246,6 +247,13 @@ def _checks(places: Places) -> Iterator[Check]:
             "not looked at: that code is in the repository, outside the installed library",
             mend="make demo, in a clone of the repository",
         )
+
+
+def _of_the_suite(places: Places) -> Iterator[Check]:
+    # The suite is no part of the installed library, and is looked for beside it alone.
+    if str(_ROOT) not in sys.path:
+        sys.path.insert(0, str(_ROOT))
+    yield from importlib.import_module("suite.doctor").data_checks(places)
 
 
 def _software() -> Iterator[Check]:
@@ -260,13 +268,12 @@ def _software() -> Iterator[Check]:
         f"at least {needed}",
         f"install Python {needed} or newer, then make demo" if old else "",
     )
-    install = f"{shlex.quote(sys.executable)} -m pip install"
     for name in _PACKAGES:
         try:
             yield Check("software", name, Status.OK, version(name))
         except PackageNotFoundError:
             what = f"-e {shlex.quote(str(_ROOT))}" if name == "hybridgl" else name
-            found, mend = "not installed", f"{install} {what}"
+            found, mend = "not installed", f"{_INSTALL} {what}"
             yield Check("software", name, Status.MISSING, found, "installed", mend)
 
 

@@ -15,10 +15,13 @@ import io
 import json
 import os
 import platform
+import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +31,41 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hybridgl_main
+from hybridgl.downloads.catalogue import SPACY_MODEL
 from hybridgl.errors import UserError
-from hybridgl.metrics import CONVENTIONS, Convention
-from refer.arguments import split_from_arguments
+from hybridgl.metrics import CONVENTIONS
+from hybridgl.weights.manifest import CLIP_FILES, SAM_FILES
+from refer.arguments import check_split_arguments, split_from_arguments
 from refer.dataset import ReferSplit
 from refer.errors import DataError
-from refer.splits import default_split_by
-from suite.breakdowns import BREAKDOWNS
-from suite.paper_tables import TABLES, Choices, PaperTable, TableRow, paper_table
-from suite.report import intervals_by_pick, score_by_pick, scored_records
-from suite.runs import Run, prepare
-from third_party.published import ROWS, SOURCES
-from utils.records import Record, read_records
-from utils.runtime import read_summary, run_program
+from refer.splits import SPLITS, default_split_by, validate
+from suite.estimates import TimeEstimate
+from suite.paper_tables import (
+    TABLES,
+    Choices,
+    Entry,
+    GroupScores,
+    Measured,
+    PaperTable,
+    TableRow,
+    filled_table,
+    group_scores,
+    paper_table,
+)
+from suite.report import scored_records
+from suite.runs import Run, finished_records, prepare, run_name
+from utils.runtime import check_settings, read_summary, run_program
 from utils.store import atomic_write_bytes
-from utils.tables import Table
+from utils.tables import Table, latex_escaped
 
-_SPLITS = {
-    "shapes": ("val",),
-    "refcoco": ("val", "testA", "testB"),
-    "refcoco+": ("val", "testA", "testB"),
-    "refcocog": ("val", "test"),
-    "phrasecut": ("test",),
-}
-"""Splits of a dataset where none are named."""
+_RUNS = Path("runs")
+"""Where hybridgl_main.py leaves its runs."""
 
-_MISSING = "-"
+_EVALUATED = {"shapes": ("val",), "phrasecut": ("test",)}
+"""Splits that are taken where none are named; of the other datasets all but the training split."""
+
+_EXPECTED = (UserError, DataError, OSError)
+"""What users can mend."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,27 +73,34 @@ class PlannedRun:
     """A run that tables need.
 
     Attributes:
-        arguments: of ``hybridgl_main.py``.
+        arguments: of ``hybridgl_main.py``, parsed.
+        output: folder that gets or has its results.
         run: the run; None where it cannot be made.
         problem: why it cannot be made.
         done: whether its results are there.
         seconds: estimated; None where nothing was measured yet.
     """
 
-    arguments: tuple[str, ...]
+    arguments: argparse.Namespace
+    output: Path
     run: Run | None
-    problem: str | None
-    done: bool
-    seconds: float | None
+    problem: str | None = None
+    done: bool = False
+    seconds: float | None = None
+
+
+Plan = Mapping[tuple[str, TableRow], PlannedRun]
+"""By split and row; rows may share a run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status: 1 where a run of the tables could not be made."""
+    given = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), required=True)
-    parser.add_argument("--dataset", nargs="+", choices=list(_SPLITS), default=["shapes"])
+    parser.add_argument("--dataset", nargs="+", choices=list(SPLITS), default=["shapes"])
     parser.add_argument("--splits", nargs="+", help="(default: the dataset's evaluation splits)")
     parser.add_argument(
         "--convention", choices=list(CONVENTIONS), default="zero-shot", help="(default: zero-shot)"
@@ -91,323 +110,356 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tables_folder",
         type=Path,
-        default=Path("runs/tables"),
+        default=_RUNS / "tables",
         metavar="DIR",
         help="where the tables go (default: %(default)s)",
     )
-    arguments, passed_on = parser.parse_known_args(argv)
-    hybridgl_main.build_parser().parse_args(passed_on)
-    failed: list[str] = []
+    arguments, passed_on = parser.parse_known_args(given)
+    parsed, unknown = hybridgl_main.build_parser().parse_known_args(passed_on)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    for name in ("method", "output", "shard"):
+        if getattr(parsed, name) != _parsed([])[name]:
+            parser.error(f"--{name} is decided by the tables: leave it out")
+    problems: list[str] = []
 
     def body() -> None:
-        for dataset in arguments.dataset:
-            failed.extend(_reproduce(arguments, dataset, passed_on))
+        _check_folder(arguments.tables_folder)
+        jobs = [
+            _Job(arguments, dataset, passed_on, given)
+            for dataset in dict.fromkeys(arguments.dataset)
+        ]
+        for job in jobs:
+            problems.extend(job.reproduce())
 
-    status = run_program(body, expected=(UserError, DataError, OSError))
-    return status or int(bool(failed))
+    status = run_program(body, expected=_EXPECTED)
+    return status or int(bool(problems))
 
 
-def _reproduce(arguments: argparse.Namespace, dataset: str, passed_on: Sequence[str]) -> list[str]:
-    """All tables of one dataset; returns the problems of runs that could not be made."""
-    tiny = "tiny" in passed_on or (dataset == "shapes" and "--weights" not in passed_on)
-    choices = Choices(tiny=tiny, freesolo=arguments.freesolo)
-    tables = {name: paper_table(name, choices) for name in arguments.tables}
-    splits = arguments.splits or _SPLITS[dataset]
-    plan = _plan(tables.values(), dataset, splits, passed_on)
-    distinct = {id(planned): planned for planned in plan.values()}.values()
-    print(f"{dataset}: {len(distinct)} runs\n{_plan_table(distinct).markdown()}\n")
-    if arguments.plan:
-        return []
-    problems = []
-    for planned in distinct:
-        problem = planned.problem
-        if planned.run and not planned.done:
-            problem = _make(planned.run, planned.arguments)
-        if problem:
-            problems.append(f"hybridgl_main.py {' '.join(planned.arguments)}: {problem}")
-    for name, table in tables.items():
-        convention = CONVENTIONS[table.convention or arguments.convention]
-        cells, notes = _cells(table, plan, dataset, splits, convention)
-        notes += [f"not made: {problem}" for problem in problems]
-        command = " ".join(["python", "scripts/reproduce.py", *sys.argv[1:]])
-        heading = [f"# {table.title}: {dataset}", "", f"`{command}`, {date.today()}, {_machine()}"]
-        text = "\n".join([*heading, "", cells.markdown(), "", *(f"* {note}" for note in notes)])
-        path = arguments.tables_folder / f"{name}-{dataset}"
-        for suffix, content in ((".md", text), (".csv", cells.csv()), (".tex", cells.latex())):
+def _parsed(given: Sequence[str]) -> dict[str, Any]:
+    """Arguments of ``hybridgl_main.py``, with every default."""
+    return vars(hybridgl_main.build_parser().parse_args(given))
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse, before any run, a folder that no table could be written to."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(
+            f"Expected a folder that can be written for the tables, got {nearest}. Give another "
+            f"--tables_folder DIR."
+        )
+
+
+class _Job:
+    """All tables of one dataset.
+
+    Args:
+        arguments: of this program.
+        dataset: one of them.
+        passed_on: arguments of ``hybridgl_main.py``.
+        given: the whole command line, to be named in the tables.
+
+    Raises:
+        DataError: the dataset has no such split.
+    """
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        dataset: str,
+        passed_on: Sequence[str],
+        given: Sequence[str],
+    ) -> None:
+        self._arguments = arguments
+        self._dataset = dataset
+        self._passed_on = passed_on
+        self._given = given
+        parsed = _parsed(passed_on)
+        usual = default_split_by(dataset)
+        split_by: str = usual if parsed["split_by"] is None else parsed["split_by"]
+        splits = arguments.splits or _EVALUATED.get(dataset)
+        if splits is None:
+            validate(dataset, "val", split_by)
+            splits = [split for split in SPLITS[dataset][split_by] if split != "train"]
+        self._cells = [
+            (dataset, validate(dataset, split, split_by), split) for split in dict.fromkeys(splits)
+        ]
+        self._label = dataset if split_by == usual else f"{dataset}-{split_by}"
+        weights = parsed["weights"] or ("tiny" if dataset == "shapes" else "paper")
+        choices = Choices(tiny=weights == "tiny", freesolo=arguments.freesolo)
+        names = dict.fromkeys(arguments.tables)
+        self._tables = {name: paper_table(name, choices) for name in names}
+
+    def reproduce(self) -> list[str]:
+        """Print the plan, make what is missing, write the tables.
+
+        Returns:
+            Problems of runs that could not be made.
+        """
+        plan = self._plan()
+        distinct = list(dict.fromkeys(plan.values()))
+        print(f"{self._label}: {_plan_text(distinct)}\n", flush=True)
+        if self._arguments.plan:
+            return []
+        problems = {planned: planned.problem for planned in distinct if planned.problem}
+        missing = [planned for planned in distinct if planned.run and not planned.done]
+        for number, planned in enumerate(missing, start=1):
+            print(f"{number} of {len(missing)}: {planned.output} ...", flush=True)
+            problem = _make(planned)
+            if problem:
+                problems[planned] = problem
+        conventions = {
+            name: table.convention or self._arguments.convention
+            for name, table in self._tables.items()
+        }
+        groups: dict[tuple[PlannedRun, str], list[GroupScores]] = {}
+        for planned in distinct:
+            run = None if planned in problems else planned.run
+            records = finished_records(run) if run else None
+            if run and records is not None:
+                skips = run.method.skips_without_proposals
+                scored = scored_records(records, skips_without_proposals=skips)
+                for convention in dict.fromkeys(conventions.values()):
+                    groups[planned, convention] = group_scores(scored, CONVENTIONS[convention])
+            elif planned not in problems:
+                problems[planned] = "its data changed meanwhile; run the same command again"
+        for name, table in self._tables.items():
+            convention = conventions[name]
+            entries, notes = self._entries(table, convention, plan, groups, problems)
+            cells, more = filled_table(table, entries, CONVENTIONS[convention])
+            self._write(name, table.title, cells, [*notes, *more])
+        return [str(problem) for problem in problems.values()]
+
+    def _plan(self) -> Plan:
+        """The run of every row on every split."""
+        read: dict[str, ReferSplit | Exception] = {}
+        of_folder: dict[Path, PlannedRun] = {}
+        plan: dict[tuple[str, TableRow], PlannedRun] = {}
+        estimate = TimeEstimate(_RUNS)
+        rows = dict.fromkeys(row for table in self._tables.values() for row in table.rows)
+        for _, _, split in self._cells:
+            for row in rows:
+                if row.arguments is None:
+                    continue
+                parsed = argparse.Namespace(**self._row_arguments(row, split, self._passed_on))
+                # Rows that name the defaults share the run of those that do not.
+                output = _RUNS / run_name(parsed, check_split_arguments(parsed))
+                if output not in of_folder:
+                    of_folder[output] = _planned(parsed, output, read, estimate)
+                plan[split, row] = of_folder[output]
+                others = _differences(vars(parsed), vars(of_folder[output].arguments))
+                if others:
+                    problem = (
+                        f"Expected a folder of its own for the run with {', '.join(others)}, got "
+                        f"that of another row. Rename a file, so that the names differ."
+                    )
+                    plan[split, row] = PlannedRun(parsed, output, None, problem)
+        return plan
+
+    def _row_arguments(
+        self, row: TableRow, split: str, passed_on: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        own = row.arguments or ()
+        return _parsed(["--dataset", self._dataset, "--split", split, *passed_on, *own])
+
+    def _entries(
+        self,
+        table: PaperTable,
+        convention: str,
+        plan: Plan,
+        groups: Mapping[tuple[PlannedRun, str], Sequence[GroupScores]],
+        problems: Mapping[PlannedRun, str],
+    ) -> tuple[list[Entry], list[str]]:
+        """What there is for every row on every split, and what is doubtful about it."""
+        entries: list[Entry] = []
+        notes: dict[str, None] = {}
+        not_made: dict[PlannedRun, str] = {}
+        others = _differences(_parsed(self._passed_on), _parsed([]))
+        if others:
+            notes[f"besides what a row says, the runs are made with {', '.join(others)}"] = None
+        for cell in self._cells:
+            for row in table.rows:
+                planned, measured = plan.get((cell[2], row)), None
+                if planned and planned in problems:
+                    not_made[planned] = problems[planned]
+                elif planned and planned.run:
+                    doubts = _doubts(planned, self._row_arguments(row, cell[2]))
+                    measured = Measured(
+                        groups=groups[planned, convention],
+                        final_pick=planned.run.method.final_pick,
+                        profile=planned.arguments.profile,
+                        doubts=tuple(doubts),
+                    )
+                    notes |= dict.fromkeys(f"{cell[2]}: {line}" for line in _problems(planned))
+                entries.append(Entry(row, cell, measured))
+        return entries, [*(f"not made: {line}" for line in _by_problem(not_made)), *notes]
+
+    def _write(self, name: str, title: str, cells: Table, notes: Sequence[str]) -> None:
+        """Write a table in three forms, and print it."""
+        title = f"{title}: {self._label}"
+        command = " ".join(shlex.join(["python", "scripts/reproduce.py", *self._given]).split())
+        made = f"`{command}`, {date.today()}, {_machine()}"
+        text = "\n".join(
+            [f"# {title}", "", made, "", cells.markdown(), "", *(f"* {note}" for note in notes)]
+        )
+        latex = "\n".join(
+            [
+                *(f"% {line}" for line in (title, made)),
+                cells.latex(),
+                *(rf"\par\noindent {latex_escaped(note)}" for note in notes),
+            ]
+        )
+        path = self._arguments.tables_folder / f"{name}-{self._label}"
+        for suffix, content in ((".md", text), (".csv", cells.csv()), (".tex", latex)):
             atomic_write_bytes(
                 path.with_name(path.name + suffix),
                 f"{content.rstrip()}\n".encode(),
                 option="--tables_folder",
             )
         print(f"{text}\n\n{path}.md, .csv, .tex\n")
-    return problems
-
-
-def _plan(
-    tables: Iterable[PaperTable],
-    dataset: str,
-    splits: Sequence[str],
-    passed_on: Sequence[str],
-) -> dict[tuple[str, ...], PlannedRun]:
-    """Every distinct run of the tables, by split and arguments of the row."""
-    read: dict[str, ReferSplit] = {}
-    plan: dict[tuple[str, ...], PlannedRun] = {}
-    of_folder: dict[Path, PlannedRun] = {}
-    wanted = [row.arguments for table in tables for row in table.rows if row.arguments is not None]
-    estimate = _Estimate(Path("runs"))
-    for split in splits:
-        for of_row in wanted:
-            key = (split, *of_row)
-            if key not in plan:
-                given = ["--dataset", dataset, "--split", split, *passed_on, *of_row]
-                planned = _planned(tuple(given), read, split, estimate)
-                # Rows that name the defaults share the run of those that do not.
-                folder = planned.run.output if planned.run else Path(*key)
-                plan[key] = of_folder.setdefault(folder, planned)
-    return plan
 
 
 def _planned(
-    given: tuple[str, ...], read: dict[str, ReferSplit], split: str, estimate: _Estimate
+    parsed: argparse.Namespace,
+    output: Path,
+    read: dict[str, ReferSplit | Exception],
+    estimate: TimeEstimate,
 ) -> PlannedRun:
-    parsed = hybridgl_main.build_parser().parse_args(given)
-    try:
-        if split not in read:
-            read[split] = split_from_arguments(parsed)
-        run = prepare(parsed, read[split])
-    except (UserError, DataError, OSError) as error:
-        return PlannedRun(given, None, " ".join(str(error).split()), done=False, seconds=None)
-    summary = read_summary(run.output)
-    wanted = json.loads(json.dumps(run.settings))
-    done = summary is not None and summary["settings"] == wanted and not parsed.overwrite
-    seconds = 0.0 if done else estimate.seconds(wanted, len(read[split].images))
-    return PlannedRun(given, run, None, done, seconds)
-
-
-class _Estimate:
-    """Time of runs, from the time per image that earlier runs took.
+    """A run with its state; nothing is computed.
 
     Args:
-        folder: holds the folders of earlier runs.
+        parsed: of ``hybridgl_main.py``.
+        output: folder of the run.
+        read: splits that were read before, or why they cannot be; gets this one.
+        estimate: of its time.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._rates: dict[str, float] = {}
-        self._present: set[str] = set()
-        for path in sorted(folder.glob("*/summary.json")):
-            summary = read_summary(path.parent)
-            if summary:
-                self._learn(summary)
-
-    def _learn(self, summary: Mapping[str, Any]) -> None:
-        """Keep what a run took for the images whose results it had to make."""
-        made, seconds, settings = summary["store"]["made"], summary["seconds"], summary["settings"]
-        counts = {
-            "proposals": made.get("proposals", 0),
-            "features": made.get("features", 0) + made.get("global-local", 0),
-            "picks": 0 if made else summary["counts"]["images"],
-        }
-        took = {
-            "proposals": seconds["proposals"],
-            "features": seconds["features and guidance"],
-            "picks": sum(seconds.values()),
-        }
-        for stage, count in counts.items():
-            if count:
-                rate = took[stage] / count
-                self._rates[_stage_id(settings, stage)] = rate
-                # Another mode takes about as long; its own measurement goes before this one.
-                self._rates[_stage_id(settings, stage, any_method=True)] = rate
-            self._present.add(_stage_id(settings, stage, of_split=True))
-
-    def seconds(self, settings: Mapping[str, Any], images: int) -> float | None:
-        """Time of a run; None where a stage that it needs has not been measured.
-
-        What the run makes is taken to be there for the runs after it.
-        """
-        needed = ["picks"]
-        for stage in ("proposals", "features"):
-            stored = _stage_id(settings, stage, of_split=True)
-            if stored not in self._present and (stage, _source(settings)) != ("proposals", "gt"):
-                needed.append(stage)
-            self._present.add(stored)
-        rates = [
-            self._rates.get(
-                _stage_id(settings, stage),
-                self._rates.get(_stage_id(settings, stage, any_method=True)),
-            )
-            for stage in needed
-        ]
-        # The time of "features" includes that of the picks.
-        rates = rates[1:] if "features" in needed else rates
-        known = [rate for rate in rates if rate is not None]
-        return images * sum(known) if len(known) == len(rates) else None
+    try:
+        if parsed.split not in read:
+            try:
+                read[parsed.split] = split_from_arguments(parsed)
+            except _EXPECTED as error:
+                read[parsed.split] = error
+        split = read[parsed.split]
+        if isinstance(split, Exception):
+            raise split
+        run = prepare(parsed, split)
+        check_settings(output, run.settings, overwrite=parsed.overwrite)
+    except _EXPECTED as error:
+        return PlannedRun(parsed, output, None, " ".join(str(error).split()))
+    done = not parsed.overwrite and finished_records(run) is not None
+    wanted = json.loads(json.dumps(run.settings))
+    seconds = 0.0 if done else estimate.seconds(wanted, len(split.images), anew=parsed.overwrite)
+    return PlannedRun(parsed, output, run, done=done, seconds=seconds)
 
 
-def _source(settings: Mapping[str, Any]) -> str:
-    return str(settings["proposals"]["source"])
+def _problems(planned: PlannedRun) -> list[str]:
+    """What is doubtful about a finished run."""
+    summary = read_summary(planned.output) or {}
+    return [str(problem) for problem in summary.get("problems", [])]
 
 
-def _stage_id(
-    settings: Mapping[str, Any], stage: str, *, of_split: bool = False, any_method: bool = False
-) -> str:
-    """Everything that the time of a stage depends on; with the split, what its results do."""
-    method = settings["method"]
-    described: dict[str, Any] = {"device": settings["device"], "dtype": settings["dtype"]}
-    if stage == "proposals":
-        described["proposals"] = settings["proposals"]
-        described["sam"] = settings["weights"]["sha256"].get("sam")
-    else:
-        described["clip"] = settings["weights"]["sha256"]["clip"]
-    if stage == "features" and not any_method:
-        parts = ("name", "fusion", "masking_block", "quirks")
-        described["method"] = {name: method.get(name) for name in parts}
-    if of_split:
-        names = ("dataset", "split", "split_by", "limit", "proposals")
-        described |= {name: settings[name] for name in names}
-    return json.dumps([stage, any_method, described], sort_keys=True)
+def _make(planned: PlannedRun) -> str | None:
+    """Make a run; returns what went wrong."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            hybridgl_main.run(planned.arguments)
+    except _EXPECTED as error:
+        problem = " ".join(str(error).split())
+        print(f"not made: {problem}", flush=True)
+        return problem
+    return None
 
 
-def _plan_table(plan: Iterable[PlannedRun]) -> Table:
-    rows = []
-    for planned in plan:
-        if planned.run is None:
-            state = f"cannot be made: {planned.problem}"
-        else:
-            state = "done" if planned.done else "missing"
-        where = str(planned.run.output) if planned.run else " ".join(planned.arguments)
-        rows.append((where, state, _duration(planned.seconds)))
-    return Table(("run", "state", "estimated time"), tuple(rows), text_columns=2)
+_FILES = frozenset(("weights", "clip_weights", "sam_checkpoint", "spacy_model"))
+"""Arguments whose files tell by their content whether they are the published ones."""
+_OTHERWISE = frozenset(
+    ("refer_data_root", "dataset", "split", "split_by", "limit", "device", "store", "overwrite")
+)
+"""Arguments that do not change what a row stands for, or are said elsewhere in a table."""
+
+
+def _differences(parsed: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """The settings of one set of arguments that another does not have, as they are written."""
+    return [
+        f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in (
+            (name, value.value if isinstance(value, Enum) else value)
+            for name, value in parsed.items()
+            if name not in _FILES | _OTHERWISE and value != usual[name]
+        )
+    ]
+
+
+def _doubts(planned: PlannedRun, plain: Mapping[str, Any]) -> list[str]:
+    """Why a run does not compare with published values; nothing where it does.
+
+    Args:
+        planned: a run.
+        plain: arguments of the row alone.
+    """
+    assert planned.run is not None
+    doubts = ["the data is not whole, or doubtful"] if _problems(planned) else []
+    others = _differences(vars(planned.arguments), plain)
+    if others:
+        doubts.append(f"set otherwise: {', '.join(others)}")
+    weights = planned.run.settings["weights"]
+    published = {
+        "clip": CLIP_FILES[plain["clip_model"] or "ViT-B-16"].sha256,
+        "sam": SAM_FILES["vit_h"].sha256,
+    }
+    files = [
+        weights[model]
+        for model, digest in weights["sha256"].items()
+        if not digest.startswith(published[model])
+    ]
+    if not weights["spacy"].startswith(SPACY_MODEL):
+        files.append(weights["spacy"])
+    if files:
+        doubts.append(f"other weights than the published ones: {', '.join(files)}")
+    return doubts
+
+
+def _plan_text(plan: Sequence[PlannedRun]) -> str:
+    """How many runs in which state, each of them, and what is in the way of some."""
+    states = {planned: _state(planned) for planned in plan}
+    missing = [planned.seconds for planned in plan if states[planned] == "missing"]
+    known = [seconds for seconds in missing if seconds is not None]
+    total = sum(known) if len(known) == len(missing) else None
+    counts = Counter(states.values())
+    parts = [f"{count} {state}" for state, count in counts.items()]
+    time = f" ({_duration(total)})" if missing else ""
+    rows = [
+        (str(run.output), state, "-" if run.problem else _duration(run.seconds))
+        for run, state in states.items()
+    ]
+    table = Table(("run", "state", "estimated time"), tuple(rows), text_columns=2).markdown()
+    lines = [f"{len(plan)} runs, {', '.join(parts)}{time}", table]
+    problems = _by_problem({run: run.problem for run in plan if run.problem})
+    return "\n".join([*lines, *(["", *(f"* {line}" for line in problems)] if problems else [])])
+
+
+def _by_problem(problems: Mapping[PlannedRun, str]) -> list[str]:
+    """A line for each problem, with the runs that have it."""
+    outputs: dict[str, list[str]] = {}
+    for planned, problem in problems.items():
+        outputs.setdefault(problem, []).append(str(planned.output))
+    return [f"{', '.join(runs)}: {problem}" for problem, runs in outputs.items()]
+
+
+def _state(planned: PlannedRun) -> str:
+    if planned.problem:
+        return "cannot be made"
+    return "done" if planned.done else "missing"
 
 
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "not measured yet"
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-
-
-def _make(run: Run, given: tuple[str, ...]) -> str | None:
-    """Make a run; returns what went wrong."""
-    print(f"{run.output} ...", flush=True)
-    with contextlib.redirect_stdout(io.StringIO()):
-        status = hybridgl_main.main(given)
-    return f"it ended with status {status}" if status else None
-
-
-def _cells(
-    table: PaperTable,
-    plan: Mapping[tuple[str, ...], PlannedRun],
-    dataset: str,
-    splits: Sequence[str],
-    convention: Convention,
-) -> tuple[Table, list[str]]:
-    """The table, and notes on sources and on what is doubtful."""
-    rows: list[tuple[str, ...]] = []
-    notes: dict[str, None] = {}
-    for split in splits:
-        for row in table.rows:
-            planned = plan.get((split, *row.arguments)) if row.arguments is not None else None
-            summary = read_summary(planned.run.output) if planned and planned.run else None
-            split_by = summary["settings"]["split_by"] if summary else default_split_by(dataset)
-            theirs = _published(row, (dataset, split_by, split), notes)
-            groups: list[tuple[str, list[Record]]] = [("", [])]
-            if planned and planned.run and summary:
-                notes.update(dict.fromkeys(f"{split}: {line}" for line in summary["problems"]))
-                records = scored_records(
-                    read_records(planned.run.output / "records.jsonl"),
-                    skips_without_proposals=planned.run.method.skips_without_proposals,
-                )
-                groups = [("", records)]
-                if table.by_kind:
-                    group_of = BREAKDOWNS["kind"].group_of
-                    groups += [
-                        (kind, [record for record in records if group_of(record) == kind])
-                        for kind in sorted({group_of(record) for record in records})
-                    ]
-            comparable = summary is not None and not summary["problems"]
-            for kind, records in groups:
-                ours = _scores(records, row, planned, convention)
-                shown = theirs if not kind else {}
-                rows.append(
-                    (
-                        row.method,
-                        ", ".join(filter(None, [row.setting, kind])),
-                        split,
-                        str(len(records)) if records else _MISSING,
-                        *_compare(ours, shown, convention.mean_name, "mIoU", comparable),
-                        *_compare(ours, shown, convention.overall_name, "oIoU", comparable),
-                        ours["best"][0] if ours else _MISSING,
-                        _profile(planned) if ours else _MISSING,
-                        convention.name if ours else _MISSING,
-                    )
-                )
-    header = ["method", "setting", "split", "n"]
-    for name in (convention.mean_name, convention.overall_name):
-        header += [name, "95 %", "published", "difference"]
-    header += ["best proposal", "profile", "convention"]
-    notes[
-        "-: nobody's value is known, or the run was not made; a published value is compared only "
-        "with a run of the whole split with the published weights."
-    ] = None
-    return Table(tuple(header), tuple(rows), text_columns=3), list(notes)
-
-
-def _scores(
-    records: Sequence[Record],
-    row: TableRow,
-    planned: PlannedRun | None,
-    convention: Convention,
-) -> dict[str, tuple[str, str]]:
-    """Score and interval as text, by name; the best proposal's under "best"; empty without run."""
-    if not records or planned is None or planned.run is None:
-        return {}
-    pick = row.pick or planned.run.method.final_pick
-    values = score_by_pick(records, convention)
-    intervals = intervals_by_pick(records, convention)[pick]
-    result = {
-        name: (f"{value:.2f}", "{:.2f} to {:.2f}".format(*intervals[name]))
-        for name, value in values[pick].items()
-    }
-    result["best"] = (f"{values['best'][convention.mean_name]:.2f}", "")
-    return result
-
-
-def _published(
-    row: TableRow, cell: tuple[str, str, str], notes: dict[str, None]
-) -> dict[str, tuple[str, float]]:
-    """Published values with their source's mark, by metric; the sources are noted."""
-    found: dict[str, tuple[str, float]] = {}
-    for published in ROWS:
-        if published.row_id == row.published_id and cell in published.values:
-            source = SOURCES[published.source]
-            secondary = "secondary source: " if source.secondary else ""
-            notes[f"[{source.mark}] {secondary}{source.text}"] = None
-            text = f"{published.text(cell)} [{source.mark}]"
-            found[published.metric] = (text, published.values[cell])
-    return found
-
-
-def _compare(
-    ours: Mapping[str, tuple[str, str]],
-    theirs: Mapping[str, tuple[str, float]],
-    name: str,
-    metric: str,
-    comparable: bool,
-) -> tuple[str, str, str, str]:
-    """Four cells: ours, its interval, the published value, the difference."""
-    value, interval = ours.get(name, (_MISSING, _MISSING))
-    text, number = theirs.get(metric, (_MISSING, None))
-    difference = _MISSING
-    if comparable and value != _MISSING and number is not None:
-        difference = f"{float(value) - number:+.2f}"
-    return value, interval, text, difference
-
-
-def _profile(planned: PlannedRun | None) -> str:
-    return "corrected" if planned and "corrected" in planned.arguments else "reference"
 
 
 def _machine() -> str:

@@ -308,8 +308,6 @@ def _store(places: Places) -> Iterator[Check]:
     if not places.store.is_dir():
         yield Check("store", str(places.store), Status.OPTIONAL, "no results yet")
         return
-    # Opening the store itself would sweep what killed runs left in it: here it is only looked at.
-    unopened = Store(places.store / "unopened")
     for folder in sorted(path for path in places.store.iterdir() if path.is_dir()):
         # glob passes over what may not be read.
         blocked = checks_of_place("store", folder)
@@ -319,7 +317,7 @@ def _store(places: Places) -> Iterator[Check]:
             yield blocked[0]
             continue
         entries = sorted(folder.glob("*/*.safetensors"))
-        damaged = unopened.damaged_among(entries)
+        damaged = Store.damaged_among(entries)
         size = sum(path.stat().st_size for path in entries)
         yield Check(
             "store",

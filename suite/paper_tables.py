@@ -1,19 +1,45 @@
 """The tables of the papers: which runs they take, and which published row stands beside each.
 
 A row's run is a list of arguments of ``hybridgl_main.py``; rows may share a run and differ in the
-pick. Rows that only others have measured have no run.
+pick. Rows that only others have measured have no run. A published value is shown as its source has
+it or not at all, and a difference to it only where nothing speaks against comparing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hybridgl.config import FusionMode, GuidanceConfig
-from third_party.published import ROWS
+from hybridgl.metrics import Convention
+from suite.breakdowns import BREAKDOWNS
+from suite.report import intervals_by_pick, score_by_pick
+from third_party.published import ROWS, SOURCES, Cell, Metric
+from utils.records import Record
+from utils.tables import Table
 
-__all__ = ["TABLES", "Choices", "PaperTable", "TableRow", "paper_table"]
+__all__ = [
+    "TABLES",
+    "Choices",
+    "Entry",
+    "GroupScores",
+    "Measured",
+    "PaperTable",
+    "TableRow",
+    "filled_table",
+    "group_scores",
+    "paper_table",
+]
+
+_NOTHING = "-"
+_NOT_MADE = "not made"
+
+_METRICS: tuple[Metric, ...] = ("mIoU", "oIoU")
+
+_PUBLISHED_CONVENTION = "zero-shot"
+_PUBLISHED_CONVENTIONS = {"phrasecut": "phrasecut"}
+"""What published values were computed by, for the datasets where that is another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +92,55 @@ class Choices:
     freesolo: Path | None = field(default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class GroupScores:
+    """Scores of a group of a run's records, under one convention.
+
+    Attributes:
+        kind: of the group's expressions; empty for all of them.
+        n: records.
+        scores: in percent, by pick and yardstick, then by the score's name.
+        intervals: of 95 %, by pick, then by the score's name.
+    """
+
+    kind: str
+    n: int
+    scores: Mapping[str, Mapping[str, float]]
+    intervals: Mapping[str, Mapping[str, Sequence[float]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a run gave.
+
+    Attributes:
+        groups: all records, then one group for every kind of expression, if there are several.
+        final_pick: the way of picking that is the method.
+        profile: that it was made with.
+        doubts: why its scores do not compare with published ones; empty where they do.
+    """
+
+    groups: Sequence[GroupScores]
+    final_pick: str
+    profile: str
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row on a split.
+
+    Attributes:
+        row: the row.
+        cell: dataset, split_by and split.
+        measured: what its run gave; None where there is none, or it could not be made.
+    """
+
+    row: TableRow
+    cell: Cell
+    measured: Measured | None
+
+
 def paper_table(name: str, choices: Choices) -> PaperTable:
     """The table of a name in ``TABLES``."""
     return TABLES[name](choices)
@@ -99,7 +174,8 @@ def _baselines(choices: Choices) -> PaperTable:
         ]
     freesolo = None
     if choices.freesolo:
-        freesolo = (*baseline, "--proposals", f"coco:{choices.freesolo}")
+        clip = () if choices.tiny else ("--clip_model", "ViT-B-32")
+        freesolo = (*baseline, *clip, "--proposals", f"coco:{choices.freesolo}")
     rows.append(
         TableRow(
             method="Global-Local CLIP",
@@ -193,3 +269,152 @@ TABLES: Mapping[str, Callable[[Choices], PaperTable]] = {
 def _published_only(row_id: str) -> TableRow:
     row = next(row for row in ROWS if row.row_id == row_id)
     return TableRow(method=row.method, setting=row.setting, published_id=row_id)
+
+
+def group_scores(records: Sequence[Record], convention: Convention) -> list[GroupScores]:
+    """Scores of all records, then of every kind of expression, where there are several.
+
+    Args:
+        records: that are scored, at least one, of one run.
+        convention: how scores are computed.
+    """
+    by_kind: dict[str, list[Record]] = {}
+    for record in records:
+        by_kind.setdefault(BREAKDOWNS["kind"].group_of(record), []).append(record)
+    kinds = sorted(by_kind.items()) if len(by_kind) > 1 else []
+    return [
+        GroupScores(
+            kind,
+            len(members),
+            score_by_pick(members, convention),
+            intervals_by_pick(members, convention),
+        )
+        for kind, members in [("", list(records)), *kinds]
+    ]
+
+
+def filled_table(
+    table: PaperTable, entries: Sequence[Entry], convention: Convention
+) -> tuple[Table, list[str]]:
+    """A table with what was measured and what is published, and the notes under it.
+
+    Args:
+        table: what is shown.
+        entries: in the order of the lines; those that nobody ran or published are left out.
+        convention: that everything was measured under.
+    """
+    header = ["method", "setting", "split", "n"]
+    names = (convention.mean_name, convention.overall_name)
+    for metric, name in zip(_METRICS, names, strict=True):
+        header += [name, f"{name} 95 %", f"{metric} published", f"{name} difference"]
+    header += ["best proposal", "profile", "convention"]
+    lines: list[tuple[str, ...]] = []
+    sources: dict[str, None] = {}
+    doubts: dict[str, None] = {}
+    left_out: list[Entry] = []
+    for entry in entries:
+        theirs = _published(entry, sources)
+        if entry.row.arguments is None and not theirs:
+            left_out.append(entry)
+            continue
+        if theirs and entry.measured:
+            doubts.update(dict.fromkeys(_doubts(entry.measured, entry.cell, convention)))
+        lines += _lines(table, entry, theirs, convention)
+    notes = [*sources, *(f"not compared with published values: {doubt}" for doubt in doubts)]
+    if left_out:
+        notes.append(f"left out, as nobody ran or published it here: {_names(left_out, entries)}")
+    notes.append(
+        f"{_NOTHING}: nobody's value is known, or there was no run; a difference is only given for "
+        f"a whole split without problems, with the published weights and settings"
+    )
+    return Table(tuple(header), tuple(lines), text_columns=3), notes
+
+
+def _doubts(measured: Measured, cell: Cell, convention: Convention) -> list[str]:
+    usual = _PUBLISHED_CONVENTIONS.get(cell[0], _PUBLISHED_CONVENTION)
+    doubts = list(measured.doubts)
+    if convention.name != usual:
+        doubts.append(f"convention {convention.name}, theirs is {usual}")
+    return doubts
+
+
+def _lines(
+    table: PaperTable,
+    entry: Entry,
+    theirs: Mapping[Metric, tuple[str, float]],
+    convention: Convention,
+) -> Iterator[tuple[str, ...]]:
+    """The line of an entry, and those of its kinds of expressions."""
+    row, split, measured = entry.row, entry.cell[2], entry.measured
+    if measured is None:
+        n = _NOTHING if row.arguments is None else _NOT_MADE
+        cells = [c for m in _METRICS for c in (_NOTHING, _NOTHING, _text(theirs, m), _NOTHING)]
+        yield (row.method, row.setting, split, n, *cells, *[_NOTHING] * 3)
+        return
+    comparable = not _doubts(measured, entry.cell, convention)
+    for group in measured.groups if table.by_kind else measured.groups[:1]:
+        cells = _score_cells(row, measured, group, {} if group.kind else theirs, convention)
+        if not comparable:
+            cells[3::4] = [_NOTHING] * len(_METRICS)
+        yield (
+            row.method,
+            ", ".join(filter(None, [row.setting, group.kind])),
+            split,
+            str(group.n),
+            *cells,
+            f"{group.scores['best'][convention.mean_name]:.2f}",
+            measured.profile,
+            convention.name,
+        )
+
+
+def _score_cells(
+    row: TableRow,
+    measured: Measured,
+    group: GroupScores,
+    theirs: Mapping[Metric, tuple[str, float]],
+    convention: Convention,
+) -> list[str]:
+    """For every metric: the score, its interval, the published value, the difference."""
+    pick = row.pick or measured.final_pick
+    cells = []
+    names = (convention.mean_name, convention.overall_name)
+    for metric, name in zip(_METRICS, names, strict=True):
+        value = f"{group.scores[pick][name]:.2f}"
+        interval = "{:.2f} to {:.2f}".format(*group.intervals[pick][name])
+        difference = f"{float(value) - theirs[metric][1]:+.2f}" if metric in theirs else _NOTHING
+        cells += [value, interval, _text(theirs, metric), difference]
+    return cells
+
+
+def _text(theirs: Mapping[Metric, tuple[str, float]], metric: Metric) -> str:
+    return theirs[metric][0] if metric in theirs else _NOTHING
+
+
+def _published(entry: Entry, notes: dict[str, None]) -> dict[Metric, tuple[str, float]]:
+    """Published values, each with its source's mark and as a number; the sources are noted."""
+    found: dict[Metric, tuple[str, float]] = {}
+    for published in ROWS:
+        if published.row_id == entry.row.published_id and entry.cell in published.values:
+            source = SOURCES[published.source]
+            secondary = "secondary source: " if source.secondary else ""
+            notes[f"[{source.mark}] {secondary}{source.text}"] = None
+            if entry.row.arguments is None and published.setting != entry.row.setting:
+                told = published.setting or "no setting"
+                notes[f"[{source.mark}] tells {told} of {published.method}"] = None
+            text = f"{published.text(entry.cell)} [{source.mark}]"
+            found[published.metric] = (text, published.values[entry.cell])
+    return found
+
+
+def _names(left_out: Sequence[Entry], entries: Sequence[Entry]) -> str:
+    """The rows that are left out, with their splits where others of theirs are shown."""
+    splits: dict[TableRow, list[str]] = {}
+    for entry in left_out:
+        splits.setdefault(entry.row, []).append(entry.cell[2])
+    names = []
+    for row, without in splits.items():
+        name = f"{row.method} ({row.setting})" if row.setting else row.method
+        everywhere = len(without) == sum(entry.row == row for entry in entries)
+        names.append(name if everywhere else f"{name} on {', '.join(without)}")
+    return "; ".join(names)

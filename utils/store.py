@@ -279,7 +279,8 @@ class Store:
         self._reported.discard(path)
         self._saved.add(path)
 
-    def damaged_among(self, paths: Iterable[Path]) -> list[Path]:
+    @staticmethod
+    def damaged_among(paths: Iterable[Path]) -> list[Path]:
         """The entries that cannot be trusted, of files below the root."""
         damaged = []
         for path in paths:

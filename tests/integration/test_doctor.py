@@ -13,6 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,6 +69,10 @@ class Report:
         }
 
 
+def leave_free(monkeypatch, size):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where the doctor is asked: nothing there, no published source within reach."""
@@ -76,6 +81,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HYBRIDGL_WEIGHTS", str(folder / "weights"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    leave_free(monkeypatch, 10**12)
     # Reading the carried weights takes most of the time of a small report.
     monkeypatch.setattr(hybridgl.doctor, "_npz", lambda _: [])
     for place in (refer.splits, suite.doctor):
@@ -800,7 +806,7 @@ def test_package_that_is_missing_is_told_with_this_python(doctor, monkeypatch):
 
 
 def test_little_disk_is_told_where_it_is_needed(doctor, folder, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2, 1, 10**9))
+    leave_free(monkeypatch, 10**9)
     lines = [check for check in doctor().checks if check["name"] == "free disk"]
     assert [check["status"] for check in lines] == ["missing", "missing"]
     assert [check["found"].split(" for ")[0] for check in lines] == ["1.0 GB", "1.0 GB"]
@@ -810,12 +816,24 @@ def test_little_disk_is_told_where_it_is_needed(doctor, folder, monkeypatch):
 def test_little_disk_is_enough_where_all_data_is_there(doctor, data, phrasecut, monkeypatch):
     mini_refer("refcocog").write(data)
     mini_refer("refcoco").write(data)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2, 1, 10**9))
+    leave_free(monkeypatch, 10**9)
     disk = [check for check in doctor().checks if check["name"] == "free disk"][1]
     assert (disk["status"], disk["expected"]) == ("ok", "")
 
 
-# What is announced by the checkout
+# What lies beside the library
+
+
+def test_suite_that_cannot_be_imported_is_told(doctor, monkeypatch):
+    def fail(name):
+        raise ModuleNotFoundError("No module named 'tqdm'")
+
+    monkeypatch.setattr(hybridgl.doctor.importlib, "import_module", fail)
+    report = doctor()
+    (check,) = [check for check in report.checks if check["group"] == "data"]
+    assert (report.status, check["status"]) == (1, "wrong")
+    assert "No module named 'tqdm'" in check["found"]
+    assert check["mend"].endswith(f"-m pip install -e {ROOT}")
 
 
 def test_library_outside_a_clone_says_what_it_cannot_look_at(doctor, monkeypatch, tmp_path):
