@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from hybridgl.figures import GalleryItem, draw_gallery, draw_prediction
 from hybridgl.metrics import Convention, bootstrap_intervals, scores
 from refer.dataset import Id, ReferSplit
-from suite.breakdowns import BREAKDOWNS, Breakdown
+from suite.breakdowns import Breakdown
 from suite.methods import Method
 from suite.pictures import open_image
 from suite.proposals import ProposalSource
@@ -128,13 +128,12 @@ def breakdown_table(records: Sequence[Record], convention: Convention, groups: B
     wanted = [(mean_name, name) for name in (*_picks(records), "random", "best")]
     if convention.precisions:
         wanted += [(f"P@{convention.precisions[0]:g}", name) for name in _picks(records)]
-    columns = {
-        f"{score} {name}": lambda rows, score=score, name=name: score_by_pick(rows, convention)[
-            name
-        ][score]
-        for score, name in wanted
-    }
-    return breakdown(records, groups.group_of, columns, title=groups.title, order=groups.order)
+
+    def scores_of(group: Sequence[Record]) -> dict[str, float]:
+        scored = score_by_pick(group, convention)
+        return {f"{score} {name}": scored[name][score] for score, name in wanted}
+
+    return breakdown(records, groups.group_of, scores_of, title=groups.title, order=groups.order)
 
 
 def report_text(
@@ -142,8 +141,7 @@ def report_text(
     records: Sequence[Record],
     summary: Mapping[str, Any],
     convention: Convention,
-    *,
-    groups: Sequence[str] = ("kind",),
+    tables: Iterable[Table],
 ) -> str:
     """Tables by groups of expressions, the totals, and what is published.
 
@@ -152,11 +150,11 @@ def report_text(
         records: that are scored, at least one.
         summary: of the run.
         convention: how scores are computed.
-        groups: names in ``BREAKDOWNS``.
+        tables: from ``breakdown_table``.
     """
     lines: list[str] = []
-    for name in groups:
-        lines += [breakdown_table(records, convention, BREAKDOWNS[name]).markdown(), ""]
+    for table in tables:
+        lines += [table.markdown(), ""]
     legend = [f"{name}: {_LEGEND[name]}" for name in (*_picks(records), "random", "best")]
     lines += [f"{'; '.join(legend)}. All in percent.", ""]
     lines += _totals(records, summary, convention)

@@ -174,24 +174,19 @@ def _check_settings_of_method(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: naming the settings.
     """
-    read = {"proposals", "sentence_weight", "masking_block"}
-    if arguments.method == "global_local":
-        read |= {"mixing_weight"}
-    else:
-        read |= vars(_method_defaults()).keys()
-    unread = [name for name in _changed_settings(arguments) if name not in read]
+    baseline = arguments.method == "global_local"
+    of_both = {"proposals", "sentence_weight", "masking_block"}
+    unread = [
+        name
+        for name in _changed_settings(arguments)
+        if name not in of_both and (name == "mixing_weight") != baseline
+    ]
     if unread:
         named = ", ".join(f"--{name}" for name in unread)
         raise UserError(
             f"Expected settings of the method {arguments.method}, got {named}, which it does not "
             f"have. Leave them out, or choose another --method."
         )
-
-
-def _method_defaults() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_method_arguments(parser)
-    return parser.parse_args([])
 
 
 def finished_records(run: Run) -> list[Record] | None:
@@ -273,6 +268,9 @@ def _leave_scores(run: Run, records: Sequence[Record], made: Mapping[str, Any]) 
     skips = run.method.skips_without_proposals
     scored = scored_records(records, skips_without_proposals=skips)
     scores = score_by_pick(scored, convention)
+    tables = {
+        name: breakdown_table(scored, convention, groups) for name, groups in BREAKDOWNS.items()
+    }
     content = (run.output / "records.jsonl").read_bytes()
     summary: dict[str, Any] = {
         "settings": run.settings,
@@ -284,17 +282,14 @@ def _leave_scores(run: Run, records: Sequence[Record], made: Mapping[str, Any]) 
         "scores": scores,
         "lost": points_lost(scores, run.method.final_pick, convention),
         "intervals": intervals_by_pick(scored, convention),
-        "breakdowns": {
-            name: breakdown_table(scored, convention, groups).by_row()
-            for name, groups in BREAKDOWNS.items()
-        },
+        "breakdowns": {name: table.by_row() for name, table in tables.items()},
         **made,
         "records_sha256": hashlib.sha256(content).hexdigest(),
     }
-    report = report_text(run.split, scored, summary, convention, groups=tuple(BREAKDOWNS))
+    report = report_text(run.split, scored, summary, convention, tables.values())
     atomic_write_bytes(run.output / "report.md", f"{report}\n".encode())
     write_summary(run.output / "summary.json", summary)
-    return report_text(run.split, scored, summary, convention)
+    return report_text(run.split, scored, summary, convention, [tables["kind"]])
 
 
 def run_problems(run: Run) -> list[str]:

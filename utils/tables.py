@@ -115,7 +115,7 @@ def latex_escaped(text: str) -> str:
 def breakdown(
     records: Sequence[Row],
     group_of: Callable[[Row], str],
-    scores: Mapping[str, Callable[[Sequence[Row]], float]],
+    scores_of: Callable[[Sequence[Row]], Mapping[str, float]],
     *,
     title: str,
     order: Sequence[str] = (),
@@ -125,7 +125,8 @@ def breakdown(
     Args:
         records: at least one.
         group_of: name of a record's group.
-        scores: a column of numbers, shown at two decimals, for each name.
+        scores_of: numbers of a group, shown at two decimals in a column for each name; called once
+            a group.
         title: name of the first column.
         order: groups that are listed first, in this order; the others follow by name.
     """
@@ -136,10 +137,11 @@ def breakdown(
     names += sorted(groups.keys() - set(order))
     rows = [(name, groups[name]) for name in names] if len(names) > 1 else []
     rows.append(("all", list(records)))
+    scored = [(name, str(len(members)), scores_of(members)) for name, members in rows]
     return Table(
-        header=(title, "n", *scores),
+        header=(title, "n", *scored[-1][2]),
         rows=tuple(
-            (name, str(len(members)), *(f"{score(members):.2f}" for score in scores.values()))
-            for name, members in rows
+            (name, count, *(f"{score:.2f}" for score in scores.values()))
+            for name, count, scores in scored
         ),
     )
