@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -54,7 +53,10 @@ class Backbones:
             UserError: no such file, damaged, or of another architecture.
         """
         return ClipEncoder.from_file(
-            self.weights.clip_weights, architecture=self.weights.clip_model, device=self.device
+            self.weights.clip_weights,
+            architecture=self.weights.clip_model,
+            device=self.device,
+            dtype=self.dtype,
         )
 
     @cached_property
@@ -110,14 +112,7 @@ class Backbones:
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """CLIP text features, float32, (L, E), un-normalised."""
-        with self.autocast():
-            return self.clip.encode_texts(texts).float()
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which CLIP's encoders compute."""
-        return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16
-        )
+        return self.clip.encode_texts(texts)
 
     def describe(self, *models: str) -> dict[str, Any]:
         """Weights, number format and versions, as JSON values.

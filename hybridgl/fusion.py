@@ -17,7 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridgl.config import FusionConfig, FusionMode
-from hybridgl.models.clip_encoder import VisionTower, embed_patches, qkv_heads
+from hybridgl.models.clip_encoder import (
+    VisionTower,
+    class_block,
+    embed_patches,
+    finish_block,
+    qkv_heads,
+    residual_block,
+)
+from hybridgl.models.transformer import attend
 
 __all__ = ["mask_features"]
 
@@ -53,7 +61,7 @@ def mask_features(
     def trunk(views_N3RR: Tensor) -> Tensor:
         tokens_NTD = embed_patches(visual, views_N3RR)
         for block in blocks[: config.masking_block]:
-            tokens_NTD = masks.step(block, tokens_NTD)
+            tokens_NTD = residual_block(block, tokens_NTD)
         return tokens_NTD
 
     def project(class_ND: Tensor) -> Tensor:
@@ -63,13 +71,16 @@ def mask_features(
 
 
 class _MaskedBlocks:
-    """The masked blocks with the two ways in which a mask acts: gating and attention rule A."""
+    """The masked blocks with the two ways in which a mask acts: gating and attention rule A.
+
+    Of the last block, only the class token is ever read: ``last`` computes no other.
+    """
 
     def __init__(self, blocks: list[Any], gate_NP: Tensor, stream_weight: float) -> None:
-        self.blocks = blocks
+        *self.inner, self._last = blocks
         self.stream_weight = stream_weight
         self._gate_NT1 = F.pad(gate_NP, (1, 0), value=1.0)[..., None]
-        self._visible_NT = F.pad(gate_NP > 0, (1, 0), value=True)
+        self._visible_N11T = F.pad(gate_NP > 0, (1, 0), value=True)[:, None, None]
 
     def gated(self, tokens_NTD: Tensor) -> Tensor:
         """Patch tokens times their share of the mask; the class token as it is."""
@@ -77,16 +88,16 @@ class _MaskedBlocks:
 
     def step(self, block: Any, tokens_NTD: Tensor, *, rule_a: bool = False) -> Tensor:
         """One residual block; under rule A the class token attends to the mask's patches only."""
-        heads = qkv_heads(block, block.ln_1(tokens_NTD))
-        attended_NhTd = F.scaled_dot_product_attention(*heads)
-        if rule_a:
-            q_NhTd, k_NhTd, v_NhTd = heads
-            class_Nh1d = F.scaled_dot_product_attention(
-                q_NhTd[:, :, :1], k_NhTd, v_NhTd, attn_mask=self._visible_NT[:, None, None]
-            )
-            attended_NhTd = torch.cat([class_Nh1d, attended_NhTd[:, :, 1:]], dim=2)
-        tokens_NTD = tokens_NTD + block.attn.out_proj(attended_NhTd.transpose(1, 2).flatten(2))
-        return tokens_NTD + block.mlp(block.ln_2(tokens_NTD))
+        if not rule_a:
+            return residual_block(block, tokens_NTD)
+        q_NhTd, k_NhTd, v_NhTd = qkv_heads(block, block.ln_1(tokens_NTD))
+        attended_NhTd = attend(q_NhTd, k_NhTd, v_NhTd)
+        attended_NhTd[:, :, :1] = attend(q_NhTd[:, :, :1], k_NhTd, v_NhTd, self._visible_N11T)
+        return finish_block(block, tokens_NTD, attended_NhTd)
+
+    def last(self, tokens_NTD: Tensor, *, rule_a: bool = False) -> Tensor:
+        """The class token after the last block, (N, D)."""
+        return class_block(self._last, tokens_NTD, self._visible_N11T if rule_a else None)
 
 
 _Trunk = Callable[[Tensor], Tensor]
@@ -98,49 +109,49 @@ def _crop(
     masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, _global: Tensor
 ) -> Tensor:
     l_NTD = trunk(local)
-    for block in masks.blocks:
+    for block in masks.inner:
         l_NTD = masks.step(block, l_NTD)
-    return project(l_NTD[:, 0])
+    return project(masks.last(l_NTD))
 
 
 def _token_masking(
     masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, _global: Tensor
 ) -> Tensor:
     l_NTD = trunk(local)
-    for block in masks.blocks:
+    for block in masks.inner:
         l_NTD = masks.step(block, masks.gated(l_NTD))
-    return project(l_NTD[:, 0])
+    return project(masks.last(masks.gated(l_NTD)))
 
 
 def _attention_masking(
     masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, _global: Tensor
 ) -> Tensor:
     l_NTD = trunk(local)
-    for block in masks.blocks:
+    for block in masks.inner:
         l_NTD = masks.step(block, l_NTD, rule_a=True)
-    return project(l_NTD[:, 0])
+    return project(masks.last(l_NTD, rule_a=True))
 
 
 def _local_to_global(
     masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, global_: Tensor
 ) -> Tensor:
+    weight = masks.stream_weight
     l_NTD, g_NTD = trunk(local), trunk(global_)
-    for index, block in enumerate(masks.blocks):
-        g_NTD = masks.step(block, l_NTD + masks.stream_weight * g_NTD, rule_a=True)
-        if index + 1 < len(masks.blocks):
-            l_NTD = masks.step(block, l_NTD)
-    return project(g_NTD[:, 0])
+    for block in masks.inner:
+        g_NTD = masks.step(block, l_NTD + weight * g_NTD, rule_a=True)
+        l_NTD = masks.step(block, l_NTD)
+    return project(masks.last(l_NTD + weight * g_NTD, rule_a=True))
 
 
 def _global_to_local(
     masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, global_: Tensor
 ) -> Tensor:
+    weight = masks.stream_weight
     l_NTD, g_NTD = trunk(local), trunk(global_)
-    for index, block in enumerate(masks.blocks):
-        l_NTD = masks.step(block, masks.stream_weight * masks.gated(g_NTD) + l_NTD)
-        if index + 1 < len(masks.blocks):
-            g_NTD = masks.step(block, g_NTD, rule_a=True)
-    return project(l_NTD[:, 0])
+    for block in masks.inner:
+        l_NTD = masks.step(block, weight * masks.gated(g_NTD) + l_NTD)
+        g_NTD = masks.step(block, g_NTD, rule_a=True)
+    return project(masks.last(weight * masks.gated(g_NTD) + l_NTD))
 
 
 def _both(
@@ -149,12 +160,13 @@ def _both(
     weight = masks.stream_weight
     l_NTD, g_NTD = trunk(local), trunk(global_)
     hybrid_l_NTD, hybrid_g_NTD = l_NTD, g_NTD
-    for index, block in enumerate(masks.blocks):
+    for block in masks.inner:
         hybrid_l_NTD = masks.step(block, hybrid_l_NTD + weight * masks.gated(g_NTD))
         hybrid_g_NTD = masks.step(block, l_NTD + weight * hybrid_g_NTD, rule_a=True)
-        if index + 1 < len(masks.blocks):
-            l_NTD, g_NTD = masks.step(block, l_NTD), masks.step(block, g_NTD, rule_a=True)
-    return project(hybrid_l_NTD[:, 0]) + project(hybrid_g_NTD[:, 0])
+        l_NTD, g_NTD = masks.step(block, l_NTD), masks.step(block, g_NTD, rule_a=True)
+    return project(masks.last(hybrid_l_NTD + weight * masks.gated(g_NTD))) + project(
+        masks.last(l_NTD + weight * hybrid_g_NTD, rule_a=True)
+    )
 
 
 _FORWARDS: dict[FusionMode, _Forward] = {

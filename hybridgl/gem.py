@@ -19,7 +19,14 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from hybridgl.config import GemConfig
-from hybridgl.models.clip_encoder import VisionTower, embed_patches, qkv_heads
+from hybridgl.models.clip_encoder import (
+    VisionTower,
+    embed_patches,
+    finish_block,
+    qkv_heads,
+    residual_block,
+)
+from hybridgl.models.transformer import attend, linear
 from hybridgl.views import CLIP_MEAN, CLIP_STD
 
 __all__ = ["gem_input", "heat_map", "low_resolution_maps", "min_max", "patch_features"]
@@ -58,7 +65,7 @@ def patch_features(visual: VisionTower, images_B3RR: Tensor, config: GemConfig) 
     blocks = list(visual.transformer.resblocks)
     first = len(blocks) - (config.depth - 1)
     for block in blocks[:first]:
-        x_BTD = block(x_BTD)
+        x_BTD = residual_block(block, x_BTD)
     y_BTD = x_BTD
     for block in blocks[first:]:
         normed_BTD = block.ln_1(x_BTD)
@@ -70,8 +77,10 @@ def patch_features(visual: VisionTower, images_B3RR: Tensor, config: GemConfig) 
             for z_BhTd in (v_BhTd, k_BhTd, q_BhTd)
         ]
         mean_BTD = torch.stack(gathered).mean(dim=0).transpose(1, 2).flatten(2)
-        y_BTD = y_BTD + block.attn.out_proj(mean_BTD)
-        x_BTD = block(x_BTD)
+        out_proj = block.attn.out_proj
+        y_BTD = y_BTD + linear(mean_BTD, out_proj.weight, out_proj.bias)
+        if block is not blocks[-1]:
+            x_BTD = finish_block(block, x_BTD, attend(q_BhTd, k_BhTd, v_BhTd))
     return F.normalize(visual.ln_post(y_BTD[:, 1:]) @ visual.proj, dim=-1)
 
 
@@ -122,9 +131,6 @@ def _self_self_attention(
     """Values gathered by the similarity of ``z`` with itself, after ``iterations`` sharpenings."""
     for _ in range(iterations):
         z_BhTd = F.normalize(z_BhTd, dim=-1)
-        z_BhTd = _similarity(z_BhTd, tau_B111) @ z_BhTd
-    return _similarity(F.normalize(z_BhTd, dim=-1), tau_B111) @ v_BhTd
-
-
-def _similarity(z_BhTd: Tensor, tau_B111: Tensor) -> Tensor:
-    return ((tau_B111 * z_BhTd) @ z_BhTd.transpose(-2, -1)).softmax(dim=-1)
+        z_BhTd = attend((tau_B111 * z_BhTd).to(z_BhTd.dtype), z_BhTd, z_BhTd, scale=1.0)
+    z_BhTd = F.normalize(z_BhTd, dim=-1)
+    return attend((tau_B111 * z_BhTd).to(z_BhTd.dtype), z_BhTd, v_BhTd, scale=1.0)

@@ -487,8 +487,8 @@ class HybridGL:
             masks = chunk_NHW.to(self.backbones.device)
             local_N3RR = views.local_views(image_3HW, masks, side, quirks)
             global_N3RR = views.global_views(image_3HW, blurred_3HW, masks, side, quirks)
-            with self.backbones.autocast():
-                features_NE = mask_features(
+            chunks.append(
+                mask_features(
                     self.clip.visual,
                     local_N3RR,
                     global_N3RR,
@@ -496,7 +496,7 @@ class HybridGL:
                     self.config.fusion,
                     attention_masking_skips_last_block=quirks.attention_masking_skips_last_block,
                 )
-            chunks.append(features_NE.float())
+            )
         return torch.cat(chunks)
 
     @torch.inference_mode()
@@ -505,9 +505,8 @@ class HybridGL:
         config = self.config.gem
         texts_SE = self.backbones.encode_texts([config.prompt.format(phrase) for phrase in phrases])
         images_13RR = gem.gem_input(image.pil, self._gem_side)[None].to(self.backbones.device)
-        with self.backbones.autocast():
-            patches_BPE = gem.patch_features(self.clip.visual, images_13RR, config)
-        return gem.low_resolution_maps(patches_BPE[0].float(), texts_SE).cpu()
+        patches_BPE = gem.patch_features(self.clip.visual, images_13RR, config)
+        return gem.low_resolution_maps(patches_BPE[0], texts_SE).cpu()
 
     def _coherence(
         self,

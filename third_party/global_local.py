@@ -339,12 +339,8 @@ class GlobalLocalClip:
             masks = chunk_NHW.to(device)
             crops_N3RR = crop_views(image_3HW, masks, side, unnormalised_fill=unnormalised_fill)
             gate_NP = views.gate(masks, self.clip.grid)
-            with self.backbones.autocast():
-                global_NE = global_features(
-                    self.clip, image_13RR, gate_NP, self.config.masking_block
-                )
-                crop_NE = crop_features(self.clip, crops_N3RR)
-            chunks.append(torch.stack([global_NE.float(), crop_NE.float()]))
+            global_NE = global_features(self.clip, image_13RR, gate_NP, self.config.masking_block)
+            chunks.append(torch.stack([global_NE, crop_features(self.clip, crops_N3RR)]))
         return torch.cat(chunks, dim=1)
 
     def _feature_settings(self, proposals: Proposals) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """CLIP through open_clip: loading OpenAI's files, text features, the parts of the vision towers.
 
 OpenAI's ``.pt`` files are TorchScript archives of float16 weights trained with QuickGELU; the
-architecture, vision transformer or ResNet, is read off the weights. Everything computes in float32
-unless told otherwise.
+architecture, vision transformer or ResNet, is read off the weights. Residual blocks run through
+``hybridgl.models.transformer``: products in the number format that was asked for, everything else
+in float32.
 
 Shapes: B images or masks, R side of the input, T tokens, D width, h heads, d head width,
 L texts, E embedding width.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import logging
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +26,25 @@ from open_clip.model import build_model_from_openai_state_dict
 from torch import Tensor, nn
 
 from hybridgl.errors import UserError
+from hybridgl.models.transformer import (
+    attend,
+    linear,
+    mlp,
+    patch_tokens,
+    quick_gelu_,
+    set_product_dtype,
+)
 
-__all__ = ["ClipEncoder", "ResNetTower", "VisionTower", "embed_patches", "qkv_heads"]
+__all__ = [
+    "ClipEncoder",
+    "ResNetTower",
+    "VisionTower",
+    "class_block",
+    "embed_patches",
+    "finish_block",
+    "qkv_heads",
+    "residual_block",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,6 +57,9 @@ _ARCHITECTURES = {
 """OpenAI's vision towers, as ``_describe`` words them."""
 
 _TEXTS_PER_BATCH = 256
+
+_MOST_KEPT_TEXTS = 2**16
+"""Texts whose features are kept: 134 MB at 512 channels, more than RefCOCO has."""
 
 _RESNET_STRIDE = 32
 """Pixels of the input along each side of a place of a ResNet's last feature map."""
@@ -80,10 +101,9 @@ def embed_patches(visual: VisionTower, images_B3RR: Tensor) -> Tensor:
     Returns:
         (B, 1 + P, D), the class token first.
     """
-    # Under autocast the convolution gives bfloat16; the stream stays in the weights' float32.
-    patches_BDgg = visual.conv1(images_B3RR).to(visual.class_embedding.dtype)
-    grid = patches_BDgg.shape[-1]
-    patches_BPD = patches_BDgg.flatten(2).transpose(1, 2)
+    patches_BggD = patch_tokens(images_B3RR, visual.conv1.weight, visual.conv1.bias)
+    grid = patches_BggD.shape[1]
+    patches_BPD = patches_BggD.flatten(1, 2)
     class_B1D = visual.class_embedding.expand(len(patches_BPD), 1, -1)
     position_TD = _position_embedding(visual.positional_embedding, grid)
     tokens: Tensor = visual.ln_pre(torch.cat([class_B1D, patches_BPD], dim=1) + position_TD)
@@ -100,10 +120,65 @@ def qkv_heads(block: Any, normed_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Three tensors (B, h, T, d).
     """
-    attention = block.attn
-    qkv = F.linear(normed_BTD, attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, v = _project_heads(block.attn, normed_BTD, slice(0, 3))
     return q, k, v
+
+
+def _project_heads(attention: Any, normed_BTD: Tensor, parts: slice) -> tuple[Tensor, ...]:
+    """Those of query, key and value that a slice of the three selects, each (B, h, T, d)."""
+    weight_3DD = attention.in_proj_weight.unflatten(0, (3, -1))[parts]
+    bias_3D = attention.in_proj_bias.unflatten(0, (3, -1))[parts]
+    projected = linear(normed_BTD, weight_3DD.flatten(0, 1), bias_3D.flatten())
+    heads = projected.unflatten(-1, (len(weight_3DD), attention.num_heads, -1))
+    return heads.permute(2, 0, 3, 1, 4).unbind()
+
+
+def finish_block(block: Any, tokens_BTD: Tensor, attended_BhTd: Tensor) -> Tensor:
+    """What a residual block does after its attention.
+
+    Args:
+        block: open_clip's ``ResidualAttentionBlock``.
+        tokens_BTD: what entered the block, (B, T, D).
+        attended_BhTd: the attention's output, head by head.
+
+    Returns:
+        float32, (B, T, D).
+    """
+    out_proj = block.attn.out_proj
+    merged_BTD = attended_BhTd.transpose(1, 2).flatten(2)
+    tokens_BTD = tokens_BTD + linear(merged_BTD, out_proj.weight, out_proj.bias)
+    middle = block.mlp
+    return tokens_BTD + mlp(block.ln_2(tokens_BTD), middle.c_fc, quick_gelu_, middle.c_proj)
+
+
+def residual_block(block: Any, tokens_BTD: Tensor, mask: Tensor | None = None) -> Tensor:
+    """A residual block as it was trained.
+
+    Args:
+        block: open_clip's ``ResidualAttentionBlock``.
+        tokens_BTD: float32, (B, T, D).
+        mask: which tokens a token attends to, bool, broadcastable to (B, h, T, T).
+    """
+    heads = qkv_heads(block, block.ln_1(tokens_BTD))
+    return finish_block(block, tokens_BTD, attend(*heads, mask))
+
+
+def class_block(block: Any, tokens_BTD: Tensor, mask_B11T: Tensor | None = None) -> Tensor:
+    """The class token after a residual block; no other token is computed.
+
+    Args:
+        block: open_clip's ``ResidualAttentionBlock``.
+        tokens_BTD: float32, (B, T, D), the class token first.
+        mask_B11T: which tokens the class token attends to, bool, (B, 1, 1, T).
+
+    Returns:
+        float32, (B, D).
+    """
+    normed_BTD = block.ln_1(tokens_BTD)
+    (q_Bh1d,) = _project_heads(block.attn, normed_BTD[:, :1], slice(0, 1))
+    k_BhTd, v_BhTd = _project_heads(block.attn, normed_BTD, slice(1, 3))
+    attended_Bh1d = attend(q_Bh1d, k_BhTd, v_BhTd, mask_B11T)
+    return finish_block(block, tokens_BTD[:, :1], attended_Bh1d)[:, 0]
 
 
 def _position_embedding(position_TD: Tensor, grid: int) -> Tensor:
@@ -121,30 +196,45 @@ class ClipEncoder:
     """CLIP's two towers with their tokenizer, from one set of weights.
 
     Attributes:
+        device: where the weights are.
+        dtype: number format of the products in residual blocks; ResNets have float32.
         resnet: the vision tower, where it is a ResNet; None where it is a transformer.
         image_size: side of the square input, in pixels.
         grid: patches along each side of the input; of a ResNet, places of its last feature map.
         logit_scale: factor on cosines, already exponentiated.
     """
 
-    def __init__(self, state: dict[str, Tensor], device: torch.device) -> None:
+    def __init__(
+        self,
+        state: dict[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         state = {name: value.float() for name, value in state.items()}
         model = build_model_from_openai_state_dict(state, quick_gelu=True, cast_dtype=torch.float32)
         # The builder rounds to float16 on its way; what the file holds is loaded again.
         model.float().load_state_dict(state)
         self._model = model.eval().requires_grad_(False).to(device)
+        set_product_dtype(self._residual_layers(), dtype)
         self._tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
         self.device = device
+        self.dtype = dtype
         tower: Any = self._model.visual
         self.resnet: ResNetTower | None = None if _is_transformer(state) else tower
         self.image_size: int = tower.image_size if self.resnet else tower.image_size[0]
         self.grid: int = self.image_size // _RESNET_STRIDE if self.resnet else tower.grid_size[0]
         self.logit_scale = float(state["logit_scale"].exp())
         self._truncated: set[str] = set()
+        self._text_features: dict[str, Tensor] = {}
 
     @classmethod
     def from_file(
-        cls, path: Path, *, architecture: str | None = None, device: torch.device | str = "cpu"
+        cls,
+        path: Path,
+        *,
+        architecture: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> ClipEncoder:
         """Load OpenAI's TorchScript archive, a state dict of it, or a ``.npz`` of its arrays.
 
@@ -152,6 +242,7 @@ class ClipEncoder:
             path: a local file.
             architecture: the expected one, as ``ViT-B-16`` or ``RN50``; None takes any.
             device: where the weights go.
+            dtype: number format of the products.
 
         Raises:
             UserError: no such file, unreadable, or of another architecture.
@@ -164,7 +255,7 @@ class ClipEncoder:
         state = _read_state(path)
         try:
             _check_architecture(state, path, architecture)
-            return cls(state, torch.device(device))
+            return cls(state, torch.device(device), dtype)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # shapes that fit no CLIP can fail anywhere in the builder
@@ -198,12 +289,18 @@ class ClipEncoder:
         Returns:
             (B, E), not normalised.
         """
-        features_BE: Tensor = self._model.encode_image(images_B3RR)
-        return features_BE
+        if self.resnet:
+            features_BE: Tensor = self._model.encode_image(images_B3RR)
+            return features_BE
+        tokens_BTD = embed_patches(self.visual, images_B3RR)
+        *blocks, last = self.visual.transformer.resblocks
+        for block in blocks:
+            tokens_BTD = residual_block(block, tokens_BTD)
+        return self.visual.ln_post(class_block(last, tokens_BTD)) @ self.visual.proj
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Text features, each distinct text computed once.
+        """Text features, each distinct text computed once for all calls.
 
         Args:
             texts: any strings; those beyond the context of 77 tokens are cut there and counted.
@@ -211,18 +308,37 @@ class ClipEncoder:
         Returns:
             float32, (L, E), not normalised.
         """
-        distinct = list(dict.fromkeys(texts))
-        if not distinct:
+        if not texts:
             return torch.empty(0, self._model.text_projection.shape[1], device=self.device)
-        tokens = self.tokenize(distinct)
-        features = torch.cat(
-            [
-                self._model.encode_text(batch.to(self.device))
-                for batch in tokens.split(_TEXTS_PER_BATCH)
-            ]
-        )
-        row = {text: index for index, text in enumerate(distinct)}
-        return features[[row[text] for text in texts]]
+        if len(self._text_features) > _MOST_KEPT_TEXTS:
+            self._text_features.clear()
+        lacking = [text for text in dict.fromkeys(texts) if text not in self._text_features]
+        for start in range(0, len(lacking), _TEXTS_PER_BATCH):
+            batch = lacking[start : start + _TEXTS_PER_BATCH]
+            self._text_features.update(zip(batch, self._encode(self.tokenize(batch)), strict=True))
+        return torch.stack([self._text_features[text] for text in texts])
+
+    def _encode(self, tokens_LC: Tensor) -> Tensor:
+        """Features at the end-of-text tokens, which have the highest id; (L, E).
+
+        No token attends to one after it, so that what follows the longest text is left out.
+        """
+        end_L = tokens_LC.argmax(dim=1)
+        length = int(end_L.max()) + 1
+        x_LTD = self._model.token_embedding(tokens_LC[:, :length].to(self.device))
+        x_LTD = x_LTD + self._model.positional_embedding[:length]
+        causal_TT = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        for block in self._model.transformer.resblocks:
+            x_LTD = residual_block(block, x_LTD, causal_TT)
+        end_LD = x_LTD[torch.arange(len(x_LTD), device=self.device), end_L.to(self.device)]
+        features_LE: Tensor = self._model.ln_final(end_LD) @ self._model.text_projection
+        return features_LE
+
+    def _residual_layers(self) -> Iterator[nn.Module]:
+        """Layers of the residual blocks of both transformers."""
+        yield from self._model.transformer.modules()
+        if hasattr(self._model.visual, "transformer"):
+            yield from self._model.visual.transformer.modules()
 
     @property
     def num_truncated(self) -> int:

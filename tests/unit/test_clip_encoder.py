@@ -37,6 +37,7 @@ def shared_encoder(state):
 @pytest.fixture
 def encoder(shared_encoder, monkeypatch):
     monkeypatch.setattr(shared_encoder, "_truncated", set())
+    monkeypatch.setattr(shared_encoder, "_text_features", {})
     return shared_encoder
 
 
@@ -220,12 +221,13 @@ def test_another_known_architecture_is_named(tmp_path):
 
 def test_repeated_texts_are_computed_once(encoder, monkeypatch):
     batches = []
-    encode = encoder._model.encode_text
+    encode = encoder._encode
     monkeypatch.setattr(
-        encoder._model, "encode_text", lambda batch: batches.append(len(batch)) or encode(batch)
+        encoder, "_encode", lambda tokens: batches.append(len(tokens)) or encode(tokens)
     )
     features = encoder.encode_texts(["a cat", "a dog", "a cat"])
-    assert batches == [2]
+    encoder.encode_texts(["a dog", "a bird"])
+    assert batches == [2, 1]
     assert torch.equal(features[0], features[2])
     assert not torch.allclose(features[0], features[1])
 
@@ -234,6 +236,7 @@ def test_size_of_a_text_batch_does_not_matter(encoder, monkeypatch):
     texts = ["a cat", "a dog on the left", "", "two red chairs", "who"]
     together = encoder.encode_texts(texts)
     monkeypatch.setattr(module, "_TEXTS_PER_BATCH", 2)
+    monkeypatch.setattr(encoder, "_text_features", {})
     torch.testing.assert_close(encoder.encode_texts(texts), together, atol=1e-5, rtol=0)
 
 

@@ -1,0 +1,128 @@
+"""Parts of transformer blocks, computed the fastest way that each device has.
+
+CLIP's and SAM's own modules hold the weights; these functions run them. The number format of a
+product is that of its weights: activations are cast to it, sums and norms stay in float32.
+
+Shapes: B images, T tokens, h heads, d head width, K and M widths of a layer's input and output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["attend", "linear", "mlp", "patch_tokens", "quick_gelu_", "set_product_dtype"]
+
+_CONVOLUTION_ROWS = 128
+"""Rows from which oneDNN's 1 x 1 convolution is faster than MKL's product on a CPU."""
+
+_MLP_ROWS = 1024
+"""Rows that go through an MLP at once on a CPU, so that its wide middle stays in the cache."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer.
+
+    On a CPU, float32 products go through oneDNN, as the 1 x 1 convolution that they are: MKL, which
+    torch takes otherwise, reaches half of that speed on processors of other makers.
+
+    Args:
+        x: any float type, (..., K).
+        weight: (M, K); decides the number format.
+        bias: (M,).
+
+    Returns:
+        (..., M), of the weight's type.
+    """
+    x = x.to(weight.dtype)
+    rows = x.shape[:-1].numel()
+    exact = weight.dtype is torch.float32
+    if not (exact and x.device.type == "cpu" and rows >= _CONVOLUTION_ROWS):
+        return F.linear(x, weight, bias)
+    # Channels last in memory: neither the input nor the output is copied.
+    columns_1K1T = x.reshape(1, rows, 1, x.shape[-1]).permute(0, 3, 1, 2)
+    out_1M1T = F.conv2d(columns_1K1T, weight[:, :, None, None], bias)
+    return out_1M1T.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+def attend(
+    q_BhTd: Tensor,
+    k_BhSd: Tensor,
+    v_BhSd: Tensor,
+    mask: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """Scaled dot-product attention.
+
+    Args:
+        q_BhTd: queries.
+        k_BhSd: keys.
+        v_BhSd: values.
+        mask: bool or added to the products, broadcastable to (B, h, T, S).
+        scale: factor on the products; None means d ** -0.5.
+
+    Returns:
+        (B, h, T, d), of the queries' type.
+    """
+    plain = q_BhTd.dtype is torch.bfloat16 and q_BhTd.device.type == "cpu" and mask is None
+    if not plain:
+        return F.scaled_dot_product_attention(q_BhTd, k_BhSd, v_BhSd, attn_mask=mask, scale=scale)
+    # The fused kernel of CPUs computes in float32; two bfloat16 products are twice as fast.
+    factor = q_BhTd.shape[-1] ** -0.5 if scale is None else scale
+    return ((q_BhTd * factor) @ k_BhSd.transpose(-2, -1)).softmax(dim=-1) @ v_BhSd
+
+
+def mlp(
+    x: Tensor, up: nn.Linear, activation_: Callable[[Tensor], Tensor], down: nn.Linear
+) -> Tensor:
+    """Two linear layers with an activation between them.
+
+    Args:
+        x: (..., K).
+        up: from K to the width of the middle.
+        activation_: works in place where it can.
+        down: from the middle back to K.
+
+    Returns:
+        (..., K), of the weights' type.
+    """
+    rows_TK = x.flatten(0, -2)
+    chunk = _MLP_ROWS if x.device.type == "cpu" else max(len(rows_TK), 1)
+    parts = [
+        linear(activation_(linear(part_TK, up.weight, up.bias)), down.weight, down.bias)
+        for part_TK in rows_TK.split(chunk)
+    ]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x.shape)
+
+
+def quick_gelu_(x: Tensor) -> Tensor:
+    """CLIP's activation x * sigmoid(1.702 x), in place: the sigmoid linear unit, scaled."""
+    return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
+
+
+def patch_tokens(images_B3RR: Tensor, kernel_D3pp: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A convolution whose stride is its side, as a linear layer on patches.
+
+    Args:
+        images_B3RR: (B, 3, R, R), R a multiple of p.
+        kernel_D3pp: (D, 3, p, p).
+        bias: (D,).
+
+    Returns:
+        (B, R / p, R / p, D), of the kernel's type.
+    """
+    patch = kernel_D3pp.shape[-1]
+    patches = images_B3RR.unflatten(2, (-1, patch)).unflatten(4, (-1, patch))
+    rows_BggK = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
+    return linear(rows_BggK, kernel_D3pp.flatten(1), bias)
+
+
+def set_product_dtype(layers: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    """Store the weights of linear and attention layers in the number format of their products."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear | nn.MultiheadAttention):
+            layer.to(dtype)
