@@ -1,24 +1,21 @@
-"""Mask proposals from SAM, through segment_anything's automatic mask generator.
+"""SAM: loading its weights with checks, and masks of pictures.
 
 HybridGL takes its candidates from SAM ViT-H (Kirillov et al., "Segment Anything", ICCV 2023). The
-numbers here are those of the library's generator; this module adds the loading of weights files
-with checks, and answers where the generator fails.
+architecture and its weights are segment_anything's; ``hybridgl.mask_generator`` runs them.
 
 Shapes: N proposals, H, W image pixels.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
+from segment_anything import sam_model_registry
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
@@ -26,28 +23,20 @@ from segment_anything.modeling import (
     Sam,
     TwoWayTransformer,
 )
-from segment_anything.utils.amg import MaskData, generate_crop_boxes
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from hybridgl.config import ProposalConfig
 from hybridgl.errors import UserError
+from hybridgl.mask_generator import MaskGenerator
+from hybridgl.models.transformer import set_product_dtype
 from hybridgl.proposals import Proposals
 from hybridgl.weights.manifest import SAM_FILES
 
 __all__ = ["SAM_TYPES", "SamProposer", "build_tiny_sam"]
 
-_LOG = logging.getLogger(__name__)
-
-_POINTS_PER_BATCH = 64
-"""The generator's own default."""
-
 _MASKS_PER_POINT = 3
 
 _ENCODER_STEM = "image_encoder.patch_embed.proj.weight"
-
-_LOGIT_BYTES = 2**30
-"""Most memory for one batch's logits; only pictures beyond 1.4 megapixels get smaller batches."""
 
 
 def build_tiny_sam() -> Sam:
@@ -111,29 +100,32 @@ SAM_TYPES = tuple(_REGISTRY)
 """Names of the architectures."""
 
 
-class _Generator(SamAutomaticMaskGenerator):  # type: ignore[misc]  # the library is untyped
-    """The library's generator, which fails with crops when no crop yields a mask."""
-
-    def _process_crop(self, *args: object) -> MaskData:
-        crop_data = super()._process_crop(*args)
-        crop_data["crop_boxes"] = crop_data["crop_boxes"].reshape(-1, 4)
-        return crop_data
-
-
 class SamProposer:
     """Proposes masks for images.
 
     Attributes:
         device: where the model computes.
+        dtype: number format of the image encoder's products; the mask decoder has float32.
     """
 
-    def __init__(self, sam: Sam, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        sam: Sam,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.device = torch.device(device)
+        self.dtype = dtype
         self._sam = sam.eval().requires_grad_(False).to(self.device)
+        set_product_dtype(self._sam.image_encoder.modules(), dtype)
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path | str, sam_type: str, device: torch.device | str = "cpu"
+        cls,
+        path: Path | str,
+        sam_type: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> SamProposer:
         """Load weights.
 
@@ -142,6 +134,7 @@ class SamProposer:
                 arrays (any float type; computed in float32).
             sam_type: one of ``SAM_TYPES``.
             device: where the model computes.
+            dtype: number format of the image encoder's products.
 
         Raises:
             UserError: unknown type; no such file; a file that cannot be read; weights of another
@@ -155,14 +148,10 @@ class SamProposer:
         sam = _REGISTRY[sam_type].build()
         _check_entries(state, sam.state_dict(), path, sam_type)
         sam.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-        return cls(sam, device)
+        return cls(sam, device, dtype)
 
     def propose(self, image_HW3: NDArray[np.uint8], config: ProposalConfig) -> Proposals:
-        """Masks of one image, in the generator's order.
-
-        Where a picture has too few pixels for a layer of crops, that layer and those after it are
-        left out. A picture so long and thin that SAM's input would have no row or no column of it
-        has no proposals; that is logged as a warning.
+        """Masks of one image, in the order of SAM's automatic mask generator.
 
         Args:
             image_HW3: uint8 RGB, (H, W, 3).
@@ -180,54 +169,7 @@ class SamProposer:
                 f"Expected image_HW3 to be uint8 of shape (H, W, 3), got {image_HW3.dtype} of "
                 f"shape {image_HW3.shape}; convert the image to 8-bit RGB."
             )
-        height, width, _ = image_HW3.shape
-        for layers in range(config.crop_n_layers, -1, -1):
-            generator = self._generator(config, layers, (height, width))
-            if _every_crop_is_visible(generator, (height, width)):
-                return _to_proposals(generator.generate(image_HW3), (height, width))
-        _LOG.warning(
-            "Expected an image that SAM can scale to a longer side of %d pixels, got %d x %d, of "
-            "which no row or no column is left then: no proposals. Crop it to a usual shape.",
-            generator.predictor.transform.target_length,
-            height,
-            width,
-        )
-        return Proposals.empty((height, width))
-
-    def _generator(self, config: ProposalConfig, layers: int, hw: tuple[int, int]) -> _Generator:
-        bytes_per_point = _MASKS_PER_POINT * hw[0] * hw[1] * torch.float32.itemsize
-        return _Generator(
-            self._sam,
-            points_per_side=config.points_per_side,
-            points_per_batch=max(1, min(_POINTS_PER_BATCH, _LOGIT_BYTES // bytes_per_point)),
-            pred_iou_thresh=config.pred_iou_thresh,
-            stability_score_thresh=config.stability_score_thresh,
-            crop_n_layers=layers,
-            crop_n_points_downscale_factor=config.crop_n_points_downscale_factor,
-            min_mask_region_area=config.min_mask_region_area,
-        )
-
-
-def _every_crop_is_visible(generator: _Generator, hw: tuple[int, int]) -> bool:
-    """Whether each crop has pixels, also after it is scaled to the model's input."""
-    boxes_xyxy, _ = generate_crop_boxes(hw, generator.crop_n_layers, generator.crop_overlap_ratio)
-    scale: ResizeLongestSide = generator.predictor.transform
-    sizes = [(y1 - y0, x1 - x0) for x0, y0, x1, y1 in boxes_xyxy]
-    return all(
-        min(size) > 0 and min(scale.get_preprocess_shape(*size, scale.target_length)) > 0
-        for size in sizes
-    )
-
-
-def _to_proposals(records: list[dict[str, Any]], hw: tuple[int, int]) -> Proposals:
-    if not records:
-        return Proposals.empty(hw)
-    return Proposals(
-        masks_NHW=np.stack([record["segmentation"] for record in records]),
-        boxes_xywh=np.array([record["bbox"] for record in records]).astype(np.int64),
-        predicted_iou=np.array([record["predicted_iou"] for record in records], dtype=np.float32),
-        stability=np.array([record["stability_score"] for record in records], dtype=np.float32),
-    )
+        return MaskGenerator(self._sam, config, self.device).generate([image_HW3])[0]
 
 
 def _read_state(path: Path, sam_type: str) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import ImageEncoderViT
 
 import hybridgl
+from hybridgl import mask_generator
 from hybridgl.config import PROPOSALS_SHAPES, ProposalConfig
 from hybridgl.errors import UserError
-from hybridgl.models import sam_proposals
 from hybridgl.models.sam_proposals import SAM_TYPES, SamProposer, build_tiny_sam
 from hybridgl.proposals import Proposals
 from refer.shapes.world import training_scene
@@ -70,7 +70,8 @@ def _assert_equals_records(proposals: Proposals, records):
     for index, record in enumerate(records):
         np.testing.assert_array_equal(proposals.masks_NHW[index], record["segmentation"])
         assert proposals.boxes_xywh[index].tolist() == record["bbox"]
-        assert proposals.predicted_iou[index] == np.float32(record["predicted_iou"])
+        # A click's qualities are computed beside other clicks here: the last bits differ.
+        assert proposals.predicted_iou[index] == pytest.approx(record["predicted_iou"], abs=1e-6)
         assert proposals.stability[index] == np.float32(record["stability_score"])
 
 
@@ -120,7 +121,8 @@ def test_proposing_twice_gives_the_same_bits(sam, image):
 
 def test_a_large_picture_in_smaller_batches_gives_the_same_masks(sam, image, monkeypatch):
     whole = SamProposer(sam).propose(image, ANY_MASK)
-    monkeypatch.setattr(sam_proposals, "_LOGIT_BYTES", 2 * 3 * 60 * 80 * 4)
+    monkeypatch.setattr(mask_generator, "_LOGIT_BYTES", 2 * 60 * 80 * 4)
+    monkeypatch.setattr(mask_generator, "_CLICKS", {"cpu": 2})
 
     in_pairs = SamProposer(sam).propose(image, ANY_MASK)
 
