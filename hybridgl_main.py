@@ -28,6 +28,7 @@ from suite.evaluation import (
 )
 from suite.methods import add_run_arguments
 from suite.runs import (
+    Run,
     faults_of,
     finished_records,
     leave_results,
@@ -35,6 +36,7 @@ from suite.runs import (
     prepare,
 )
 from suite.shards import (
+    Shard,
     add_shard_argument,
     check_other_shards,
     merge_shards,
@@ -78,17 +80,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate the split, or a shard of it, and leave records, summary and figures."""
-    this = prepare(arguments)
+    execute(prepare(arguments), shard=arguments.shard, overwrite=arguments.overwrite)
+
+
+def execute(this: Run, *, shard: Shard | None = None, overwrite: bool = False) -> None:
+    """Do a run that is ready, or a shard of it; what it prints is its report."""
     method, source, split = this.method, this.source, this.split
-    check_settings(this.output, this.settings, overwrite=arguments.overwrite)
-    if not (arguments.overwrite or arguments.shard):
+    check_settings(this.output, this.settings, overwrite=overwrite)
+    if not (overwrite or shard):
         finished = finished_records(this)
         if finished is not None:
             print(f"\n{leave_scores_again(this, finished)}")
             return
     method.load()
     check_truths(split)
-    watch, shard, faults = Stopwatch(), arguments.shard, faults_of(split)
+    watch, faults = Stopwatch(), faults_of(split)
     if shard:
         check_other_shards(shard, this.output, this.settings, faults)
     with watch.measure("proposals"):

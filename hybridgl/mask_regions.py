@@ -47,7 +47,7 @@ def _small_regions(
     _, labels_HW, statistics, _ = cv2.connectedComponentsWithStats(
         region_HW.view(np.uint8), connectivity=_NEIGHBOURS
     )
-    areas = np.asarray(statistics)[:, cv2.CC_STAT_AREA]
+    areas = np.asarray(statistics, dtype=np.int32)[:, cv2.CC_STAT_AREA]
     small = areas < min_area
     small[0] = False
-    return small, np.asarray(labels_HW), areas
+    return small, np.asarray(labels_HW, dtype=np.int32), areas
