@@ -16,16 +16,18 @@ from hybridgl.arguments import (
     method_config_from_arguments,
 )
 from hybridgl.errors import PictureError, UserError
+from hybridgl.images import RgbImage
 from hybridgl.pipeline import HybridGL
 from refer.arguments import (
     add_split_arguments,
     check_split_arguments,
     split_from_arguments,
 )
+from refer.dataset import Ref
 from refer.errors import DataError
 from suite.pictures import open_image, warn_unreadable
 from suite.shards import add_shard_argument
-from utils.runtime import add_store_arguments, progress, run_program, store_from_arguments
+from utils.runtime import add_store_arguments, ahead, progress, run_program, store_from_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,22 +55,35 @@ def run(arguments: argparse.Namespace) -> None:
     image_ids = arguments.shard.image_ids(split) if arguments.shard else list(split.images)
     refs_by_image = split.refs_by_image()
     num_maps = num_images = 0
-    for image_id in progress(image_ids, "GEM maps", "image"):
-        refs = refs_by_image[image_id]
-        sentences = [sentence.raw for ref in refs for sentence in ref.sentences]
-        phrases = {expression.noun_phrase for expression in model.parse(sentences)}
+    raws = {image_id: _raw_sentences(refs_by_image[image_id]) for image_id in image_ids}
+    every = list(dict.fromkeys(raw for some in raws.values() for raw in some))
+    phrase_of = {r: e.noun_phrase for r, e in zip(every, model.parse(every), strict=True)}
+
+    def read(image_id: int) -> tuple[int, RgbImage | None]:
         try:
             image = open_image(split, image_id)
-            num_maps += len(model.low_resolution_maps(image, sorted(phrases)))
-            num_images += 1
+            _ = image.pil
         except PictureError as error:
             warn_unreadable(split, image_id, error)
+            return image_id, None
+        return image_id, image
+
+    with store.writing_behind():
+        for image_id, image in ahead(read, progress(image_ids, "GEM maps", "image")):
+            if image is not None:
+                phrases = {phrase_of[raw] for raw in raws[image_id]}
+                num_maps += len(model.low_resolution_maps(image, sorted(phrases)))
+                num_images += 1
     skipped = len(image_ids) - num_images
     print(
         f"maps of {num_maps} noun phrases in {num_images} images in {store.root}/: "
         f"{store.hits['gem']} images found there, {store.misses['gem']} made"
         + (f"; {skipped} images cannot be read." if skipped else ".")
     )
+
+
+def _raw_sentences(refs: Sequence[Ref]) -> list[str]:
+    return [sentence.raw for ref in refs for sentence in ref.sentences]
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ class Backbones:
     Attributes:
         weights: their files.
         device: where they run.
-        dtype: float32, or bfloat16 for the matrix products of CLIP's encoders; SAM computes in
-            float32, so that the candidates stay the same.
+        dtype: of the matrix products in CLIP's residual blocks and in SAM's image encoder: float32,
+            or bfloat16, with which other masks and picks may come out.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Backbones:
             UserError: no such file, damaged, or of another type.
         """
         return SamProposer.from_checkpoint(
-            self.weights.sam_checkpoint, self.weights.sam_type, self.device
+            self.weights.sam_checkpoint, self.weights.sam_type, self.device, self.dtype
         )
 
     @cached_property

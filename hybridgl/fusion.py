@@ -24,7 +24,7 @@ from hybridgl.models.clip_encoder import (
     qkv_heads,
     residual_block,
 )
-from hybridgl.models.transformer import attend
+from hybridgl.models.transformer import attend, linear
 
 __all__ = ["mask_features"]
 
@@ -64,7 +64,7 @@ def mask_features(
         return tokens_NTD
 
     def project(class_ND: Tensor) -> Tensor:
-        return visual.ln_post(class_ND) @ visual.proj
+        return linear(visual.ln_post(class_ND), visual.proj.T)
 
     return forward(masks, trunk, project, local_N3RR, global_N3RR)
 

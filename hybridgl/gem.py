@@ -81,7 +81,7 @@ def patch_features(visual: VisionTower, images_B3RR: Tensor, config: GemConfig) 
         y_BTD = y_BTD + linear(mean_BTD, out_proj.weight, out_proj.bias)
         if block is not blocks[-1]:
             x_BTD = finish_block(block, x_BTD, attend(q_BhTd, k_BhTd, v_BhTd))
-    return F.normalize(visual.ln_post(y_BTD[:, 1:]) @ visual.proj, dim=-1)
+    return F.normalize(linear(visual.ln_post(y_BTD[:, 1:]), visual.proj.T), dim=-1)
 
 
 def low_resolution_maps(patches_PE: Tensor, phrases_SE: Tensor) -> Tensor:
@@ -95,7 +95,8 @@ def low_resolution_maps(patches_PE: Tensor, phrases_SE: Tensor) -> Tensor:
         float32, (S, g, g), -1 to 1.
     """
     side = round(patches_PE.shape[0] ** 0.5)
-    return (F.normalize(phrases_SE, dim=-1) @ patches_PE.T).unflatten(-1, (side, side))
+    cosines_PS = linear(patches_PE, F.normalize(phrases_SE, dim=-1))
+    return cosines_PS.T.unflatten(-1, (side, side))
 
 
 def heat_map(low_Sgg: Tensor, side: int, hw: tuple[int, int]) -> Tensor:

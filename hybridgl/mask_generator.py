@@ -16,8 +16,9 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from hybridgl.models import sam_encoder
 from hybridgl.models.sam_decoder import ClickDecoder, DecodedClicks
 from hybridgl.proposals import Proposals
 
-__all__ = ["MaskGenerator", "crop_boxes", "point_grid"]
+__all__ = ["IMAGES_AT_ONCE", "MaskGenerator", "crop_boxes", "point_grid"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ _EDGE_PIXELS = 20.0
 _CLICKS = {"cpu": 16, "cuda": 128}
 """Clicks decoded at once."""
 
-_INPUTS = {"cpu": 1, "cuda": 8}
-"""Pictures and crops encoded at once; a CPU gains nothing from more."""
+IMAGES_AT_ONCE = {"cpu": 1, "cuda": 8}
+"""Pictures or crops that go through the encoder together; a CPU gains nothing from more."""
 
 _LOGIT_BYTES = 2**28
 """Memory for the masks, at the size of the crop, that are drawn at once."""
@@ -101,6 +102,21 @@ class _Crop:
         """Height and width in pixels of the picture."""
         x0, y0, x1, y1 = self.box
         return y1 - y0, x1 - x0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drawn:
+    """Masks of one crop, on the host.
+
+    Attributes:
+        box: of the crop: x0, y0, x1, y1, right and bottom exclusive.
+        places_N: places of the masks among all of their picture.
+        bits_NB: the masks, eight pixels a byte.
+    """
+
+    box: tuple[int, int, int, int]
+    places_N: NDArray[np.int64]
+    bits_NB: NDArray[np.uint8]
 
 
 def point_grid(points_per_side: int) -> NDArray[np.float64]:
@@ -152,7 +168,6 @@ class MaskGenerator:
         self._sam, self._config, self._device = sam, config, device
         self._side: int = sam.image_encoder.img_size
 
-    @torch.inference_mode()
     def generate(self, images: Sequence[NDArray[np.uint8]]) -> list[Proposals]:
         """Masks of pictures, in the order of the library's generator.
 
@@ -163,13 +178,27 @@ class MaskGenerator:
         Args:
             images: uint8 RGB, (H, W, 3), of any sizes.
         """
+        return [finish() for finish in self.begin(images)]
+
+    @torch.inference_mode()
+    def begin(self, images: Sequence[NDArray[np.uint8]]) -> list[Callable[[], Proposals]]:
+        """The device's part of ``generate``.
+
+        Args:
+            images: uint8 RGB, (H, W, 3), of any sizes.
+
+        Returns:
+            For every picture a function that does what is left, which is the host's alone: it may
+            run in another thread.
+        """
         crops_of = [self._crops(image_HW3) for image_HW3 in images]
         embeddings = self._embeddings([crop for crops in crops_of for crop in crops])
-        proposals = []
+        unfinished = []
         for image_HW3, crops in zip(images, crops_of, strict=True):
-            found = [(crop, self._masks(next(embeddings), crop, image_HW3)) for crop in crops]
-            proposals.append(self._gather(found, image_HW3.shape[:2]))
-        return proposals
+            hw = image_HW3.shape[:2]
+            found = [(crop, self._masks(next(embeddings), crop, hw)) for crop in crops]
+            unfinished.append(self._gather(found, hw))
+        return unfinished
 
     def _crops(self, image_HW3: NDArray[np.uint8]) -> list[_Crop]:
         """The picture and its crops, scaled; none where the picture cannot be."""
@@ -200,7 +229,7 @@ class MaskGenerator:
 
     def _embeddings(self, crops: Sequence[_Crop]) -> Iterator[Tensor]:
         """Embedding of every crop, (C, g, g), a batch at a time."""
-        per_batch = _INPUTS[self._device.type]
+        per_batch = IMAGES_AT_ONCE[self._device.type]
         for start in range(0, len(crops), per_batch):
             batch = torch.stack([self._padded(crop) for crop in crops[start : start + per_batch]])
             yield from sam_encoder.encode(self._sam.image_encoder, batch)
@@ -211,7 +240,7 @@ class MaskGenerator:
         normed_3hw = (pixels_3hw - self._sam.pixel_mean) / self._sam.pixel_std
         return F.pad(normed_3hw, (0, self._side - width, 0, self._side - height))
 
-    def _masks(self, embedding_Cgg: Tensor, crop: _Crop, image_HW3: NDArray[np.uint8]) -> _Masks:
+    def _masks(self, embedding_Cgg: Tensor, crop: _Crop, hw: tuple[int, int]) -> _Masks:
         """Masks of a crop that pass the filters, without the duplicates among them."""
         config = self._config
         decoder = ClickDecoder(self._sam, embedding_Cgg)
@@ -229,7 +258,7 @@ class MaskGenerator:
         if waiting:
             drawn += self._draw(decoder, upsample, waiting)
         masks = _concatenated(drawn, crop.hw, self._device)
-        keep_N = ~_near_inner_edge(masks.boxes_N4, crop.box, image_HW3.shape[:2])
+        keep_N = ~_near_inner_edge(masks.boxes_N4, crop.box, hw)
         if config.stability_score_thresh > 0:
             keep_N &= masks.stability_N >= config.stability_score_thresh
         masks = masks[keep_N]
@@ -263,58 +292,65 @@ class MaskGenerator:
                 _packed(masks_Nhw), _boxes(masks_Nhw), some_iou_N, _stability(logits_Nhw, threshold)
             )
 
-    def _gather(self, found: Sequence[tuple[_Crop, _Masks]], hw: tuple[int, int]) -> Proposals:
-        """Masks of a picture's crops, without duplicates, cleaned."""
+    def _gather(
+        self, found: Sequence[tuple[_Crop, _Masks]], hw: tuple[int, int]
+    ) -> Callable[[], Proposals]:
+        """Leave out duplicates among a picture's crops; what is left to do with the others."""
         if not sum(len(masks.iou_N) for _, masks in found):
-            return Proposals.empty(hw)
+            return partial(Proposals.empty, hw)
         boxes_N4 = torch.cat(
             [masks.boxes_N4 + masks.boxes_N4.new_tensor(crop.box[:2] * 2) for crop, masks in found]
         )
-        keep_N = torch.arange(len(boxes_N4), device=self._device)
+        counts = [len(masks.iou_N) for _, masks in found]
+        kept_N = torch.arange(len(boxes_N4), device=self._device)
         if len(found) > 1:
             # Masks of smaller crops are preferred.
-            area_N = torch.cat(
-                [
-                    box_area(torch.tensor([crop.box])).expand(len(masks.iou_N))
-                    for crop, masks in found
-                ]
-            )
-            keep_N = nms(boxes_N4.float(), (1 / area_N).to(self._device), _NMS_IOU)
-        order = keep_N.cpu()
-        masks_NHW = _unpacked(found, order, hw)
-        iou_N = torch.cat([masks.iou_N for _, masks in found])[keep_N]
-        stability_N = torch.cat([masks.stability_N for _, masks in found])[keep_N]
-        return self._cleaned(
-            masks_NHW,
-            boxes_N4[keep_N].cpu().numpy(),
-            iou_N.cpu().numpy(),
-            stability_N.cpu().numpy(),
+            area_C = box_area(torch.tensor([crop.box for crop, _ in found]))
+            preference_N = (1 / area_C).repeat_interleave(torch.tensor(counts))
+            kept_N = nms(boxes_N4.float(), preference_N.to(self._device), _NMS_IOU)
+        drawn = []
+        for (crop, masks), first in zip(found, itertools.accumulate([0, *counts]), strict=False):
+            places_N = ((kept_N >= first) & (kept_N < first + len(masks.iou_N))).nonzero()[:, 0]
+            bits_NB = masks.bits_NB[kept_N[places_N] - first]
+            drawn.append(_Drawn(crop.box, places_N.cpu().numpy(), bits_NB.cpu().numpy()))
+        return partial(
+            _finish,
+            drawn,
+            hw,
+            boxes_N4[kept_N].cpu().numpy(),
+            torch.cat([masks.iou_N for _, masks in found])[kept_N].cpu().numpy(),
+            torch.cat([masks.stability_N for _, masks in found])[kept_N].cpu().numpy(),
+            self._config.min_mask_region_area,
         )
 
-    def _cleaned(
-        self,
-        masks_NHW: NDArray[np.bool_],
-        boxes_N4: NDArray[np.int64],
-        iou_N: NDArray[np.float32],
-        stability_N: NDArray[np.float32],
-    ) -> Proposals:
-        """Masks without small regions, and without the duplicates that arise from that."""
-        if self._config.min_mask_region_area > 0:
-            changed_N = np.zeros(len(masks_NHW), dtype=bool)
-            for index, mask_HW in enumerate(masks_NHW):
-                masks_NHW[index], changed_N[index] = without_small_regions(
-                    mask_HW, self._config.min_mask_region_area
-                )
-            changed = torch.from_numpy(masks_NHW[changed_N])
-            boxes_N4[changed_N] = _boxes(changed).numpy()
-            # Masks that needed no change are preferred.
-            keep = nms(
-                torch.from_numpy(boxes_N4).float(), torch.from_numpy(~changed_N).float(), _NMS_IOU
-            ).numpy()
-            masks_NHW, boxes_N4 = masks_NHW[keep], boxes_N4[keep]
-            iou_N, stability_N = iou_N[keep], stability_N[keep]
-        boxes_xywh = np.concatenate([boxes_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]], axis=1)
-        return Proposals(masks_NHW, boxes_xywh, iou_N, stability_N)
+
+def _finish(
+    drawn: Sequence[_Drawn],
+    hw: tuple[int, int],
+    boxes_N4: NDArray[np.int64],
+    iou_N: NDArray[np.float32],
+    stability_N: NDArray[np.float32],
+    min_area: int,
+) -> Proposals:
+    """Masks at their places in the picture, without small regions and the duplicates these hid."""
+    masks_NHW = np.zeros((len(iou_N), *hw), dtype=np.bool_)
+    for part in drawn:
+        x0, y0, x1, y1 = part.box
+        shape = (-1, y1 - y0, x1 - x0)
+        pixels_NP = np.unpackbits(part.bits_NB, axis=1, count=shape[1] * shape[2])
+        masks_NHW[part.places_N, y0:y1, x0:x1] = pixels_NP.view(np.bool_).reshape(shape)
+    if min_area > 0:
+        changed_N = np.zeros(len(masks_NHW), dtype=bool)
+        for index, mask_HW in enumerate(masks_NHW):
+            masks_NHW[index], changed_N[index] = without_small_regions(mask_HW, min_area)
+        boxes_N4[changed_N] = _boxes(torch.from_numpy(masks_NHW[changed_N])).numpy()
+        # Masks that needed no change are preferred.
+        boxes, unchanged_N = torch.from_numpy(boxes_N4).float(), torch.from_numpy(~changed_N)
+        kept_N = nms(boxes, unchanged_N.float(), _NMS_IOU).numpy()
+        masks_NHW, boxes_N4 = masks_NHW[kept_N], boxes_N4[kept_N]
+        iou_N, stability_N = iou_N[kept_N], stability_N[kept_N]
+    boxes_xywh = np.concatenate([boxes_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]], axis=1)
+    return Proposals(masks_NHW, boxes_xywh, iou_N, stability_N)
 
 
 class _Filtered:
@@ -433,27 +469,6 @@ def _packed(masks_Nhw: Tensor) -> Tensor:
     pixels_NB8 = padded_NP.unflatten(1, (-1, 8))
     places_8 = torch.arange(7, -1, -1, device=pixels_NB8.device, dtype=torch.uint8)
     return (pixels_NB8 << places_8).sum(dim=2, dtype=torch.uint8)
-
-
-def _unpacked(
-    found: Sequence[tuple[_Crop, _Masks]], order: Tensor, hw: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """The chosen masks of all crops, at their places in the picture, bool, (N, H, W)."""
-    masks_NHW = np.zeros((len(order), *hw), dtype=np.bool_)
-    place_of = {int(row): place for place, row in enumerate(order)}
-    start = 0
-    for crop, masks in found:
-        rows = [row for row in place_of if start <= row < start + len(masks.iou_N)]
-        if rows:
-            index = torch.tensor(rows, device=masks.bits_NB.device) - start
-            bits_NB = masks.bits_NB[index].cpu().numpy()
-            height, width = crop.hw
-            pixels_NP = np.unpackbits(bits_NB, axis=1, count=height * width).view(np.bool_)
-            x0, y0, x1, y1 = crop.box
-            places = [place_of[row] for row in rows]
-            masks_NHW[places, y0:y1, x0:x1] = pixels_NP.reshape(-1, height, width)
-        start += len(masks.iou_N)
-    return masks_NHW
 
 
 def _concatenated(parts: Sequence[_Masks], hw: tuple[int, int], device: torch.device) -> _Masks:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from hybridgl import mask_rle
 from hybridgl.backbones import Backbones
 from hybridgl.config import ProposalConfig
 from hybridgl.images import RgbImage
+from hybridgl.mask_generator import IMAGES_AT_ONCE
 from hybridgl.proposals import Proposals
 
 __all__ = [
@@ -111,29 +113,48 @@ class SamProposals:
         self._backbones = backbones
         self._store = store
 
+    @property
+    def images_at_once(self) -> int:
+        """Pictures that are worth giving to ``begin`` together."""
+        return IMAGES_AT_ONCE[self._backbones.device.type]
+
     def propose(self, image: RgbImage) -> Proposals:
         """Masks of a picture, in the generator's order."""
-        if self._store is None:
-            return self._backbones.proposer.propose(image.pixels_HW3, self.config)
-        key = self._key(image)
-        entry = self._store.load("proposals", key)
-        if entry:
-            return _unpack(entry)
-        proposals = self._backbones.proposer.propose(image.pixels_HW3, self.config)
-        self._store.save("proposals", key, *_pack(proposals))
-        return proposals
+        entry = self._load(image)
+        return _unpack(entry) if entry else self.begin([image])[0]()
 
-    def count(self, image: RgbImage) -> int:
-        """Number of a picture's masks, without decoding those that are stored."""
+    def stored_count(self, image: RgbImage) -> int | None:
+        """Number of a picture's masks, without decoding them; None where the store lacks them."""
+        entry = self._load(image)
+        return len(entry.arrays["boxes_xywh"]) if entry else None
+
+    def begin(self, images: Sequence[RgbImage]) -> list[Callable[[], Proposals]]:
+        """The device's part of making the masks of several pictures, whatever the store holds.
+
+        Returns:
+            For every picture a function that does the host's part, in any thread: it cleans the
+            masks and stores them.
+        """
+        pixels = [image.pixels_HW3 for image in images]
+        unfinished = self._backbones.proposer.begin(pixels, self.config)
+        return [
+            partial(self._finish, self._key(image), finish)
+            for image, finish in zip(images, unfinished, strict=True)
+        ]
+
+    def _load(self, image: RgbImage) -> StoredEntry | None:
+        return self._store.load("proposals", self._key(image)) if self._store is not None else None
+
+    def _finish(self, key: str, finish: Callable[[], Proposals]) -> Proposals:
+        proposals = finish()
         if self._store is not None:
-            entry = self._store.load("proposals", self._key(image))
-            if entry:
-                return len(entry.arrays["boxes_xywh"])
-        return len(self.propose(image))
+            self._store.save("proposals", key, *_pack(proposals))
+        return proposals
 
     def _key(self, image: RgbImage) -> str:
         settings = {
             "sam": self._backbones.digest("sam"),
+            "dtype": str(self._backbones.dtype),
             "config": dataclasses.asdict(self.config),
         }
         return stage_key(image, "proposals", settings)

@@ -7,22 +7,25 @@ not depend on the order of the work or on how it is divided.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hybridgl.errors import PictureError
 from hybridgl.evaluation import ImageEvaluation, Outcome, candidate_caps
+from hybridgl.images import RgbImage
 from hybridgl.language import ParsedExpression
+from hybridgl.pipeline import Scores
 from hybridgl.proposals import Proposals
 from refer.dataset import Id, Ref, ReferSplit, Sentence
 from suite.methods import Method
 from suite.pictures import open_image, warn_unreadable
 from suite.proposals import ProposalSource
 from utils.records import Pick, Record
-from utils.runtime import progress
+from utils.runtime import ahead, progress
 
 __all__ = [
     "SampleId",
@@ -59,12 +62,9 @@ def count_proposals(
 ) -> dict[int, int]:
     """Number of proposals of images, each made if it is not stored; 0 where there is no picture."""
     unreadable = {*split.faults.missing, *split.faults.damaged}
-    counts = {}
-    for image_id in progress(list(image_ids), "proposals", "image"):
-        counts[image_id] = 0
-        if image_id not in unreadable:
-            with contextlib.suppress(PictureError):  # named when its sentences are scored
-                counts[image_id] = source.count(image_id)
+    counts = dict.fromkeys(image_ids, 0)
+    readable = [image_id for image_id in counts if image_id not in unreadable]
+    counts.update(progress(source.counts(readable), "proposals", "image", total=len(readable)))
     return counts
 
 
@@ -128,12 +128,26 @@ def evaluate(
         counts: proposals of the images, which are all that are looked at.
         caps: effective caps of every ref of the images.
     """
+    samples_of = _samples(split, counts)
+    raws = [sentence.raw for samples in samples_of.values() for _, sentence in samples]
+    parsed = dict(zip(raws, method.parse(raws), strict=True))
+
+    def load(image_id: int) -> _Loaded:
+        return _load(method, source, split, samples_of[image_id], parsed)
+
+    def score(loaded: _Loaded) -> tuple[_Loaded, list[Scores]]:
+        if loaded.image is None:
+            return loaded, []
+        return loaded, method.score(loaded.image, loaded.proposals, loaded.expressions)
+
+    def record(scored: tuple[_Loaded, list[Scores]]) -> dict[SampleId, VariantsByCap]:
+        return _records(method, split, *scored, caps)
+
+    # The device works in this thread, on what another one reads; a third one compares masks.
     variants: dict[SampleId, VariantsByCap] = {}
-    refs_by_image = split.refs_by_image()
-    for image_id in progress(counts, "picks", "image"):
-        samples = [(ref, sent) for ref in refs_by_image[image_id] for sent in ref.sentences]
-        if samples:  # images of refs without sentences are named among the split's problems
-            variants |= _evaluate_image(method, source, split, samples, caps)
+    scored = map(score, ahead(load, progress(samples_of, "picks", "image")))
+    for of_image in ahead(record, scored):
+        variants |= of_image
     return variants
 
 
@@ -154,42 +168,88 @@ def in_dataset_order(
     ]
 
 
-def _evaluate_image(
+@dataclass(frozen=True, slots=True, eq=False)
+class _Loaded:
+    """An image with all that its sentences are scored with.
+
+    Attributes:
+        image_id: its id.
+        samples: its sentences, each with its ref.
+        expressions: the sentences, parsed.
+        truths_SHW: the truth of every sentence, bool.
+        image: None where it cannot be read.
+        proposals: its masks; none where it cannot be read.
+    """
+
+    image_id: int
+    samples: Sequence[tuple[Ref, Sentence]]
+    expressions: Sequence[ParsedExpression]
+    truths_SHW: NDArray[np.bool_]
+    image: RgbImage | None
+    proposals: Proposals
+
+
+def _samples(split: ReferSplit, image_ids: Iterable[int]) -> dict[int, list[tuple[Ref, Sentence]]]:
+    """Sentences of images, each with its ref; images of refs without sentences are left out.
+
+    They are named among the split's problems.
+    """
+    refs_by_image = split.refs_by_image()
+    samples_of = {
+        image_id: [(ref, sent) for ref in refs_by_image[image_id] for sent in ref.sentences]
+        for image_id in image_ids
+    }
+    return {image_id: samples for image_id, samples in samples_of.items() if samples}
+
+
+def _load(
     method: Method,
     source: ProposalSource,
     split: ReferSplit,
     samples: Sequence[tuple[Ref, Sentence]],
-    caps: Mapping[Id, Sequence[int]],
-) -> dict[SampleId, VariantsByCap]:
+    parsed: Mapping[str, ParsedExpression],
+) -> _Loaded:
     image_id = samples[0][0].image_id
-    expressions = method.parse([sentence.raw for _, sentence in samples])
     drop_overlaps = method.quirks.overlapping_polygons_dropped
     truth_of = {ref.ref_id: split.truth(ref, drop_overlaps=drop_overlaps) for ref, _ in samples}
     truths_SHW = np.stack([truth_of[ref.ref_id] for ref, _ in samples])
+    height, width = truths_SHW.shape[1:]
+    image, proposals = None, Proposals.empty((height, width))
     try:
         image = open_image(split, image_id)
+        _ = image.pil  # decoded here, while the device works on the image before
         proposals = source.propose(image_id, image)
-        scores = method.score(image, proposals, expressions)
     except PictureError as error:
         warn_unreadable(split, image_id, error)
-        height, width = truths_SHW.shape[1:]
-        proposals, scores = Proposals.empty((height, width)), []
-    evaluation = ImageEvaluation(proposals, truths_SHW)
+        image = None
+    expressions = [parsed[sentence.raw] for _, sentence in samples]
+    return _Loaded(image_id, samples, expressions, truths_SHW, image, proposals)
+
+
+def _records(
+    method: Method,
+    split: ReferSplit,
+    loaded: _Loaded,
+    scores: Sequence[Scores],
+    caps: Mapping[Id, Sequence[int]],
+) -> dict[SampleId, VariantsByCap]:
+    evaluation = ImageEvaluation(loaded.proposals, loaded.truths_SHW)
     nothing: dict[str, int | None] = dict.fromkeys(method.picks)
     variants: dict[SampleId, VariantsByCap] = {}
-    for row, (ref, sentence) in enumerate(samples):
+    for row, (ref, sentence) in enumerate(loaded.samples):
+        expression = loaded.expressions[row]
         described = {
             "dataset": split.dataset,
             "split": split.split,
             "ref_id": ref.ref_id,
             "sent_id": sentence.sent_id,
-            "image_id": image_id,
-            "image_missing": not scores,
+            "image_id": loaded.image_id,
+            "image_missing": loaded.image is None,
             "sentence": sentence.raw,
             "kind": sentence.kind,
-            **_parse_fields(expressions[row]),
-            "truncated": method.backbones.clip.is_truncated(expressions[row].sentence),
-            "num_proposals": len(proposals),
+            **_parse_fields(expression),
+            "truncated": method.backbones.clip.is_truncated(expression.sentence),
+            "num_proposals": len(loaded.proposals),
         }
         of_cap = variants[ref.ref_id, sentence.sent_id] = {}
         for cap in caps[ref.ref_id]:

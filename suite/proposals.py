@@ -5,7 +5,12 @@ A run's methods all see the same source, so that what they score compares.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +19,7 @@ from numpy.typing import NDArray
 
 from hybridgl.backbones import Backbones
 from hybridgl.config import ProposalConfig
-from hybridgl.errors import UserError
+from hybridgl.errors import PictureError, UserError
 from hybridgl.images import RgbImage
 from hybridgl.proposals import Proposals
 from hybridgl.stages import ArtefactStore, SamProposals
@@ -23,9 +28,13 @@ from refer.errors import DataError
 from refer.ground_truth import check_segmentation, ground_truth
 from suite.pictures import open_image
 from third_party.coco_results import ProposalFile, check_images, read_proposal_file
-from utils.runtime import progress
+from utils.runtime import ahead, progress
 
 __all__ = ["FileSource", "ProposalSource", "SamSource", "TruthSource"]
+
+
+_FINISHERS = min(os.cpu_count() or 1, 8)
+"""Threads that clean and store masks."""
 
 
 class ProposalSource(Protocol):
@@ -42,7 +51,19 @@ class ProposalSource(Protocol):
     problems: tuple[str, ...]
 
     def count(self, image_id: int) -> int:
-        """Number of an image's masks."""
+        """Number of an image's masks.
+
+        Raises:
+            PictureError: the image cannot be read, so that nothing is predicted for it.
+        """
+
+    def counts(self, image_ids: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """Every image's id and the number of its masks, in order; 0 where it cannot be read."""
+        for image_id in image_ids:
+            count = 0
+            with contextlib.suppress(PictureError):  # named when its sentences are scored
+                count = self.count(image_id)
+            yield image_id, count
 
     def propose(self, image_id: int, image: RgbImage) -> Proposals:
         """An image's masks; the image is the opened one of that id."""
@@ -51,7 +72,7 @@ class ProposalSource(Protocol):
         """What must be the same for the same masks, as JSON values."""
 
 
-class SamSource:
+class SamSource(ProposalSource):
     """SAM's automatic masks.
 
     Args:
@@ -73,7 +94,38 @@ class SamSource:
 
     def count(self, image_id: int) -> int:
         """Number of an image's masks, which are made if the store lacks them."""
-        return self._sam.count(open_image(self._split, image_id))
+        image = open_image(self._split, image_id)
+        stored = self._sam.stored_count(image)
+        return len(self._sam.propose(image)) if stored is None else stored
+
+    def counts(self, image_ids: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """Every image's id and the number of its masks, in order; 0 where it cannot be read.
+
+        While the device works on some images, threads read the next ones, and clean and store the
+        masks of the last.
+        """
+        return ahead(lambda finish: finish(), self._counting(image_ids), threads=_FINISHERS)
+
+    def _counting(self, image_ids: Iterable[int]) -> Iterator[Callable[[], tuple[int, int]]]:
+        """What is left to do for every image when the device is done with it."""
+        opened = ahead(self._open, image_ids)
+        while group := list(itertools.islice(opened, self._sam.images_at_once)):
+            lacking = [image for _, image, count in group if image and count is None]
+            unfinished = iter(self._sam.begin(lacking))
+            for image_id, _, count in group:
+                finish = next(unfinished) if count is None else None
+                yield partial(_counted, image_id, count, finish)
+
+    def _open(self, image_id: int) -> tuple[int, RgbImage | None, int | None]:
+        """An image, decoded where its masks are not stored; their number where they are."""
+        try:
+            image = open_image(self._split, image_id)
+            count = self._sam.stored_count(image)
+            if count is None:
+                _ = image.pixels_HW3
+        except PictureError:  # named when its sentences are scored
+            return image_id, None, 0
+        return image_id, image, count
 
     def propose(self, image_id: int, image: RgbImage) -> Proposals:
         """An image's masks, in the generator's order."""
@@ -84,7 +136,7 @@ class SamSource:
         return {"source": "sam", **dataclasses.asdict(self._sam.config)}
 
 
-class FileSource:
+class FileSource(ProposalSource):
     """Masks that another program wrote as COCO results or COCO annotations.
 
     Args:
@@ -130,7 +182,7 @@ class FileSource:
         return {"source": "coco", "file": self.name, "sha256": self._file.sha256}
 
 
-class TruthSource:
+class TruthSource(ProposalSource):
     """Every annotated object of an image: what is left to choose where the masks are perfect.
 
     Args:
@@ -172,6 +224,12 @@ class TruthSource:
     def describe(self) -> dict[str, Any]:
         """The annotations are described with the data."""
         return {"source": "gt"}
+
+
+def _counted(
+    image_id: int, count: int | None, finish: Callable[[], Proposals] | None
+) -> tuple[int, int]:
+    return image_id, len(finish()) if finish else count or 0
 
 
 def _check_masks(file: ProposalFile, split: ReferSplit) -> None:

@@ -10,7 +10,9 @@ import os
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,7 @@ from utils.store import Store
 __all__ = [
     "Stopwatch",
     "add_store_arguments",
+    "ahead",
     "check_output_folder",
     "check_settings",
     "peak_memory_bytes",
@@ -32,6 +35,7 @@ __all__ = [
 ]
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _LOG_SECONDS = 60
 
@@ -145,17 +149,51 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     return summary if isinstance(settings, dict) else None
 
 
-def progress(items: Iterable[Item], what: str, unit: str) -> Iterable[Item]:
+def progress(
+    items: Iterable[Item], what: str, unit: str, *, total: int | None = None
+) -> Iterable[Item]:
     """The items, with a progress bar; in a log, where a bar is no use, a line every minute.
 
     Args:
-        items: of a known number.
+        items: of a known number, unless ``total`` is given.
         what: name of the work.
         unit: of an item.
+        total: number of the items.
     """
     log = {} if sys.stderr.isatty() else {"delay": _LOG_SECONDS, "mininterval": _LOG_SECONDS}
-    bar: Iterable[Item] = tqdm(items, desc=what, unit=unit, **log)
+    bar: Iterable[Item] = tqdm(items, desc=what, unit=unit, total=total, **log)
     return bar
+
+
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int = 1
+) -> Iterator[Result]:
+    """Results of a function, computed by other threads while the caller works on earlier ones.
+
+    Args:
+        function: called with one item at a time.
+        items: drawn by the caller's thread.
+        threads: that call the function; at most this many results and three more wait.
+
+    Returns:
+        Results in the order of the items. What the function raises is raised in its result's place.
+
+    Example:
+        >>> list(ahead(str.upper, ["a", "b"]))
+        ['A', 'B']
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > threads + 3:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def peak_memory_bytes() -> int:

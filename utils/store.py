@@ -23,9 +23,11 @@ import os
 import re
 import secrets
 import socket
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,8 @@ _CHECKSUM = slice(
 
 _PARTIAL = re.compile(r"\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.partial")
 _ABANDONED_AFTER_SECONDS = 24 * 60 * 60
+
+_MOST_UNWRITTEN = 32
 
 _logger = logging.getLogger(__name__)
 
@@ -208,6 +212,9 @@ class Store:
         self.misses: Counter[str] = Counter()
         self.damaged: Counter[str] = Counter()
         self._reported: set[Path] = set()
+        self._counting = threading.Lock()
+        self._writer: ThreadPoolExecutor | None = None
+        self._unwritten: dict[Path, Future[None]] = {}
         for shard in root.glob("*/*"):
             sweep_partials(shard)
 
@@ -239,6 +246,8 @@ class Store:
             another key), which is logged once per entry.
         """
         path = self.path(kind, key)
+        if path in self._unwritten:
+            self._unwritten[path].result()
         entry: Entry | None = None
         try:
             if not self._overwrite or path in self._saved:
@@ -252,9 +261,10 @@ class Store:
                 _logger.warning(
                     "The store's entry %s is damaged and is made again: %s", path, error
                 )
-        if path not in self._counted:
-            self._counted.add(path)
-            (self.misses if entry is None else self.hits)[kind] += 1
+        with self._counting:
+            if path not in self._counted:
+                self._counted.add(path)
+                (self.misses if entry is None else self.hits)[kind] += 1
         return entry
 
     def save(
@@ -275,7 +285,38 @@ class Store:
                 and what to do.
         """
         path = self.path(kind, key)
-        atomic_write_bytes(path, _encode(kind, key, arrays, meta), option="--store")
+        content = _encode(kind, key, arrays, meta)
+        if self._writer is None:
+            self._write(path, content)
+            return
+        self._settle(_MOST_UNWRITTEN)
+        self._unwritten[path] = self._writer.submit(self._write, path, content)
+
+    @contextlib.contextmanager
+    def writing_behind(self) -> Iterator[None]:
+        """Within the block, `save` returns before its entry is on the disk; its end waits for all.
+
+        An entry that could not be written is told by a later `save`, or by the end of the block.
+        """
+        with ThreadPoolExecutor(1) as self._writer:
+            try:
+                yield
+                self._settle(0)
+            finally:
+                self._writer = None
+                for write in self._unwritten.values():
+                    write.cancel()
+        self._unwritten.clear()
+
+    def _settle(self, most: int) -> None:
+        """Forget entries that are written, and wait until at most so many are not."""
+        for path, write in list(self._unwritten.items()):
+            if write.done() or len(self._unwritten) > most:
+                write.result()
+                self._unwritten.pop(path, None)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        atomic_write_bytes(path, content, option="--store")
         self._reported.discard(path)
         self._saved.add(path)
 

@@ -8,7 +8,7 @@ Shapes: N proposals, H, W image pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,13 +163,31 @@ class SamProposer:
         Raises:
             ValueError: the image has another type or shape.
         """
-        is_rgb = image_HW3.ndim == 3 and image_HW3.shape[2] == 3 and image_HW3.size > 0
-        if image_HW3.dtype != np.uint8 or not is_rgb:
-            raise ValueError(
-                f"Expected image_HW3 to be uint8 of shape (H, W, 3), got {image_HW3.dtype} of "
-                f"shape {image_HW3.shape}; convert the image to 8-bit RGB."
-            )
-        return MaskGenerator(self._sam, config, self.device).generate([image_HW3])[0]
+        return self.begin([image_HW3], config)[0]()
+
+    def begin(
+        self, images: Sequence[NDArray[np.uint8]], config: ProposalConfig
+    ) -> list[Callable[[], Proposals]]:
+        """The device's part of proposing masks for several images.
+
+        Args:
+            images: uint8 RGB, (H, W, 3), of any sizes.
+            config: the generator's settings.
+
+        Returns:
+            For every image a function that does the host's part, in any thread.
+
+        Raises:
+            ValueError: an image has another type or shape.
+        """
+        for image_HW3 in images:
+            is_rgb = image_HW3.ndim == 3 and image_HW3.shape[2] == 3 and image_HW3.size > 0
+            if image_HW3.dtype != np.uint8 or not is_rgb:
+                raise ValueError(
+                    f"Expected image_HW3 to be uint8 of shape (H, W, 3), got {image_HW3.dtype} of "
+                    f"shape {image_HW3.shape}; convert the image to 8-bit RGB."
+                )
+        return MaskGenerator(self._sam, config, self.device).begin(images)
 
 
 def _read_state(path: Path, sam_type: str) -> dict[str, Tensor]:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 __all__ = ["attend", "linear", "mlp", "patch_tokens", "quick_gelu_", "set_product_dtype"]
 
-_CONVOLUTION_ROWS = 128
-"""Rows from which oneDNN's 1 x 1 convolution is faster than MKL's product on a CPU."""
+_LEAST_ROWS = 128
+"""Rows that a product of float32 on a CPU is filled up to: few rows are summed in another order
+than many, so that a result would depend on what it is computed with."""
 
 _MLP_ROWS = 1024
 """Rows that go through an MLP at once on a CPU, so that its wide middle stays in the cache."""
@@ -39,13 +40,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     x = x.to(weight.dtype)
     rows = x.shape[:-1].numel()
-    exact = weight.dtype is torch.float32
-    if not (exact and x.device.type == "cpu" and rows >= _CONVOLUTION_ROWS):
+    if x.device.type != "cpu" or weight.dtype is not torch.float32 or not rows * len(weight):
         return F.linear(x, weight, bias)
+    x_RK = x.reshape(rows, x.shape[-1])
+    if rows < _LEAST_ROWS:
+        x_RK = F.pad(x_RK, (0, 0, 0, _LEAST_ROWS - rows))
     # Channels last in memory: neither the input nor the output is copied.
-    columns_1K1T = x.reshape(1, rows, 1, x.shape[-1]).permute(0, 3, 1, 2)
-    out_1M1T = F.conv2d(columns_1K1T, weight[:, :, None, None], bias)
-    return out_1M1T.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+    out_1M1R = F.conv2d(x_RK[None, :, None].permute(0, 3, 2, 1), weight[:, :, None, None], bias)
+    return out_1M1R.permute(0, 3, 2, 1)[0, :rows, 0].reshape(*x.shape[:-1], len(weight))
 
 
 def attend(

@@ -13,6 +13,7 @@ import pickle
 import shutil
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -552,6 +553,9 @@ class FourQuarters:
             predicted_iou=np.ones(len(masks), np.float32),
             stability=np.ones(len(masks), np.float32),
         )
+
+    def begin(self, images, config):
+        return [partial(self.propose, image_HW3, config) for image_HW3 in images]
 
 
 def box_of(mask_HW):

@@ -223,7 +223,7 @@ def test_repeated_texts_are_computed_once(encoder, monkeypatch):
     batches = []
     encode = encoder._encode
     monkeypatch.setattr(
-        encoder, "_encode", lambda tokens: batches.append(len(tokens)) or encode(tokens)
+        encoder, "_encode", lambda texts: batches.append(len(texts)) or encode(texts)
     )
     features = encoder.encode_texts(["a cat", "a dog", "a cat"])
     encoder.encode_texts(["a dog", "a bird"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as coco_mask
 
 from hybridgl.config import PROPOSALS_REFCOCO
@@ -387,9 +389,14 @@ class TwoHalves:
         ones = np.ones(2, dtype=np.float32)
         return Proposals(masks_NHW, boxes, ones, ones)
 
+    def begin(self, images, config):
+        return [partial(self.propose, image_HW3, config) for image_HW3 in images]
+
 
 class OnlySam:
     """Backbones without any file."""
+
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, proposer):
         self.proposer = proposer

@@ -32,7 +32,7 @@ from suite.evaluation import (
     in_dataset_order,
 )
 from suite.methods import check_run_arguments
-from suite.proposals import TruthSource
+from suite.proposals import ProposalSource, TruthSource
 from suite.runs import run_name
 from tests.refer_factories import HW, LEFT_SENTENCES, RIGHT_SENTENCES, mini_refer
 
@@ -154,7 +154,7 @@ def test_effective_cap_changes_no_choice():
 # A split through a method.
 
 
-class Halves:
+class Halves(ProposalSource):
     """Proposes the left and the right half, and a pixel; of one image nothing."""
 
     def __init__(self, without=()):
