@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import io
 import json
 import logging
@@ -27,6 +29,7 @@ __all__ = [
     "ahead",
     "check_output_folder",
     "check_settings",
+    "keep_freed_memory",
     "peak_memory_bytes",
     "progress",
     "read_summary",
@@ -38,6 +41,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LOG_SECONDS = 60
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+_KEPT_BYTES = 2**30
+"""Allocations up to this size are kept, and so much at the end of the heap."""
 
 _FAILED = 2
 _INTERRUPTED = 130
@@ -53,6 +62,7 @@ def run_program(body: Callable[[], None], expected: tuple[type[Exception], ...])
     Returns:
         Exit status: 0, or 2 after an expected error, or 130 after an interruption.
     """
+    keep_freed_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names and sentences that the terminal cannot show are no reason to stop.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -68,6 +78,19 @@ def run_program(body: Callable[[], None], expected: tuple[type[Exception], ...])
     # Written when the exception is gone, and with it the body's progress bar, which ends its line.
     sys.stderr.write(line)
     return status
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep memory that is freed, instead of giving it back each time.
+
+    A model's tensors on a CPU are large enough that each new one would be fetched from the kernel,
+    page by page, which takes as long as many an operation on it. Does nothing where the C library
+    is not glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
