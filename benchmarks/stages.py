@@ -1,8 +1,9 @@
 """Time, throughput and peak memory of every stage at real size, with random weights.
 
 Each stage runs in a process of its own, so that its peak memory is its own, and beside a plain
-version in the same process: one mask, one sentence or one pair at a time. Random weights cost what
-trained ones cost, except in SAM's generator, whose thresholds are lowered so that masks survive.
+version in the same process: the library's own, or one mask, one sentence or one pair at a time.
+Random weights cost what trained ones cost, except in SAM's generator, whose thresholds are lowered
+so that masks survive.
 
 Example:
     python -m benchmarks.stages --masks 16 --output stages.json
@@ -11,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import subprocess
@@ -32,17 +34,26 @@ from torch import Tensor
 
 from hybridgl import fusion, gem, guidance, views
 from hybridgl.backbones import Backbones
-from hybridgl.config import FusionConfig, FusionMode, GemConfig, GuidanceConfig, ReferenceQuirks
+from hybridgl.config import (
+    FusionConfig,
+    FusionMode,
+    GemConfig,
+    GuidanceConfig,
+    ProposalConfig,
+    ReferenceQuirks,
+)
 from hybridgl.images import RgbImage
 from hybridgl.language import Position, Relation
+from hybridgl.mask_generator import MaskGenerator
 from hybridgl.models.clip_encoder import ClipEncoder
+from hybridgl.models.sam_encoder import encode
 from hybridgl.models.spacy_parser import SpacyParser
 from hybridgl.pipeline import HybridGL
 from hybridgl.proposals import Proposals
 from hybridgl.stages import masks_per_chunk
 from hybridgl.weights.manifest import weight_set
 from third_party.global_local import GlobalLocalClip, GlobalLocalConfig
-from utils.runtime import peak_memory_bytes
+from utils.runtime import keep_freed_memory, peak_memory_bytes
 from utils.tables import Table
 
 HW = (480, 640)
@@ -114,20 +125,27 @@ def random_clip(architecture: str = "ViT-B-16") -> ClipEncoder:
 
 
 def sam_encoder(_: int) -> Work:
-    """SAM ViT-B's image encoder."""
+    """SAM ViT-B's image encoder; plain: segment_anything's own forward pass."""
     sam = sam_model_registry["vit_b"]().eval()
     image_13RR = torch.zeros(1, 3, 1024, 1024)
-    return Work("image", 1, lambda: sam.image_encoder(image_13RR))
+    return Work(
+        "image",
+        1,
+        lambda: encode(sam.image_encoder, image_13RR),
+        lambda: sam.image_encoder(image_13RR),
+    )
 
 
 def sam_generator(_: int) -> Work:
-    """SAM ViT-B's automatic masks on a grid of 8 x 8 prompts."""
+    """SAM ViT-B's automatic masks on a grid of 8 x 8 clicks; plain: segment_anything's."""
     sam = sam_model_registry["vit_b"]().eval()
-    generator = SamAutomaticMaskGenerator(
-        sam, points_per_side=8, pred_iou_thresh=-1.0, stability_score_thresh=0.0
+    config = ProposalConfig(
+        pred_iou_thresh=-1.0, stability_score_thresh=0.0, min_mask_region_area=0
     )
+    library = SamAutomaticMaskGenerator(sam, **asdict(config))
+    ours = MaskGenerator(sam, config, torch.device("cpu"))
     image_HW3 = picture(np.random.default_rng(0))
-    return Work("image", 1, lambda: generator.generate(image_HW3))
+    return Work("image", 1, lambda: ours.generate([image_HW3]), lambda: library.generate(image_HW3))
 
 
 def both_views(num_masks: int) -> Work:
@@ -143,7 +161,7 @@ def both_views(num_masks: int) -> Work:
             views.global_views(image_3HW, blurred_3HW, masks, 224, QUIRKS)
             views.gate(masks, 14)
 
-    return Work("mask", num_masks, lambda: run(masks_per_chunk(HW)), lambda: run(1))
+    return Work("mask", num_masks, lambda: run(masks_per_chunk(HW, "cpu")), lambda: run(1))
 
 
 def fused(mode: FusionMode) -> Callable[[int], Work]:
@@ -169,7 +187,7 @@ def fused(mode: FusionMode) -> Callable[[int], Work]:
                     attention_masking_skips_last_block=True,
                 )
 
-        return Work("mask", num_masks, lambda: run(masks_per_chunk(HW)), lambda: run(1))
+        return Work("mask", num_masks, lambda: run(masks_per_chunk(HW, "cpu")), lambda: run(1))
 
     return work
 
@@ -229,15 +247,21 @@ def gem_maps(_: int) -> Work:
 
 
 def texts(_: int) -> Work:
-    """Text features; plain: one text at a time."""
-    clip = random_clip()
+    """Text features; plain: one text at a time, each filled up to 77 tokens."""
+    model = open_clip.create_model("ViT-B-16-quickgelu").eval()
+    clip = ClipEncoder(model.state_dict(), torch.device("cpu"))
     sentences = [f"the {n}th thing on the left" for n in range(2 * NUM_SENTENCES)]
+    counter = itertools.count()
+
+    def run() -> None:
+        # Texts of an earlier call would not be computed again.
+        clip.encode_texts([f"{sentence} {next(counter)}" for sentence in sentences])
 
     def plain() -> None:
         for sentence in sentences:
-            clip.encode_texts([sentence])
+            model.encode_text(clip.tokenize([sentence]))
 
-    return Work("text", len(sentences), lambda: clip.encode_texts(sentences), plain)
+    return Work("text", len(sentences), run, plain)
 
 
 def parses(_: int) -> Work:
@@ -303,7 +327,8 @@ STAGES: dict[str, Callable[[int], Work]] = {
 
 
 def measure(stage: str, num_masks: int, repeats: int) -> Measurement:
-    """Run a stage in this process."""
+    """Run a stage in this process, with memory kept as the programs keep it."""
+    keep_freed_memory()
     with torch.inference_mode():
         work = STAGES[stage](num_masks)
         seconds = _best_of(work.run, repeats)

@@ -483,7 +483,9 @@ class HybridGL:
         image_3HW = self._channels_first(image_HW3)
         blurred_3HW = self._channels_first(views.blur_background(image_HW3))
         chunks = []
-        for chunk_NHW in torch.from_numpy(masks_NHW).split(masks_per_chunk(image_HW3.shape[:2])):
+        for chunk_NHW in torch.from_numpy(masks_NHW).split(
+            self._masks_per_chunk(image_HW3.shape[:2])
+        ):
             masks = chunk_NHW.to(self.backbones.device)
             local_N3RR = views.local_views(image_3HW, masks, side, quirks)
             global_N3RR = views.global_views(image_3HW, blurred_3HW, masks, side, quirks)
@@ -516,14 +518,14 @@ class HybridGL:
         expressions: Sequence[ParsedExpression],
     ) -> Tensor:
         rows = []
-        step = min(_HEAT_MAPS_PER_CHUNK, masks_per_chunk(hw))
+        step = min(_HEAT_MAPS_PER_CHUNK, self._masks_per_chunk(hw))
         for start in range(0, len(expressions), step):
             some = expressions[start : start + step]
             heat_SHW = self._weighted_heat(maps_Sgg[start : start + len(some)], hw, some)
             weights = [guidance.outside_weight(e.relation, self.config.guidance) for e in some]
             columns = [
                 guidance.coherence_scores(heat_SHW, chunk_NHW.to(self.backbones.device), weights)
-                for chunk_NHW in torch.from_numpy(masks_NHW).split(masks_per_chunk(hw))
+                for chunk_NHW in torch.from_numpy(masks_NHW).split(self._masks_per_chunk(hw))
             ]
             rows.append(torch.cat(columns, dim=1))
         return torch.cat(rows)
@@ -572,6 +574,9 @@ class HybridGL:
             pure_mask=proposals.masks_NHW[choice.pick_pure].copy(),
             expression=prediction.expression,
         )
+
+    def _masks_per_chunk(self, hw: tuple[int, ...]) -> int:
+        return masks_per_chunk(hw, self.backbones.device.type)
 
     def _channels_first(self, image_HW3: NDArray[np.uint8]) -> Tensor:
         return torch.from_numpy(image_HW3).permute(2, 0, 1).to(self.backbones.device)

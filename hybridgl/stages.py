@@ -40,7 +40,7 @@ _STAGE_VERSION = 1
 _VIEW_BYTES = 512 * 2**20
 """Memory for what a chunk of masks or heat maps has at the size of the picture."""
 
-_MOST_MASKS = 32
+_MOST_MASKS = {"cpu": 16, "cuda": 128}
 """Masks of one chunk, whatever the memory: more do not make a chunk faster."""
 
 
@@ -92,9 +92,15 @@ def mask_fingerprint(proposals: Proposals) -> str:
     return f"{len(proposals)} {hashlib.sha256(packed.tobytes()).hexdigest()}"
 
 
-def masks_per_chunk(hw: tuple[int, ...]) -> int:
-    """How many masks' full-size float views, of three channels, fit in the memory set aside."""
-    return min(max(_VIEW_BYTES // (3 * 4 * hw[0] * hw[1]), 1), _MOST_MASKS)
+def masks_per_chunk(hw: tuple[int, ...], device: str) -> int:
+    """How many masks of a picture are worked on at once.
+
+    Args:
+        hw: height and width of the picture: full-size float views, of three channels, must fit in
+            the memory set aside.
+        device: type of the device: "cpu" or "cuda".
+    """
+    return min(max(_VIEW_BYTES // (3 * 4 * hw[0] * hw[1]), 1), _MOST_MASKS[device])
 
 
 class SamProposals:

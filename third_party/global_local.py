@@ -335,7 +335,7 @@ class GlobalLocalClip:
         image_13RR = views.resize(scaled_13hw, (side, side))
         unnormalised_fill = self.config.quirks.crop_unnormalised_fill
         chunks = []
-        for chunk_NHW in torch.from_numpy(masks_NHW).split(masks_per_chunk(image.hw)):
+        for chunk_NHW in torch.from_numpy(masks_NHW).split(masks_per_chunk(image.hw, device.type)):
             masks = chunk_NHW.to(device)
             crops_N3RR = crop_views(image_3HW, masks, side, unnormalised_fill=unnormalised_fill)
             gate_NP = views.gate(masks, self.clip.grid)

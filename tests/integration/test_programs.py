@@ -139,8 +139,8 @@ def test_stage_1_first_gives_the_same_records(arguments, undisturbed, tmp_path):
 @pytest.mark.parametrize(
     "sizes",
     [
-        {"_MOST_MASKS": 1, "_HEAT_MAPS_PER_CHUNK": 1},
-        {"_MOST_MASKS": 3, "_HEAT_MAPS_PER_CHUNK": 2},
+        {"_MOST_MASKS": {"cpu": 1}, "_HEAT_MAPS_PER_CHUNK": 1},
+        {"_MOST_MASKS": {"cpu": 3}, "_HEAT_MAPS_PER_CHUNK": 2},
         {"_VIEW_BYTES": 2 * 3 * 4 * 224 * 256},
     ],
 )

@@ -226,7 +226,7 @@ def test_permuted_proposals_permute_the_scores(tmp_path, picture, masks):
 def test_chunks_do_not_matter(tmp_path, picture, masks, monkeypatch):
     model = model_of(tmp_path, "transformer")
     whole = model.features(RgbImage(picture), proposals_of(masks))
-    monkeypatch.setattr("hybridgl.stages._MOST_MASKS", 2)
+    monkeypatch.setattr("hybridgl.stages._MOST_MASKS", {"cpu": 2})
     assert torch.allclose(
         model.features(RgbImage(picture), proposals_of(masks)), whole, rtol=0, atol=1e-5
     )
