@@ -73,7 +73,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["float32", "bfloat16"],
         default="float32",
-        help="number format of CLIP's encoders (default: %(default)s)",
+        help="number format of the matrix products in CLIP's blocks and SAM's image encoder; "
+        "bfloat16 is faster and may give other masks and picks (default: %(default)s)",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="let torch compile the encoders: minutes at the start, which long runs on a GPU win "
+        "back (needs a C++ compiler)",
     )
 
 
@@ -171,7 +178,7 @@ def backbones_from_arguments(
         spacy_model=arguments.spacy_model,
     )
     device, dtype = select_device(arguments.device), select_dtype(arguments.dtype)
-    return Backbones(weights, device=device, dtype=dtype)
+    return Backbones(weights, device=device, dtype=dtype, compiles=arguments.compile)
 
 
 def proposal_config_from_arguments(arguments: argparse.Namespace) -> ProposalConfig:

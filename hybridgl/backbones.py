@@ -6,10 +6,10 @@ Each is loaded when it is first needed, so that a run whose results are all stor
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ __all__ = ["Backbones", "select_device", "select_dtype"]
 
 _LOG = logging.getLogger(__name__)
 
+_Parameters = ParamSpec("_Parameters")
+
 _PACKAGES = ("hybridgl", "torch", "torchvision", "open_clip_torch", "segment-anything", "spacy")
 
 
@@ -35,14 +37,21 @@ class Backbones:
         device: where they run.
         dtype: of the matrix products in CLIP's residual blocks and in SAM's image encoder: float32,
             or bfloat16, with which other masks and picks may come out.
+        compiles: whether torch compiles the encoders.
     """
 
     def __init__(
-        self, weights: WeightSet, *, device: torch.device, dtype: torch.dtype = torch.float32
+        self,
+        weights: WeightSet,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        compiles: bool = False,
     ) -> None:
         self.weights = weights
         self.device = device
         self.dtype = dtype
+        self.compiles = compiles
         self._digests: dict[str, str] = {}
 
     @cached_property
@@ -67,7 +76,11 @@ class Backbones:
             UserError: no such file, damaged, or of another type.
         """
         return SamProposer.from_checkpoint(
-            self.weights.sam_checkpoint, self.weights.sam_type, self.device, self.dtype
+            self.weights.sam_checkpoint,
+            self.weights.sam_type,
+            self.device,
+            self.dtype,
+            compiles=self.compiles,
         )
 
     @cached_property
@@ -114,6 +127,15 @@ class Backbones:
         """CLIP text features, float32, (L, E), un-normalised."""
         return self.clip.encode_texts(texts)
 
+    @property
+    def numerics(self) -> str:
+        """What rounding depends on: part of the keys of what is computed."""
+        return f"{self.dtype}{' compiled' if self.compiles else ''}"
+
+    def compiled(self, function: Callable[_Parameters, Tensor]) -> Callable[_Parameters, Tensor]:
+        """The function, compiled by torch if that was asked for."""
+        return torch.compile(function, dynamic=True) if self.compiles else function
+
     def describe(self, *models: str) -> dict[str, Any]:
         """Weights, number format and versions, as JSON values.
 
@@ -128,7 +150,7 @@ class Backbones:
                 "sha256": {model: self.digest(model) for model in models},
             },
             "device": self.device.type,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": self.numerics.removeprefix("torch."),
             "versions": {name: version(name) for name in _PACKAGES},
         }
 

@@ -163,10 +163,17 @@ class MaskGenerator:
         sam: segment_anything's ``Sam``, ready to run.
         config: settings, named as there.
         device: where it runs.
+        encode: embeds pictures, as ``sam_encoder.encode`` does; may be a compiled one.
     """
 
-    def __init__(self, sam: Any, config: ProposalConfig, device: torch.device) -> None:
-        self._sam, self._config, self._device = sam, config, device
+    def __init__(
+        self,
+        sam: Any,
+        config: ProposalConfig,
+        device: torch.device,
+        encode: Callable[[Any, Tensor], Tensor] = sam_encoder.encode,
+    ) -> None:
+        self._sam, self._config, self._device, self._encode = sam, config, device, encode
         self._side: int = sam.image_encoder.img_size
 
     def generate(self, images: Sequence[NDArray[np.uint8]]) -> list[Proposals]:
@@ -233,7 +240,7 @@ class MaskGenerator:
         per_batch = IMAGES_AT_ONCE[self._device.type]
         for start in range(0, len(crops), per_batch):
             batch = torch.stack([self._padded(crop) for crop in crops[start : start + per_batch]])
-            yield from sam_encoder.encode(self._sam.image_encoder, batch)
+            yield from self._encode(self._sam.image_encoder, batch)
 
     def _padded(self, crop: _Crop) -> Tensor:
         pixels_3hw = crop.scaled_3hw.to(self._device, non_blocking=True)

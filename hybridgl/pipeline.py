@@ -175,6 +175,8 @@ class HybridGL:
         self.config = config
         self._sam = SamProposals(backbones, config.proposals, store)
         self._store = store
+        self._mask_features = backbones.compiled(mask_features)
+        self._patch_features = backbones.compiled(gem.patch_features)
 
     @classmethod
     def from_pretrained(
@@ -490,7 +492,7 @@ class HybridGL:
             local_N3RR = views.local_views(image_3HW, masks, side, quirks)
             global_N3RR = views.global_views(image_3HW, blurred_3HW, masks, side, quirks)
             chunks.append(
-                mask_features(
+                self._mask_features(
                     self.clip.visual,
                     local_N3RR,
                     global_N3RR,
@@ -507,7 +509,7 @@ class HybridGL:
         config = self.config.gem
         texts_SE = self.backbones.encode_texts([config.prompt.format(phrase) for phrase in phrases])
         images_13RR = gem.gem_input(image.pil, self._gem_side)[None].to(self.backbones.device)
-        patches_BPE = gem.patch_features(self.clip.visual, images_13RR, config)
+        patches_BPE = self._patch_features(self.clip.visual, images_13RR, config)
         return gem.low_resolution_maps(patches_BPE[0], texts_SE).cpu()
 
     def _coherence(
@@ -591,7 +593,7 @@ class HybridGL:
             "masks": mask_fingerprint(proposals),
             "clip": self.backbones.digest("clip"),
             "device": self.backbones.device.type,
-            "dtype": str(self.backbones.dtype),
+            "dtype": self.backbones.numerics,
             "mode": config.fusion.mode.value,
             "masking_block": config.fusion.masking_block,
             "stream_weight": config.fusion.stream_weight,
@@ -607,7 +609,7 @@ class HybridGL:
         return {
             "clip": self.backbones.digest("clip"),
             "device": self.backbones.device.type,
-            "dtype": str(self.backbones.dtype),
+            "dtype": self.backbones.numerics,
             "config": dataclasses.asdict(self.config.gem),
         }
 

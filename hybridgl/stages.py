@@ -160,7 +160,7 @@ class SamProposals:
     def _key(self, image: RgbImage) -> str:
         settings = {
             "sam": self._backbones.digest("sam"),
-            "dtype": str(self._backbones.dtype),
+            "dtype": self._backbones.numerics,
             "config": dataclasses.asdict(self.config),
         }
         return stage_key(image, "proposals", settings)

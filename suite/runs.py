@@ -146,6 +146,8 @@ def run_name(arguments: argparse.Namespace, choice: SplitChoice) -> str:
             parts.append(f"sam-{value}" if name == "sam_type" else Path(value).stem)
     if arguments.dtype != "float32":
         parts.append(arguments.dtype)
+    if arguments.compile:
+        parts.append("compiled")
     return "-".join(parts)
 
 

@@ -58,6 +58,7 @@ SHARED_FLAGS = {
     "--profile": "reference",
     "--device": "auto",
     "--dtype": "float32",
+    "--compile": False,
     "--store": Path("store"),
     "--limit": None,
     "--overwrite": False,

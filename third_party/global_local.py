@@ -348,7 +348,7 @@ class GlobalLocalClip:
             "masks": mask_fingerprint(proposals),
             "clip": self.backbones.digest("clip"),
             "device": self.backbones.device.type,
-            "dtype": str(self.backbones.dtype),
+            "dtype": self.backbones.numerics,
             "masking_block": self.config.masking_block,
             "quirks": [self.config.quirks.crop_unnormalised_fill],
         }

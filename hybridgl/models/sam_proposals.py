@@ -28,6 +28,7 @@ from torch import Tensor
 from hybridgl.config import ProposalConfig
 from hybridgl.errors import UserError
 from hybridgl.mask_generator import MaskGenerator
+from hybridgl.models.sam_encoder import encode
 from hybridgl.models.transformer import set_product_dtype
 from hybridgl.proposals import Proposals
 from hybridgl.weights.manifest import SAM_FILES
@@ -113,11 +114,14 @@ class SamProposer:
         sam: Sam,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        *,
+        compiles: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
         self._sam = sam.eval().requires_grad_(False).to(self.device)
         set_product_dtype(self._sam.image_encoder.modules(), dtype)
+        self._encode = torch.compile(encode) if compiles else encode
 
     @classmethod
     def from_checkpoint(
@@ -126,6 +130,8 @@ class SamProposer:
         sam_type: str,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        *,
+        compiles: bool = False,
     ) -> SamProposer:
         """Load weights.
 
@@ -135,6 +141,7 @@ class SamProposer:
             sam_type: one of ``SAM_TYPES``.
             device: where the model computes.
             dtype: number format of the image encoder's products.
+            compiles: whether torch compiles the image encoder.
 
         Raises:
             UserError: unknown type; no such file; a file that cannot be read; weights of another
@@ -148,7 +155,7 @@ class SamProposer:
         sam = _REGISTRY[sam_type].build()
         _check_entries(state, sam.state_dict(), path, sam_type)
         sam.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-        return cls(sam, device, dtype)
+        return cls(sam, device, dtype, compiles=compiles)
 
     def propose(self, image_HW3: NDArray[np.uint8], config: ProposalConfig) -> Proposals:
         """Masks of one image, in the order of SAM's automatic mask generator.
@@ -187,7 +194,7 @@ class SamProposer:
                     f"Expected image_HW3 to be uint8 of shape (H, W, 3), got {image_HW3.dtype} of "
                     f"shape {image_HW3.shape}; convert the image to 8-bit RGB."
                 )
-        return MaskGenerator(self._sam, config, self.device).begin(images)
+        return MaskGenerator(self._sam, config, self.device, self._encode).begin(images)
 
 
 def _read_state(path: Path, sam_type: str) -> dict[str, Tensor]:

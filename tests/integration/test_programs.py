@@ -415,3 +415,18 @@ def assert_no_half_written_file(folder: Path, records: bytes) -> None:
         json.loads((output / "summary.json").read_text())
     for path in output.glob("figures/*.png"):
         assert path.read_bytes() == FIGURE
+
+
+def test_compiled_encoders_are_those_that_were_asked_for(arguments, resumed, monkeypatch):
+    """The compiler itself takes minutes: here it gives back what it is given."""
+    compiled = []
+
+    def compiler(function, **_):
+        compiled.append(function.__name__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    assert hybridgl_main.main(arguments(resumed, "--compile", "--limit", "1")) == 0
+    assert sorted(compiled) == ["encode", "mask_features", "patch_features"]
+    assert summary_of(resumed)["settings"]["dtype"] == "float32 compiled"
+    assert summary_of(resumed)["store"]["made"] == {"proposals": 1, "gem": 1, "features": 1}
