@@ -374,7 +374,7 @@ class _Filtered:
             self._on_host_PM = torch.empty_like(passed_PM, device="cpu", pin_memory=True)
             self._on_host_PM.copy_(passed_PM, non_blocking=True)
             self._ready = torch.cuda.Event()
-            self._ready.record()
+            self._ready.record(torch.cuda.current_stream(passed_PM.device))
 
     def survivors(self) -> tuple[DecodedClicks, Tensor]:
         """The clicks of which a mask passed; row among them and mask of every one that did."""

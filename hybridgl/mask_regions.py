@@ -26,7 +26,7 @@ def without_small_regions(
         min_area: in pixels.
 
     Returns:
-        The mask, whose largest island stays where all are small; and whether it has changed.
+        The mask, whose largest island stays where all are small; and whether a region was small.
     """
     small, labels_HW, _ = _small_regions(~mask_HW, min_area)
     changed = bool(small.any())

@@ -324,7 +324,7 @@ class ClipEncoder:
         """Features of distinct texts, each (E,).
 
         Texts of about the same length go together: no token attends to one after it, so that what
-        follows the text is left out, and a feature does not depend on the other texts of a call.
+        follows the text is left out, and a feature depends on the other texts by rounding alone.
         """
         tokens_LC = self.tokenize(texts)
         end_L = tokens_LC.argmax(dim=1)  # the end of a text has the highest id

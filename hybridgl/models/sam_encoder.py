@@ -32,8 +32,8 @@ def encode(encoder: Any, images_B3RR: Tensor) -> Tensor:
     """Embeddings of pictures.
 
     Args:
-        encoder: segment_anything's ``ImageEncoderViT``; the weights of its linear layers decide the
-            number format of the products.
+        encoder: segment_anything's ``ImageEncoderViT`` as its registry builds it, with relative
+            positions; the weights of its linear layers decide the number format of the products.
         images_B3RR: normalised and padded, float32, (B, 3, R, R).
 
     Returns:
@@ -174,7 +174,7 @@ def _attend_head_by_head(
 
 
 def _add_positions(scores_ggT: Tensor, by_row_ggg: Tensor, by_column_ggg: Tensor) -> None:
-    """Add to every score what its query has for the key's row and for the key's column."""
+    """Add to every score what its query has for the key's row and column; any leading axes."""
     scores_gggg = scores_ggT.unflatten(-1, (by_row_ggg.shape[-1], by_column_ggg.shape[-1]))
     scores_gggg += by_row_ggg[..., None]
     scores_gggg += by_column_ggg[..., None, :]

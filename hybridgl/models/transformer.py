@@ -17,8 +17,8 @@ from torch import Tensor, nn
 __all__ = ["attend", "linear", "mlp", "patch_tokens", "quick_gelu_", "set_product_dtype"]
 
 _LEAST_ROWS = 128
-"""Rows that a product of float32 on a CPU is filled up to: few rows are summed in another order
-than many, so that a result would depend on what it is computed with."""
+"""Rows that a product of float32 on a CPU is filled up to: few rows are always summed in another
+order than many, so that a result would depend more on what it is computed with."""
 
 _MLP_ROWS = 1024
 """Rows that go through an MLP at once on a CPU, so that its wide middle stays in the cache."""
@@ -28,7 +28,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear layer.
 
     On a CPU, float32 products go through oneDNN, as the 1 x 1 convolution that they are: MKL, which
-    torch takes otherwise, reaches half of that speed on processors of other makers.
+    torch takes otherwise, was as fast on one core but did not use a second one
+    (docs/performance.md).
 
     Args:
         x: any float type, (..., K).
@@ -45,9 +46,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x_RK = x.reshape(rows, x.shape[-1])
     if rows < _LEAST_ROWS:
         x_RK = F.pad(x_RK, (0, 0, 0, _LEAST_ROWS - rows))
-    # Channels last in memory: neither the input nor the output is copied.
-    out_1M1R = F.conv2d(x_RK[None, :, None].permute(0, 3, 2, 1), weight[:, :, None, None], bias)
-    return out_1M1R.permute(0, 3, 2, 1)[0, :rows, 0].reshape(*x.shape[:-1], len(weight))
+    # Channels last in memory, as torch recognises it: neither input nor output is copied.
+    columns_1KR1 = x_RK.reshape(1, len(x_RK), 1, x_RK.shape[1]).permute(0, 3, 1, 2)
+    out_1MR1 = F.conv2d(columns_1KR1, weight[:, :, None, None], bias)
+    return out_1MR1.permute(0, 2, 3, 1)[0, :rows, 0].reshape(*x.shape[:-1], len(weight))
 
 
 def attend(
@@ -92,7 +94,7 @@ def mlp(
     Returns:
         (..., K), of the weights' type.
     """
-    rows_TK = x.flatten(0, -2)
+    rows_TK = x.reshape(-1, x.shape[-1])
     chunk = _MLP_ROWS if x.device.type == "cpu" else max(len(rows_TK), 1)
     parts = [
         linear(activation_(linear(part_TK, up.weight, up.bias)), down.weight, down.bias)

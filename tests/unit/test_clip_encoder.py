@@ -11,7 +11,15 @@ import torch
 
 from hybridgl.errors import UserError
 from hybridgl.models import clip_encoder as module
-from hybridgl.models.clip_encoder import ClipEncoder, embed_patches, qkv_heads
+from hybridgl.models.clip_encoder import (
+    ClipEncoder,
+    class_block,
+    embed_patches,
+    finish_block,
+    qkv_heads,
+    residual_block,
+)
+from hybridgl.models.transformer import attend
 from tests.clip_oracle import SlowVision
 from tests.factories_clip import (
     clip_encoder,
@@ -308,3 +316,164 @@ def test_whole_tower_equals_the_formula(encoder, state):
     slow = SlowVision(state)
     for image, got in zip(images, encoder.visual(images), strict=True):
         torch.testing.assert_close(got, slow.encode(image).float(), atol=1e-5, rtol=0)
+
+
+LENGTHS = [*range(19), 30, 31, 38, 39, 40, 70, 71, 72, 73, 74, 75, 76, 77, 90]
+"""Words of a text, each a token; 75 fill the context."""
+
+
+def texts_of_all_lengths():
+    words = ["cat", "dog", "left", "red", "two"]
+    return [" ".join(words[(n + i) % 5] for i in range(n)) for n in LENGTHS]
+
+
+def assert_features_of_open_clip(encoder, texts):
+    with torch.inference_mode():
+        expected = encoder._model.encode_text(encoder.tokenize(texts))
+    got = encoder.encode_texts(texts)
+    assert got.shape == expected.shape
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_texts_of_every_length_get_open_clips_features_at_the_whole_context(encoder):
+    texts = texts_of_all_lengths()
+    assert encoder.is_truncated(texts[-1])
+    assert_features_of_open_clip(encoder, texts)
+
+
+@pytest.mark.parametrize("number", range(0, len(LENGTHS), 3))
+def test_a_text_alone_gets_open_clips_feature(encoder, number):
+    assert_features_of_open_clip(encoder, texts_of_all_lengths()[number : number + 1])
+
+
+def test_texts_in_any_order_and_more_than_once_get_open_clips_features(encoder):
+    texts = texts_of_all_lengths()
+    order = torch.randperm(3 * len(texts), generator=torch.Generator().manual_seed(0))
+    shuffled = [texts[index % len(texts)] for index in order.tolist()]
+    assert_features_of_open_clip(encoder, shuffled)
+    assert_features_of_open_clip(encoder, shuffled[::-1])
+    assert_features_of_open_clip(encoder, [*shuffled[:5], "a new one", *shuffled[5:9]])
+
+
+@pytest.mark.parametrize("per_batch", [1, 2, 3, 5])
+def test_texts_in_batches_get_open_clips_features(encoder, monkeypatch, per_batch):
+    monkeypatch.setattr(module, "_TEXTS_PER_BATCH", per_batch)
+    assert_features_of_open_clip(encoder, texts_of_all_lengths()[::-1])
+
+
+def test_words_that_mean_the_start_or_end_of_a_text_get_open_clips_features(encoder):
+    assert_features_of_open_clip(
+        encoder,
+        ["a <end_of_text> cat", "<start_of_text>", "<end_of_text>", "cat <start_of_text> dog"],
+    )
+
+
+def test_kept_features_are_not_changed_by_who_gets_them(encoder):
+    first = encoder.encode_texts(["a cat", "a dog"])
+    expected = first.clone()
+    with torch.inference_mode():
+        first.zero_()
+    assert torch.equal(encoder.encode_texts(["a cat", "a dog"]), expected)
+
+
+def test_features_are_forgotten_where_too_many_are_kept_and_come_again(encoder, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_KEPT_TEXTS", 3)
+    texts = texts_of_all_lengths()[:8]
+    for start in range(0, 8, 2):
+        assert_features_of_open_clip(encoder, [texts[0], *texts[start : start + 2]])
+        assert len(encoder._text_features) <= 3 + 3
+    assert_features_of_open_clip(encoder, texts)
+
+
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_image_features_are_those_of_open_clip(encoder, size):
+    images = torch.randn(size, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = encoder._model.encode_image(images)
+    torch.testing.assert_close(encoder.encode_images(images), expected, atol=1e-5, rtol=0)
+
+
+def test_no_images_have_no_features(encoder):
+    assert encoder.encode_images(torch.zeros(0, 3, 64, 64)).shape == (0, 64)
+
+
+@pytest.fixture
+def tokens():
+    return torch.randn(3, 17, 128, generator=torch.Generator().manual_seed(3))
+
+
+def test_a_residual_block_is_that_of_open_clip(encoder, tokens):
+    block = encoder.visual.transformer.resblocks[0]
+    torch.testing.assert_close(residual_block(block, tokens), block(tokens), atol=1e-5, rtol=0)
+
+
+def test_a_masked_residual_block_is_that_of_open_clip(encoder, tokens):
+    block = encoder.visual.transformer.resblocks[0]
+    causal = torch.ones(17, 17, dtype=torch.bool).tril()
+    added = torch.zeros(17, 17).masked_fill(~causal, float("-inf"))
+    torch.testing.assert_close(
+        residual_block(block, tokens, causal), block(tokens, attn_mask=added), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_class_token_alone_is_the_first_of_its_block(encoder, tokens, masked):
+    block = encoder.visual.transformer.resblocks[1]
+    visible = torch.rand(3, 1, 1, 17, generator=torch.Generator().manual_seed(4)) < 0.5
+    visible[..., 0] = True
+    mask = visible if masked else None
+
+    got = class_block(block, tokens, mask)
+
+    assert got.dtype is torch.float32
+    whole = residual_block(block, tokens, mask)[:, 0]
+    torch.testing.assert_close(got, whole, atol=1e-5, rtol=0)
+    unmasked = residual_block(block, tokens)[:, 0]
+    assert ((got - unmasked).abs().max() > 0.01) == masked
+
+
+def test_parts_of_a_block_leave_their_tokens_as_they_are(encoder, tokens):
+    block, before = encoder.visual.transformer.resblocks[0], tokens.clone()
+    heads = qkv_heads(block, tokens)
+    kept = [part.clone() for part in heads]
+    attended = attend(*heads)
+    finish_block(block, tokens, attended)
+    residual_block(block, tokens)
+    class_block(block, tokens)
+    assert torch.equal(tokens, before)
+    assert all(torch.equal(*pair) for pair in zip(heads, kept, strict=True))
+
+
+def test_bfloat16_products_give_nearly_the_same_float32_features(encoder, state):
+    rounded = ClipEncoder(state, torch.device("cpu"), torch.bfloat16)
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    texts = texts_of_all_lengths()
+    for got, exact in (
+        (rounded.encode_texts(texts), encoder.encode_texts(texts)),
+        (rounded.encode_images(images), encoder.encode_images(images)),
+    ):
+        assert got.dtype is torch.float32
+        cosines = torch.cosine_similarity(got, exact)
+        assert cosines.min() > 0.999
+        assert not torch.equal(got, exact)
+
+
+def test_bfloat16_is_for_products_in_residual_blocks_alone(state):
+    model = ClipEncoder(state, torch.device("cpu"), torch.bfloat16)._model
+    narrow = {name for name, p in model.named_parameters() if p.dtype is torch.bfloat16}
+    assert narrow == {
+        name for name in state if "resblocks" in name and (".attn." in name or ".mlp." in name)
+    }
+    kept = dict(model.named_parameters())
+    for name in set(state) - narrow:
+        assert torch.equal(kept[name], state[name])
+
+
+def test_bfloat16_leaves_the_vision_tower_of_a_resnet_as_it_is():
+    state = resnet_clip_state()
+    exact, rounded = clip_encoder(state), ClipEncoder(state, torch.device("cpu"), torch.bfloat16)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rounded.encode_images(images), exact.encode_images(images))
+    texts = ["a cat", "a dog on the left"]
+    cosines = torch.cosine_similarity(rounded.encode_texts(texts), exact.encode_texts(texts))
+    assert cosines.min() > 0.999

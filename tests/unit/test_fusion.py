@@ -7,6 +7,7 @@ import torch
 
 from hybridgl.config import FusionConfig, FusionMode
 from hybridgl.fusion import mask_features
+from hybridgl.models.clip_encoder import ClipEncoder
 from tests.clip_oracle import SlowVision
 from tests.factories_clip import clip_encoder, clip_state
 
@@ -212,3 +213,41 @@ def test_same_mask_twice_gives_the_same_feature(visual, inputs, mode):
     twice = [part[[1, 1]] for part in inputs]
     first, second = features(visual, twice, mode)
     torch.testing.assert_close(first, second, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("skips", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_single_masked_block_equals_one_mask_at_a_time(state, visual, inputs, mode, skips):
+    """No block between: the first masked one is the last, of which the class token is all."""
+    block = 10 if mode is FusionMode.ATTENTION_MASKING and skips else 11
+    slow = SlowVision(state)
+    got = features(visual, inputs, mode, block=block, skips=skips)
+    for row, one in enumerate(zip(*inputs, strict=True)):
+        expected = slow.mask_feature(mode.value, *one, first=block, skips=skips)
+        torch.testing.assert_close(got[row], expected.float(), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_views_gates_and_weights_stay_as_they_are(visual, inputs, mode):
+    before = [part.clone() for part in inputs]
+    weights = {name: value.clone() for name, value in visual.state_dict().items()}
+    first = features(visual, inputs, mode)
+    assert torch.equal(features(visual, inputs, mode), first)
+    assert all(torch.equal(*pair) for pair in zip(inputs, before, strict=True))
+    assert all(torch.equal(visual.state_dict()[name], old) for name, old in weights.items())
+
+
+@pytest.fixture(scope="module")
+def narrow_visual(state):
+    return ClipEncoder(state, torch.device("cpu"), torch.bfloat16).visual
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bfloat16_products_give_nearly_the_same_float32_features(
+    visual, narrow_visual, inputs, mode
+):
+    exact, rounded = features(visual, inputs, mode), features(narrow_visual, inputs, mode)
+    assert rounded.dtype is torch.float32
+    cosines = torch.cosine_similarity(rounded, exact)
+    assert cosines.min() > 0.998
+    assert not torch.equal(rounded, exact)

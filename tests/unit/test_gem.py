@@ -9,6 +9,7 @@ from PIL import Image
 
 from hybridgl.config import GemConfig
 from hybridgl.gem import gem_input, heat_map, low_resolution_maps, min_max, patch_features
+from hybridgl.models.clip_encoder import ClipEncoder
 from hybridgl.views import CLIP_MEAN, CLIP_STD
 from tests.clip_oracle import SlowVision
 from tests.factories_clip import clip_encoder, clip_state
@@ -170,3 +171,36 @@ def test_min_max_by_hand():
     maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[4.0, 4.0], [4.0, 4.0]]])
     expected = [[[0, 0.5], [0.25, 1]], [[0, 0], [0, 0]]]
     assert min_max(maps).tolist() == expected
+
+
+@pytest.mark.parametrize("config", [GemConfig(), GemConfig(depth=13), GemConfig(depth=1)])
+def test_pictures_and_weights_stay_as_they_are(visual, images, config):
+    before = images.clone()
+    weights = {name: value.clone() for name, value in visual.state_dict().items()}
+    first = patch_features(visual, images, config)
+    assert torch.equal(patch_features(visual, images, config), first)
+    assert torch.equal(images, before)
+    assert all(torch.equal(visual.state_dict()[name], old) for name, old in weights.items())
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 2])
+def test_bfloat16_products_give_nearly_the_same_float32_features(images, iterations):
+    state = clip_state()
+    config = GemConfig(iterations=iterations)
+    exact = patch_features(clip_encoder(state).visual, images, config)
+    narrow = ClipEncoder(state, torch.device("cpu"), torch.bfloat16)
+    rounded = patch_features(narrow.visual, images, config)
+    assert rounded.dtype is torch.float32
+    torch.testing.assert_close(rounded.norm(dim=-1), torch.ones(2, 64))
+    cosines = (rounded * exact).sum(dim=-1)
+    assert cosines.min() > 0.998
+    assert not torch.equal(rounded, exact)
+
+
+def test_patches_of_a_map_are_told_from_phrases():
+    """As many phrases as patches: neither is taken for the other."""
+    generator = torch.Generator().manual_seed(2)
+    patches = torch.nn.functional.normalize(torch.randn(4, 6, generator=generator), dim=-1)
+    maps = low_resolution_maps(patches, 3 * patches.flip(0))
+    hottest = maps.flatten(1).argmax(dim=1)
+    assert hottest.tolist() == [3, 2, 1, 0]

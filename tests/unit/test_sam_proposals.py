@@ -182,6 +182,37 @@ def test_only_8_bit_rgb_is_taken(sam, image):
         SamProposer(sam).propose(image, ANY_MASK)
 
 
+def test_images_of_a_batch_are_all_checked_before_any_is_computed(sam, image, monkeypatch):
+    monkeypatch.setattr(SamProposer, "propose", None)
+    proposer = SamProposer(sam)
+    with pytest.raises(ValueError, match=r"got float32 of shape \(60, 80, 3\); convert"):
+        proposer.begin([image, image.astype(np.float32)], ANY_MASK)
+    first, second = proposer.begin([image, image[:, ::-1]], ANY_MASK)
+    _assert_same(second(), proposer.begin([image[:, ::-1]], ANY_MASK)[0]())
+    _assert_same(first(), proposer.begin([image], ANY_MASK)[0]())
+    assert proposer.begin([], ANY_MASK) == []
+
+
+def test_bfloat16_is_for_products_of_the_image_encoder_alone():
+    proposer = SamProposer.from_checkpoint(CARRIED, "tiny", dtype=torch.bfloat16)
+    scene = training_scene(HELD_OUT_SEED, 0)
+    exact = SamProposer.from_checkpoint(CARRIED, "tiny").propose(scene.image_HW3, PROPOSALS_SHAPES)
+
+    rounded = proposer.propose(scene.image_HW3, PROPOSALS_SHAPES)
+
+    narrow = {
+        ".".join(name.split(".")[3:])
+        for name, value in proposer._sam.named_parameters()
+        if value.dtype is torch.bfloat16
+    }
+    layers = ("attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2")
+    assert narrow == {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+    assert len(rounded) == len(exact) > 1
+    for mask, other in zip(rounded.masks_NHW, exact.masks_NHW, strict=True):
+        assert (mask & other).sum() / (mask | other).sum() > 0.95
+    assert (rounded.predicted_iou != exact.predicted_iou).any()
+
+
 def test_pth_and_npz_load_what_was_saved(sam, image, tmp_path):
     sam.mask_threshold = 0.0  # not part of a weights file
     half = build_tiny_sam()
