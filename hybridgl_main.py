@@ -97,10 +97,10 @@ def execute(this: Run, *, shard: Shard | None = None, overwrite: bool = False) -
     watch, faults = Stopwatch(), faults_of(split)
     if shard:
         check_other_shards(shard, this.output, this.settings, faults)
-    with this.store.writing_behind(), watch.measure("proposals"):
+    with watch.measure("proposals"), this.store.writing_behind():
         image_ids = shard.image_ids(split) if shard else list(split.images)
         counts = count_proposals(source, split, image_ids)
-    with this.store.writing_behind(), watch.measure("features and guidance"):
+    with watch.measure("features and guidance"), this.store.writing_behind():
         if shard:
             variants = evaluate(method, source, split, counts, all_caps(method, split, counts))
             write_shard(shard, this.output, this.settings, faults, counts, variants)

@@ -69,7 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
         return image_id, image
 
     with store.writing_behind():
-        for image_id, image in ahead(read, progress(image_ids, "GEM maps", "image")):
+        opened = progress(ahead(read, image_ids), "GEM maps", "image", total=len(image_ids))
+        for image_id, image in opened:
             if image is not None:
                 phrases = {phrase_of[raw] for raw in raws[image_id]}
                 num_maps += len(model.low_resolution_maps(image, sorted(phrases)))

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import box_area, nms
+from torchvision.ops import batched_nms, box_area
 
 from hybridgl.config import ProposalConfig
 from hybridgl.mask_regions import without_small_regions
@@ -270,7 +270,7 @@ class MaskGenerator:
         if config.stability_score_thresh > 0:
             keep_N &= masks.stability_N >= config.stability_score_thresh
         masks = masks[keep_N]
-        return masks[nms(masks.boxes_N4.float(), masks.iou_N, _NMS_IOU)]
+        return masks[_distinct(masks.boxes_N4, masks.iou_N)]
 
     def _points(self, crop: _Crop) -> Tensor:
         """The crop's clicks in pixels of the encoder's input, float64, (P, 2)."""
@@ -315,7 +315,7 @@ class MaskGenerator:
             # Masks of smaller crops are preferred.
             area_C = box_area(torch.tensor([crop.box for crop, _ in found]))
             preference_N = (1 / area_C).repeat_interleave(torch.tensor(counts))
-            kept_N = nms(boxes_N4.float(), preference_N.to(self._device), _NMS_IOU)
+            kept_N = _distinct(boxes_N4, preference_N.to(self._device))
         drawn = []
         for (crop, masks), first in zip(found, itertools.accumulate([0, *counts]), strict=False):
             places_N = ((kept_N >= first) & (kept_N < first + len(masks.iou_N))).nonzero()[:, 0]
@@ -353,8 +353,8 @@ def _finish(
             masks_NHW[index], changed_N[index] = without_small_regions(mask_HW, min_area)
         boxes_N4[changed_N] = _boxes(torch.from_numpy(masks_NHW[changed_N])).numpy()
         # Masks that needed no change are preferred.
-        boxes, unchanged_N = torch.from_numpy(boxes_N4).float(), torch.from_numpy(~changed_N)
-        kept_N = nms(boxes, unchanged_N.float(), _NMS_IOU).numpy()
+        unchanged_N = torch.from_numpy(~changed_N).float()
+        kept_N = _distinct(torch.from_numpy(boxes_N4), unchanged_N).numpy()
         masks_NHW, boxes_N4 = masks_NHW[kept_N], boxes_N4[kept_N]
         iou_N, stability_N = iou_N[kept_N], stability_N[kept_N]
     boxes_xywh = np.concatenate([boxes_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]], axis=1)
@@ -382,14 +382,21 @@ class _Filtered:
             self._ready.synchronize()
         clicks, device = self._clicks, self._clicks.iou_PM.device
         rows = self._on_host_PM.any(dim=1)
-        pairs_N2 = self._on_host_PM[rows].nonzero().to(device, non_blocking=True)
-        rows_P = rows.nonzero()[:, 0].to(device, non_blocking=True)
+        pairs_N2 = _sent(self._on_host_PM[rows].nonzero(), device)
+        rows_P = _sent(rows.nonzero()[:, 0], device)
         if len(rows_P) == len(rows):
             return clicks, pairs_N2
         some = DecodedClicks(
             clicks.iou_PM[rows_P], clicks.weights_PMK[rows_P], clicks.places_PTC[rows_P]
         )
         return some, pairs_N2
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class _Upsampler:
@@ -436,6 +443,15 @@ def _scaled(
     crop = Image.fromarray(np.ascontiguousarray(image_HW3[y0:y1, x0:x1]))
     scaled_hw3 = np.array(crop.resize(size, Image.Resampling.BILINEAR))
     return torch.from_numpy(scaled_hw3).permute(2, 0, 1).contiguous()
+
+
+def _distinct(boxes_N4: Tensor, scores_N: Tensor) -> Tensor:
+    """Indices without boxes that overlap with a better one, best first, int64.
+
+    The library's own call: among equal scores, its order is not that of a plain ``nms``.
+    """
+    category_N = torch.zeros_like(scores_N)
+    return batched_nms(boxes_N4.float(), scores_N, category_N, _NMS_IOU)
 
 
 def _stability(logits_Nhw: Tensor, threshold: float) -> Tensor:

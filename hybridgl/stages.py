@@ -34,7 +34,7 @@ __all__ = [
     "stage_key",
 ]
 
-_STAGE_VERSION = 1
+_STAGE_VERSION = 2
 """Part of every key: raised when a stage's code gives other results than before."""
 
 _VIEW_BYTES = 512 * 2**20
@@ -141,6 +141,8 @@ class SamProposals:
             For every picture a function that does the host's part, in any thread: it cleans the
             masks and stores them.
         """
+        if not images:
+            return []  # without loading SAM
         pixels = [image.pixels_HW3 for image in images]
         unfinished = self._backbones.proposer.begin(pixels, self.config)
         return [

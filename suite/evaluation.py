@@ -145,8 +145,8 @@ def evaluate(
 
     # The device works in this thread, on what another one reads; a third one compares masks.
     variants: dict[SampleId, VariantsByCap] = {}
-    scored = map(score, ahead(load, progress(samples_of, "picks", "image")))
-    for of_image in ahead(record, scored):
+    done = ahead(record, map(score, ahead(load, samples_of)))
+    for of_image in progress(done, "picks", "image", total=len(samples_of)):
         variants |= of_image
     return variants
 

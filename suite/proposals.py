@@ -33,7 +33,7 @@ from utils.runtime import ahead, progress
 __all__ = ["FileSource", "ProposalSource", "SamSource", "TruthSource"]
 
 
-_FINISHERS = min(os.cpu_count() or 1, 8)
+_FINISHERS = min(os.cpu_count() or 1, 4)
 """Threads that clean and store masks."""
 
 

@@ -15,6 +15,8 @@ class PretendGpu(TorchFunctionMode):
             return torch.device("cuda")
         if func is torch.Tensor.to and isinstance(args[1], torch.device):
             args = (args[0], torch.device("cpu"), *args[2:])
+        if func is torch.Tensor.pin_memory:
+            return args[0]
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
         kwargs.pop("pin_memory", None)

@@ -89,8 +89,9 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        # Before 2.35, glibc refuses so large a threshold; the second setting alone would harm.
+        if mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES):
+            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
@@ -196,7 +197,7 @@ def ahead(
     Args:
         function: called with one item at a time.
         items: drawn by the caller's thread.
-        threads: that call the function; at most this many results and three more wait.
+        threads: that call the function; at most this many results and one more wait.
 
     Returns:
         Results in the order of the items. What the function raises is raised in its result's place.
@@ -210,7 +211,7 @@ def ahead(
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > threads + 3:
+                if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

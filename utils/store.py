@@ -65,6 +65,7 @@ _PARTIAL = re.compile(r"\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.partia
 _ABANDONED_AFTER_SECONDS = 24 * 60 * 60
 
 _MOST_UNWRITTEN = 32
+"""Entries that may wait to be written: together a few MB."""
 
 _logger = logging.getLogger(__name__)
 
@@ -246,8 +247,9 @@ class Store:
             another key), which is logged once per entry.
         """
         path = self.path(kind, key)
-        if path in self._unwritten:
-            self._unwritten[path].result()
+        unwritten = self._unwritten.get(path)
+        if unwritten:
+            unwritten.result()
         entry: Entry | None = None
         try:
             if not self._overwrite or path in self._saved:
@@ -255,9 +257,11 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, _DamagedError) as error:
-            if path not in self._reported:
+            with self._counting:
+                is_new = path not in self._reported
                 self._reported.add(path)
-                self.damaged[kind] += 1
+                self.damaged[kind] += is_new
+            if is_new:
                 _logger.warning(
                     "The store's entry %s is damaged and is made again: %s", path, error
                 )
@@ -286,34 +290,36 @@ class Store:
         """
         path = self.path(kind, key)
         content = _encode(kind, key, arrays, meta)
-        if self._writer is None:
+        writer = self._writer
+        if writer is None:
             self._write(path, content)
             return
         self._settle(_MOST_UNWRITTEN)
-        self._unwritten[path] = self._writer.submit(self._write, path, content)
+        self._unwritten[path] = writer.submit(self._write, path, content)
 
     @contextlib.contextmanager
     def writing_behind(self) -> Iterator[None]:
         """Within the block, `save` returns before its entry is on the disk; its end waits for all.
 
         An entry that could not be written is told by a later `save`, or by the end of the block.
+        Whatever ends the block, what has been saved is written before.
         """
-        with ThreadPoolExecutor(1) as self._writer:
-            try:
+        try:
+            with ThreadPoolExecutor(1) as writer:
+                self._writer = writer
                 yield
                 self._settle(0)
-            finally:
-                self._writer = None
-                for write in self._unwritten.values():
-                    write.cancel()
-        self._unwritten.clear()
+        finally:
+            self._writer = None
+            self._unwritten.clear()
 
     def _settle(self, most: int) -> None:
         """Forget entries that are written, and wait until at most so many are not."""
         for path, write in list(self._unwritten.items()):
             if write.done() or len(self._unwritten) > most:
                 write.result()
-                self._unwritten.pop(path, None)
+                if self._unwritten.get(path) is write:
+                    self._unwritten.pop(path, None)
 
     def _write(self, path: Path, content: bytes) -> None:
         atomic_write_bytes(path, content, option="--store")

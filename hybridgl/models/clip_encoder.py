@@ -59,7 +59,7 @@ _ARCHITECTURES = {
 _TEXTS_PER_BATCH = 256
 
 _MOST_KEPT_TEXTS = 2**16
-"""Texts whose features are kept: 134 MB at 512 channels, more than RefCOCO has."""
+"""Texts whose features are kept: 134 MB at 512 channels."""
 
 _LENGTH_STEP = 8
 """Texts are cut to a multiple of so many tokens."""

@@ -45,19 +45,15 @@ def encode(encoder: Any, images_B3RR: Tensor) -> Tensor:
         x_BggD = x_BggD + encoder.pos_embed
     for block in encoder.blocks:
         x_BggD = x_BggD + _attention(block, block.norm1(x_BggD))
-        x_BggD += mlp(block.norm2(x_BggD), block.mlp.lin1, _gelu, block.mlp.lin2)
+        x_BggD += mlp(block.norm2(x_BggD), block.mlp.lin1, block.mlp.act, block.mlp.lin2)
     narrow, norm, smooth, last_norm = encoder.neck
     x_BggC = linear(x_BggD, narrow.weight.flatten(1))
     x_BCgg = norm(x_BggC.permute(0, 3, 1, 2))
-    # TensorFloat-32, cuDNN's default for convolutions, would round to ten bits.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        x_BCgg = smooth(x_BCgg)
-    embedded_BCgg: Tensor = last_norm(x_BCgg)
+    # As a product of 3 x 3 neighbourhoods: cuDNN rounds convolutions to ten bits by default.
+    neighbourhoods_BTK = F.unfold(x_BCgg, smooth.kernel_size, padding=1).transpose(1, 2)
+    x_BTC = linear(neighbourhoods_BTK, smooth.weight.flatten(1))
+    embedded_BCgg: Tensor = last_norm(x_BTC.transpose(1, 2).unflatten(2, x_BCgg.shape[2:]))
     return embedded_BCgg
-
-
-def _gelu(x: Tensor) -> Tensor:
-    return F.gelu(x)
 
 
 def _attention(block: Any, normed_BggD: Tensor) -> Tensor:
@@ -129,7 +125,7 @@ def _attend_with_bias(
                 q_BhTd[some], k_BhTd[some], v_BhTd[some], attn_mask=bias_BhTT
             )
         )
-    return torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _attend_window_by_window(

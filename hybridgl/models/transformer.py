@@ -88,7 +88,7 @@ def mlp(
     Args:
         x: (..., K).
         up: from K to the width of the middle.
-        activation_: works in place where it can.
+        activation_: of what the first layer gives, which it may overwrite.
         down: from the middle back to K.
 
     Returns:

@@ -24,6 +24,7 @@ from segment_anything.utils.amg import (
     generate_crop_boxes,
     is_box_near_crop_edge,
 )
+from torchvision.ops import nms
 
 from hybridgl import mask_generator
 from hybridgl.config import (
@@ -112,7 +113,9 @@ def assert_equals_records(proposals, records, stray=STRAY_PIXELS):
         assert wrong.sum() <= stray
         np.testing.assert_allclose(proposals.boxes_xywh[index], record["bbox"], atol=stray and 2)
         assert proposals.predicted_iou[index] == pytest.approx(record["predicted_iou"], abs=1e-5)
-        stability = pytest.approx(record["stability_score"], abs=1e-3, nan_ok=True)
+        # One pixel at either cut may fall to the other side by rounding.
+        tolerance = max(1e-3, 1.5 / max(record["segmentation"].sum(), 1))
+        stability = pytest.approx(record["stability_score"], abs=tolerance, nan_ok=True)
         assert proposals.stability[index] == stability
 
 
@@ -331,6 +334,8 @@ def begin_on_gpu(sam, config, images, monkeypatch):
 @pytest.mark.parametrize("config", [PROPOSALS_SHAPES, MANY], ids=["plain", "crops"])
 def test_a_gpu_gives_what_a_cpu_does(sam, config, clicks, monkeypatch):
     monkeypatch.setattr(mask_generator, "_CLICKS", {"cpu": 16, "cuda": clicks})
+    # The library's call orders ties among thousands of boxes by the kind of device.
+    monkeypatch.setattr(mask_generator, "batched_nms", lambda b, s, _, iou: nms(b, s, iou))
     images = [scene(0), np.zeros((1, 1000, 3), np.uint8), noise((60, 80), 10)]
     expected = generate(sam, config, *images)
 

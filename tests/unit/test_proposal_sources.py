@@ -27,6 +27,7 @@ from tests.refer_factories import (
     mini_phrasecut,
     mini_refer,
 )
+from utils.store import Store
 
 HEIGHT, WIDTH = HW
 
@@ -396,7 +397,7 @@ class TwoHalves:
 class OnlySam:
     """Backbones without any file."""
 
-    device, dtype = torch.device("cpu"), torch.float32
+    device, numerics = torch.device("cpu"), "torch.float32"
 
     def __init__(self, proposer):
         self.proposer = proposer
@@ -426,3 +427,13 @@ def test_exported_masks_have_the_boxes_that_sam_gives(read, split, ids):
     source = read([result(ids[0], compressed(mask_HW)) for mask_HW in exported.masks_NHW])
     assert_same(source.propose(ids[0], image), exported)
     assert exported.boxes_xywh.tolist() == [[0, 0, 47, 63], [48, 0, 47, 63]]
+
+
+def test_counting_stored_masks_does_not_load_sam(split, tmp_path):
+    store, proposer = Store(tmp_path / "store"), TwoHalves()
+    made = SamSource(OnlySam(proposer), PROPOSALS_REFCOCO, store, split)
+    counts = dict(made.counts(split.images))
+    assert set(counts.values()) == {2}
+    stored = SamSource(OnlySam(None), PROPOSALS_REFCOCO, store, split)
+    assert dict(stored.counts(split.images)) == counts
+    assert proposer.asked == len(split.images)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from utils import runtime
-from utils.runtime import progress
+from utils.runtime import ahead, progress
 
 
 class Stream(io.StringIO):
@@ -47,3 +47,32 @@ def test_short_work_leaves_no_trace_in_a_log(shown):
 def test_long_work_is_told_of_in_a_log(shown, monkeypatch):
     monkeypatch.setattr(runtime, "_LOG_SECONDS", 1e-9)
     assert "5/5" in shown(terminal=False)
+
+
+def test_results_come_in_order_and_few_are_computed_ahead():
+    started = []
+
+    def double(n):
+        started.append(n)
+        return 2 * n
+
+    results = ahead(double, iter(range(100)), threads=3)
+    assert next(results) == 0
+    assert len(started) <= 5
+    assert list(results) == [2 * n for n in range(1, 100)]
+
+
+def test_an_error_is_raised_in_its_results_place():
+    results = ahead(lambda n: 1 // (2 - n), range(5))
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert list(results) == []
+
+
+def test_results_that_nobody_asks_for_are_not_computed():
+    started = []
+    results = ahead(started.append, range(100))
+    next(results)
+    results.close()
+    assert len(started) < 10

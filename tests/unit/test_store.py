@@ -559,3 +559,45 @@ class TestSweep:
         monkeypatch.setattr(os, "replace", fail)
         with pytest.raises(OSError, match="reached the end"):
             atomic_write_bytes(tmp_path / "records.jsonl", b"")
+
+
+def test_what_was_saved_is_written_whatever_ends_the_block(tmp_path, monkeypatch):
+    write = utils.store.atomic_write_bytes
+
+    def slowly(*args, **kwargs):
+        time.sleep(0.02)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(utils.store, "atomic_write_bytes", slowly)
+    store, keys = Store(tmp_path), [f"{n:064x}" for n in range(5)]
+
+    def interrupted():
+        with store.writing_behind():
+            for key in keys:
+                store.save("maps", key, {"n": np.zeros(1)}, {})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert all(Store(tmp_path).load("maps", key) for key in keys)
+    assert store.load("maps", keys[0])
+
+
+def test_an_entry_that_is_being_written_can_be_loaded(tmp_path):
+    store = Store(tmp_path)
+    with store.writing_behind():
+        for n in range(200):
+            key = f"{n:064x}"
+            store.save("maps", key, {"n": np.array([n])}, {})
+            assert store.load("maps", key).arrays["n"].tolist() == [n]
+
+
+def test_an_entry_that_cannot_be_written_behind_is_told(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(utils.store, "atomic_write_bytes", full)
+    store = Store(tmp_path)
+    with pytest.raises(OSError, match="disk full"), store.writing_behind():
+        store.save("maps", "0" * 64, {"n": np.zeros(1)}, {})
+    assert list(tmp_path.rglob("*.safetensors")) == []

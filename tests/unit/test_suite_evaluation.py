@@ -428,6 +428,7 @@ VALUES = {
     "spacy_model": ["en_core_web_sm"],
     "profile": ["corrected"],
     "dtype": ["bfloat16"],
+    "compile": [""],
     "method": ["global_local"],
     "mixing_weight": ["0.5", "0.25"],
     "proposals": ["gt", "coco:a/masks.json", "coco:gt.json"],
