@@ -61,6 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_method_arguments(parser)
     add_model_arguments(parser)
     add_store_arguments(parser)
+    parser.add_argument(
+        "--keep_tokens",
+        action="store_true",
+        help="store what enters CLIP's masked blocks too (1.2 MB a mask), so that another "
+        "--fusion_mode takes a fraction of the time",
+    )
     add_shard_argument(parser)
     parser.add_argument(
         "--output",

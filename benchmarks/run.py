@@ -96,6 +96,7 @@ MATCHING_IOU = 0.9
 REFERENCE = "reference schedule"
 OURS = "ours, cold store"
 OURS_BFLOAT16 = "ours, cold store, bfloat16"
+OURS_TOKENS = "ours, cold store, tokens kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +107,22 @@ class Variant:
         flags: besides those that name data and models.
         store: name of its folder; what other variants have left there is used.
         writes_maps: whether the program that writes GEM maps runs too.
+        keeps_tokens: whether the other one stores what enters CLIP's masked blocks.
     """
 
     flags: tuple[str, ...]
     store: str
     writes_maps: bool
+    keeps_tokens: bool = False
 
 
 VARIANTS = {
     OURS: Variant((), "float32", writes_maps=True),
     OURS_BFLOAT16: Variant(("--dtype", "bfloat16"), "bfloat16", writes_maps=True),
+    OURS_TOKENS: Variant((), "tokens", writes_maps=True, keeps_tokens=True),
+    "ours, warm store, mode L2G, tokens kept": Variant(
+        ("--fusion_mode", "L2G"), "tokens", writes_maps=False, keeps_tokens=True
+    ),
     "ours, warm store, mode L2G": Variant(("--fusion_mode", "L2G"), "float32", writes_maps=False),
     "ours, warm store, mode token_masking": Variant(
         ("--fusion_mode", "token_masking"), "float32", writes_maps=False
@@ -140,7 +147,7 @@ class Measurement:
         peak_bytes: largest resident size of the process after the run, models included.
         device_peak_bytes: most memory that tensors took on the GPU; None without one.
         picks: "ref sentence" -> the proposals of the pure and of the guided pick.
-        stages: seconds of every stage, all images together; empty for runs with a warm store. Where
+        stages: seconds of every stage, all images together; empty for other runs. Where
             threads work at once, they add up to more than the whole.
         stored_bytes: of the store; 0 where stages were not measured.
         costs: of a run by stage; of the reference schedule only.
@@ -173,7 +180,8 @@ OUR_CALLS: tuple[Call, ...] = (
     (DECODER, SamProposer, "begin"),
     (DECODER, mask_generator, "without_small_regions"),
     *((VIEWS, views, name) for name in ("blur_background", "local_views", "global_views", "gate")),
-    (FEATURES, pipeline, "mask_features"),
+    (FEATURES, pipeline, "stream_tokens"),
+    (FEATURES, pipeline, "fuse"),
     *((GEM, gem, n) for n in ("gem_input", "patch_features", "low_resolution_maps", "heat_map")),
     (TEXTS, ClipEncoder, "encode_texts"),
     *(
@@ -346,7 +354,7 @@ def run_ours(name: str, setting: Setting) -> Measurement:
         device_peak_bytes=device_peak,
         picks=picks,
     )
-    if not variant.writes_maps:
+    if name not in (OURS, OURS_BFLOAT16):
         return measured
     # Stages overlap, and on a GPU each is awaited to be timed: not in the run that counts.
     stages, left_out = Clock(device), Clock(device)
@@ -377,6 +385,7 @@ def _run_programs(
             if save_attn_gem.main(arguments):
                 raise RuntimeError("save_attn_gem.py failed; its message is above.")
             maps_seconds = now(device) - left_out.total - start
+        arguments += ["--keep_tokens"] * variant.keeps_tokens
         run = _prepared([*arguments, "--output", str(output)], setting)
         start = now(device) - left_out.total
         hybridgl_main.execute(run)
@@ -430,7 +439,7 @@ def equal_picks(first: Measurement, second: Measurement) -> tuple[float, float]:
 def compared(measured: Mapping[str, Measurement], images: int) -> list[dict[str, Any]]:
     """The runs as JSON values, each held against what it can be held against."""
     reference, ours = measured[REFERENCE], measured[OURS]
-    against = {OURS: reference, OURS_BFLOAT16: ours}
+    against = {OURS: reference, OURS_BFLOAT16: ours, OURS_TOKENS: ours}
     rows = []
     for name, one in measured.items():
         # With maps in the store, the reference schedule would not make them again either.

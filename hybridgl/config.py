@@ -62,6 +62,11 @@ class FusionMode(Enum):
             names = ", ".join(mode.value for mode in cls)
             raise UserError(f"Expected a fusion mode among {names}, got {name!r}.") from None
 
+    @property
+    def reads_global_view(self) -> bool:
+        """Whether the global stream takes part."""
+        return self in (self.GLOBAL_TO_LOCAL, self.LOCAL_TO_GLOBAL, self.BOTH)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceQuirks:

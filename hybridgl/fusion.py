@@ -26,7 +26,7 @@ from hybridgl.models.clip_encoder import (
 )
 from hybridgl.models.transformer import attend, linear
 
-__all__ = ["mask_features"]
+__all__ = ["fuse", "mask_features", "stream_tokens"]
 
 
 def mask_features(
@@ -51,22 +51,73 @@ def mask_features(
     Returns:
         float32, (N, E), not normalised.
     """
-    forward = _FORWARDS[config.mode]
+    local_NTD = stream_tokens(visual, local_N3RR, config.masking_block)
+    global_NTD = None
+    if config.mode.reads_global_view:
+        global_NTD = stream_tokens(visual, global_N3RR, config.masking_block)
+    return fuse(
+        visual,
+        local_NTD,
+        global_NTD,
+        gate_NP,
+        config,
+        attention_masking_skips_last_block=attention_masking_skips_last_block,
+    )
+
+
+def stream_tokens(visual: VisionTower, views_N3RR: Tensor, masking_block: int) -> Tensor:
+    """Tokens of views before the first block in which masks act: the same for all modes.
+
+    Args:
+        visual: CLIP's vision transformer.
+        views_N3RR: local or global views, float32, (N, 3, R, R).
+        masking_block: index of that block, from 0.
+
+    Returns:
+        float32, (N, T, D).
+    """
+    tokens_NTD = embed_patches(visual, views_N3RR)
+    for block in list(visual.transformer.resblocks)[:masking_block]:
+        tokens_NTD = residual_block(block, tokens_NTD)
+    return tokens_NTD
+
+
+def fuse(
+    visual: VisionTower,
+    local_NTD: Tensor,
+    global_NTD: Tensor | None,
+    gate_NP: Tensor,
+    config: FusionConfig,
+    *,
+    attention_masking_skips_last_block: bool,
+) -> Tensor:
+    """The blocks in which masks act, and what follows.
+
+    Args:
+        visual: CLIP's vision transformer.
+        local_NTD: ``stream_tokens`` of the local views.
+        global_NTD: those of the global views; None where the mode does not read them.
+        gate_NP: share of the mask in every patch, float32, (N, P), 0 to 1.
+        config: mode, first masked block, weight of the added stream.
+        attention_masking_skips_last_block: quirk Q3.
+
+    Returns:
+        float32, (N, E), not normalised.
+    """
     blocks = list(visual.transformer.resblocks)
     if config.mode is FusionMode.ATTENTION_MASKING and attention_masking_skips_last_block:
         blocks = blocks[:-1]
     masks = _MaskedBlocks(blocks[config.masking_block :], gate_NP, config.stream_weight)
 
-    def trunk(views_N3RR: Tensor) -> Tensor:
-        tokens_NTD = embed_patches(visual, views_N3RR)
-        for block in blocks[: config.masking_block]:
-            tokens_NTD = residual_block(block, tokens_NTD)
-        return tokens_NTD
-
     def project(class_ND: Tensor) -> Tensor:
         return linear(visual.ln_post(class_ND), visual.proj.T)
 
-    return forward(masks, trunk, project, local_N3RR, global_N3RR)
+    if global_NTD is None:
+        return project(_LOCAL_MODES[config.mode](masks, local_NTD))
+    if config.mode is FusionMode.BOTH:
+        from_local_ND, from_global_ND = _both(masks, local_NTD, global_NTD)
+        return project(from_local_ND) + project(from_global_ND)
+    return project(_HYBRID_MODES[config.mode](masks, local_NTD, global_NTD))
 
 
 class _MaskedBlocks:
@@ -99,80 +150,60 @@ class _MaskedBlocks:
         return class_block(self._last, tokens_NTD, self._visible_N11T if rule_a else None)
 
 
-_Trunk = Callable[[Tensor], Tensor]
-_Project = Callable[[Tensor], Tensor]
-_Forward = Callable[[_MaskedBlocks, _Trunk, _Project, Tensor, Tensor], Tensor]
-
-
-def _crop(
-    masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, _global: Tensor
-) -> Tensor:
-    l_NTD = trunk(local)
+def _crop(masks: _MaskedBlocks, l_NTD: Tensor) -> Tensor:
     for block in masks.inner:
         l_NTD = masks.step(block, l_NTD)
-    return project(masks.last(l_NTD))
+    return masks.last(l_NTD)
 
 
-def _token_masking(
-    masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, _global: Tensor
-) -> Tensor:
-    l_NTD = trunk(local)
+def _token_masking(masks: _MaskedBlocks, l_NTD: Tensor) -> Tensor:
     for block in masks.inner:
         l_NTD = masks.step(block, masks.gated(l_NTD))
-    return project(masks.last(masks.gated(l_NTD)))
+    return masks.last(masks.gated(l_NTD))
 
 
-def _attention_masking(
-    masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, _global: Tensor
-) -> Tensor:
-    l_NTD = trunk(local)
+def _attention_masking(masks: _MaskedBlocks, l_NTD: Tensor) -> Tensor:
     for block in masks.inner:
         l_NTD = masks.step(block, l_NTD, rule_a=True)
-    return project(masks.last(l_NTD, rule_a=True))
+    return masks.last(l_NTD, rule_a=True)
 
 
-def _local_to_global(
-    masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, global_: Tensor
-) -> Tensor:
+def _local_to_global(masks: _MaskedBlocks, l_NTD: Tensor, g_NTD: Tensor) -> Tensor:
     weight = masks.stream_weight
-    l_NTD, g_NTD = trunk(local), trunk(global_)
     for block in masks.inner:
         g_NTD = masks.step(block, l_NTD + weight * g_NTD, rule_a=True)
         l_NTD = masks.step(block, l_NTD)
-    return project(masks.last(l_NTD + weight * g_NTD, rule_a=True))
+    return masks.last(l_NTD + weight * g_NTD, rule_a=True)
 
 
-def _global_to_local(
-    masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, global_: Tensor
-) -> Tensor:
+def _global_to_local(masks: _MaskedBlocks, l_NTD: Tensor, g_NTD: Tensor) -> Tensor:
     weight = masks.stream_weight
-    l_NTD, g_NTD = trunk(local), trunk(global_)
     for block in masks.inner:
         l_NTD = masks.step(block, weight * masks.gated(g_NTD) + l_NTD)
         g_NTD = masks.step(block, g_NTD, rule_a=True)
-    return project(masks.last(weight * masks.gated(g_NTD) + l_NTD))
+    return masks.last(weight * masks.gated(g_NTD) + l_NTD)
 
 
-def _both(
-    masks: _MaskedBlocks, trunk: _Trunk, project: _Project, local: Tensor, global_: Tensor
-) -> Tensor:
+def _both(masks: _MaskedBlocks, l_NTD: Tensor, g_NTD: Tensor) -> tuple[Tensor, Tensor]:
     weight = masks.stream_weight
-    l_NTD, g_NTD = trunk(local), trunk(global_)
     hybrid_l_NTD, hybrid_g_NTD = l_NTD, g_NTD
     for block in masks.inner:
         hybrid_l_NTD = masks.step(block, hybrid_l_NTD + weight * masks.gated(g_NTD))
         hybrid_g_NTD = masks.step(block, l_NTD + weight * hybrid_g_NTD, rule_a=True)
         l_NTD, g_NTD = masks.step(block, l_NTD), masks.step(block, g_NTD, rule_a=True)
-    return project(masks.last(hybrid_l_NTD + weight * masks.gated(g_NTD))) + project(
-        masks.last(l_NTD + weight * hybrid_g_NTD, rule_a=True)
+    return (
+        masks.last(hybrid_l_NTD + weight * masks.gated(g_NTD)),
+        masks.last(l_NTD + weight * hybrid_g_NTD, rule_a=True),
     )
 
 
-_FORWARDS: dict[FusionMode, _Forward] = {
+_LOCAL_MODES: dict[FusionMode, Callable[[_MaskedBlocks, Tensor], Tensor]] = {
     FusionMode.CROP: _crop,
     FusionMode.TOKEN_MASKING: _token_masking,
     FusionMode.ATTENTION_MASKING: _attention_masking,
+}
+
+_HYBRID_MODES: dict[FusionMode, Callable[[_MaskedBlocks, Tensor, Tensor], Tensor]] = {
     FusionMode.LOCAL_TO_GLOBAL: _local_to_global,
     FusionMode.GLOBAL_TO_LOCAL: _global_to_local,
-    FusionMode.BOTH: _both,
 }

@@ -149,7 +149,7 @@ def method_from_arguments(arguments: argparse.Namespace, store: ArtefactStore) -
     )
     backbones.require("clip", *(("sam",) if arguments.proposals == "sam" else ()))
     if not baseline:
-        return HybridGL(backbones, config, store)
+        return HybridGL(backbones, config, store, keep_tokens=arguments.keep_tokens)
     weight = arguments.mixing_weight
     settings = GlobalLocalConfig(
         mixing_weight=mixing_weight(arguments.dataset) if weight is None else weight,

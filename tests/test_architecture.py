@@ -76,6 +76,7 @@ OWN_FLAGS = {
         "--proposals": "sam",
         "--convention": "zero-shot",
         "--output": None,
+        "--keep_tokens": False,
         "--fusion_mode": FusionMode.GLOBAL_TO_LOCAL,
         "--masking_block": 9,
         "--sentence_weight": 0.5,

@@ -427,6 +427,28 @@ def test_compiled_encoders_are_those_that_were_asked_for(arguments, resumed, mon
 
     monkeypatch.setattr(torch, "compile", compiler)
     assert hybridgl_main.main(arguments(resumed, "--compile", "--limit", "1")) == 0
-    assert sorted(compiled) == ["encode", "mask_features", "patch_features"]
+    assert sorted(compiled) == ["encode", "fuse", "patch_features", "stream_tokens"]
     assert summary_of(resumed)["settings"]["dtype"] == "float32 compiled"
     assert summary_of(resumed)["store"]["made"] == {"proposals": 1, "gem": 1, "features": 1}
+
+
+def test_kept_tokens_give_the_records_of_every_mode(
+    arguments, undisturbed, with_proposals, tmp_path
+):
+    """Each mode in its own folder without tokens, and all of them from one store with tokens."""
+    kept = [*arguments(with_proposals), "--keep_tokens"]
+    assert hybridgl_main.main(kept) == 0
+    assert records_of(with_proposals) == records_of(undisturbed)
+    assert summary_of(with_proposals)["store"]["made"]["tokens"] == 2 * NUM_IMAGES
+    for mode in ("L2G", "both", "token_masking", "attn_masking", "crop"):
+        flags = ["--fusion_mode", mode, "--output", str(tmp_path / mode)]
+        assert hybridgl_main.main([*kept, *flags]) == 0
+        summary = json.loads((tmp_path / mode / "summary.json").read_text())
+        streams = 2 if mode in ("L2G", "both") else 1
+        assert summary["store"]["found"]["tokens"] == streams * NUM_IMAGES
+        assert "tokens" not in summary["store"]["made"]
+        plain = ["--fusion_mode", mode, "--output", str(tmp_path / f"{mode} plain")]
+        without = [*arguments(with_proposals), *plain, "--overwrite"]
+        assert hybridgl_main.main(without) == 0
+        first, second = (tmp_path / name / "records.jsonl" for name in (mode, f"{mode} plain"))
+        assert first.read_bytes() == second.read_bytes()

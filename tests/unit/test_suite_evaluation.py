@@ -452,6 +452,7 @@ ELSEWHERE = {
     "refer_data_root": "where, not what",
     "store": "where, not what",
     "overwrite": "how, not what",
+    "keep_tokens": "how, not what",
 }
 
 
