@@ -73,8 +73,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["float32", "bfloat16"],
         default="float32",
-        help="number format of the matrix products in CLIP's blocks and SAM's image encoder; "
-        "bfloat16 is faster and may give other masks and picks (default: %(default)s)",
+        help="number format of the matrix products in SAM's image encoder; with bfloat16 it is "
+        "faster and its masks are nearly the same; CLIP has float32 (default: %(default)s)",
     )
     group.add_argument(
         "--compile",

@@ -35,8 +35,9 @@ class Backbones:
     Attributes:
         weights: their files.
         device: where they run.
-        dtype: of the matrix products in CLIP's residual blocks and in SAM's image encoder: float32,
-            or bfloat16, with which other masks and picks may come out.
+        dtype: of the matrix products in SAM's image encoder: float32, or bfloat16, with which the
+            masks are nearly the same. CLIP, whose features decide the pick, computes in float32: in
+            bfloat16 one pick in twenty was another one (docs/performance.md).
         compiles: whether torch compiles the encoders.
     """
 
@@ -65,7 +66,6 @@ class Backbones:
             self.weights.clip_weights,
             architecture=self.weights.clip_model,
             device=self.device,
-            dtype=self.dtype,
         )
 
     @cached_property
@@ -127,10 +127,14 @@ class Backbones:
         """CLIP text features, float32, (L, E), un-normalised."""
         return self.clip.encode_texts(texts)
 
-    @property
-    def numerics(self) -> str:
-        """What rounding depends on: part of the keys of what is computed."""
-        return f"{self.dtype}{' compiled' if self.compiles else ''}"
+    def numerics(self, model: str) -> str:
+        """What a model's rounding depends on: part of the keys of what it computes.
+
+        Args:
+            model: "clip" or "sam".
+        """
+        dtype = self.dtype if model == "sam" else torch.float32
+        return f"{dtype}{' compiled' if self.compiles else ''}"
 
     def compiled(self, function: Callable[_Parameters, Tensor]) -> Callable[_Parameters, Tensor]:
         """The function, compiled by torch if that was asked for."""
@@ -150,7 +154,7 @@ class Backbones:
                 "sha256": {model: self.digest(model) for model in models},
             },
             "device": self.device.type,
-            "dtype": self.numerics.removeprefix("torch."),
+            "dtype": self.numerics("sam").removeprefix("torch."),
             "versions": {name: version(name) for name in _PACKAGES},
         }
 

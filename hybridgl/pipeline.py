@@ -206,7 +206,7 @@ class HybridGL:
             device: "auto", "cpu", "cuda" or "cuda:1".
             profile: "reference" or "corrected".
             fusion_mode: G2L, L2G, both, token_masking, attn_masking or crop.
-            dtype: "float32" or "bfloat16".
+            dtype: of SAM's image encoder: "float32" or "bfloat16".
             store: keeps the results of stages.
 
         Raises:
@@ -652,7 +652,7 @@ class HybridGL:
             "masks": mask_fingerprint(proposals),
             "clip": self.backbones.digest("clip"),
             "device": self.backbones.device.type,
-            "dtype": self.backbones.numerics,
+            "dtype": self.backbones.numerics("clip"),
             "masking_block": self.config.fusion.masking_block,
             "views": [
                 quirks.local_view_imagenet_unnormalised_fill,
@@ -664,7 +664,7 @@ class HybridGL:
         return {
             "clip": self.backbones.digest("clip"),
             "device": self.backbones.device.type,
-            "dtype": self.backbones.numerics,
+            "dtype": self.backbones.numerics("clip"),
             "config": dataclasses.asdict(self.config.gem),
         }
 

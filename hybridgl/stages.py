@@ -162,7 +162,7 @@ class SamProposals:
     def _key(self, image: RgbImage) -> str:
         settings = {
             "sam": self._backbones.digest("sam"),
-            "dtype": self._backbones.numerics,
+            "dtype": self._backbones.numerics("sam"),
             "config": dataclasses.asdict(self.config),
         }
         return stage_key(image, "proposals", settings)

@@ -348,7 +348,7 @@ class GlobalLocalClip:
             "masks": mask_fingerprint(proposals),
             "clip": self.backbones.digest("clip"),
             "device": self.backbones.device.type,
-            "dtype": self.backbones.numerics,
+            "dtype": self.backbones.numerics("clip"),
             "masking_block": self.config.masking_block,
             "quirks": [self.config.quirks.crop_unnormalised_fill],
         }

@@ -397,7 +397,10 @@ class TwoHalves:
 class OnlySam:
     """Backbones without any file."""
 
-    device, numerics = torch.device("cpu"), "torch.float32"
+    device = torch.device("cpu")
+
+    def numerics(self, _model):
+        return "torch.float32"
 
     def __init__(self, proposer):
         self.proposer = proposer
