@@ -36,8 +36,8 @@ class Backbones:
         weights: their files.
         device: where they run.
         dtype: of the matrix products in SAM's image encoder: float32, or bfloat16, with which the
-            masks are nearly the same. CLIP, whose features decide the pick, computes in float32: in
-            bfloat16 one pick in twenty was another one (docs/performance.md).
+            masks are nearly the same. CLIP computes in float32: two masks are often more alike than
+            bfloat16's rounding of their features.
         compiles: whether torch compiles the encoders.
     """
 
