@@ -181,7 +181,7 @@ def _features_cost(visual: Any, masks: int) -> Cost:
     embedding = 2 * (tokens - 1) * visual.conv1.weight.numel()
     each = 2 * (embedding + (blocks - 1) * _layers(tokens, width)) + last
     moved = masks * 4 * (2 * 3 * side**2 + visual.proj.shape[1])
-    return Cost(masks * each, _numbers(visual), moved)
+    return Cost(masks * each, _numbers(visual), moved, exact=True)
 
 
 def _gem_cost(visual: Any, grid: int, depth: int, iterations: int) -> Cost:
@@ -193,7 +193,7 @@ def _gem_cost(visual: Any, grid: int, depth: int, iterations: int) -> Cost:
     operations = 2 * grid**2 * visual.conv1.weight.numel() + blocks * _layers(tokens, width)
     operations += (depth - 1) * gathering - unread
     moved = 4 * tokens * (visual.conv1.weight[0].numel() + visual.proj.shape[1])
-    return Cost(operations, _numbers(visual), moved)
+    return Cost(operations, _numbers(visual), moved, exact=True)
 
 
 def _texts_cost(schedule: ReferenceSchedule, texts: Iterable[str]) -> Cost:
@@ -203,7 +203,8 @@ def _texts_cost(schedule: ReferenceSchedule, texts: Iterable[str]) -> Cost:
     width = clip.positional_embedding.shape[1]
     blocks = clip.transformer.resblocks
     operations = sum(len(blocks) * _layers(length, width, length / 2) for length in lengths)
-    return Cost(operations, _numbers(clip.transformer), 4 * width * sum(lengths))
+    moved = 4 * width * sum(lengths)
+    return Cost(operations, _numbers(clip.transformer), moved, exact=True)
 
 
 def _sam_encoder_cost(encoder: Any) -> Cost:
