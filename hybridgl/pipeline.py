@@ -493,24 +493,27 @@ class HybridGL:
         Returns:
             float32, (N, E), un-normalised.
         """
-        streams = ["local", "global"] if self.config.fusion.mode.reads_global_view else ["local"]
-        views_of = {stream: self._views(image_HW3, stream) for stream in streams}
+        views_of = [self._views(image_HW3, stream) for stream in self._streams]
         chunks = []
         for masks in self._chunks(masks_NHW):
-            tokens = [self._tokens(views_of[stream](masks)) for stream in streams]
+            tokens = [self._tokens(of_masks(masks)) for of_masks in views_of]
             chunks.append(self._fused(masks, *tokens))
         return torch.cat(chunks)
 
     @torch.inference_mode()
     def _features_of_tokens(self, image: RgbImage, proposals: Proposals) -> Tensor:
         """The same through the store's tokens, which are made if it lacks them."""
-        streams = ["local", "global"] if self.config.fusion.mode.reads_global_view else ["local"]
-        tokens = [self._stored_tokens(image, proposals, stream) for stream in streams]
+        tokens = [self._stored_tokens(image, proposals, stream) for stream in self._streams]
         chunks, start = [], 0
         for masks in self._chunks(proposals.masks_NHW):
             some = slice(start, start := start + len(masks))
             chunks.append(self._fused(masks, *(t[some].to(self.backbones.device) for t in tokens)))
         return torch.cat(chunks)
+
+    @property
+    def _streams(self) -> tuple[str, ...]:
+        """Names of the streams that the fusion mode reads."""
+        return ("local", "global") if self.config.fusion.mode.reads_global_view else ("local",)
 
     def _stored_tokens(self, image: RgbImage, proposals: Proposals, stream: str) -> Tensor:
         """Tokens of one stream before the masked blocks, float32, (N, T, D), on the CPU."""
