@@ -14,28 +14,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybridgl.arguments import add_method_arguments, add_model_arguments
-from hybridgl.errors import UserError
-from refer.arguments import add_split_arguments
-from refer.errors import DataError
-from suite.evaluation import (
-    all_caps,
-    caps_by_ref,
-    check_truths,
+from evaluation.evaluate import (
+    all_k_limits,
+    check_ground_truth,
     count_proposals,
     evaluate,
     in_dataset_order,
+    k_limit_by_ref,
 )
-from suite.methods import add_run_arguments
-from suite.runs import (
+from evaluation.methods import add_run_arguments
+from evaluation.run import (
     Run,
-    faults_of,
     finished_records,
-    leave_results,
-    leave_scores_again,
+    image_errors_of,
     prepare,
+    rescore,
+    write_results,
 )
-from suite.shards import (
+from evaluation.shards import (
     Shard,
     add_shard_argument,
     check_other_shards,
@@ -43,6 +39,9 @@ from suite.shards import (
     missing_shards,
     write_shard,
 )
+from hybridgl.arguments import add_method_arguments, add_model_arguments
+from hybridgl.errors import DataError, HybridGLError
+from refer.arguments import add_split_arguments
 from utils.runtime import (
     Stopwatch,
     add_store_arguments,
@@ -81,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     arguments = build_parser().parse_args(argv)
-    return run_program(lambda: run(arguments), expected=(UserError, DataError, OSError))
+    return run_program(lambda: run(arguments), expected=(HybridGLError, DataError, OSError))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -96,31 +95,33 @@ def execute(this: Run, *, shard: Shard | None = None, overwrite: bool = False) -
     if not (overwrite or shard):
         finished = finished_records(this)
         if finished is not None:
-            print(f"\n{leave_scores_again(this, finished)}")
+            print(f"\n{rescore(this, finished)}")
             return
     method.load()
-    check_truths(split)
-    watch, faults = Stopwatch(), faults_of(split)
+    check_ground_truth(split)
+    watch, image_errors = Stopwatch(), image_errors_of(split)
     if shard:
-        check_other_shards(shard, this.output, this.settings, faults)
-    with watch.measure("proposals"), this.store.writing_behind():
+        check_other_shards(shard, this.output, this.settings, image_errors)
+    with watch.measure("proposals"), this.store.background_writes():
         image_ids = shard.image_ids(split) if shard else list(split.images)
         counts = count_proposals(source, split, image_ids)
-    with watch.measure("features and guidance"), this.store.writing_behind():
+    with watch.measure("features and guidance"), this.store.background_writes():
         if shard:
-            variants = evaluate(method, source, split, counts, all_caps(method, split, counts))
-            write_shard(shard, this.output, this.settings, faults, counts, variants)
+            variants = evaluate(method, source, split, counts, all_k_limits(method, split, counts))
+            write_shard(shard, this.output, this.settings, image_errors, counts, variants)
             missing = missing_shards(shard, this.output)
             if missing:
                 print(f"{shard} is in {this.output}/; missing: {', '.join(map(str, missing))}")
                 return
-            counts, variants = merge_shards(shard, this.output, this.settings, faults, split)
-            caps = caps_by_ref(method, split, counts)
+            counts, variants = merge_shards(shard, this.output, this.settings, image_errors, split)
+            k_limits = k_limit_by_ref(method, split, counts)
         else:
-            caps = caps_by_ref(method, split, counts)
-            variants = evaluate(method, source, split, counts, {r: [c] for r, c in caps.items()})
-    records = in_dataset_order(split, variants, caps)
-    print(f"\n{leave_results(this, records, caps, watch)}")
+            k_limits = k_limit_by_ref(method, split, counts)
+            variants = evaluate(
+                method, source, split, counts, {r: [c] for r, c in k_limits.items()}
+            )
+    records = in_dataset_order(split, variants, k_limits)
+    print(f"\n{write_results(this, records, k_limits, watch)}")
 
 
 if __name__ == "__main__":

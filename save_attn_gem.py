@@ -10,24 +10,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from evaluation.shards import add_shard_argument
 from hybridgl.arguments import (
     add_model_arguments,
-    backbones_from_arguments,
     method_config_from_arguments,
+    models_from_arguments,
 )
-from hybridgl.errors import PictureError, UserError
+from hybridgl.errors import DataError, HybridGLError, ImageError
 from hybridgl.images import RgbImage
-from hybridgl.pipeline import HybridGL
+from hybridgl.methods.hybridgl import HybridGL
 from refer.arguments import (
     add_split_arguments,
     check_split_arguments,
     split_from_arguments,
 )
 from refer.dataset import Ref
-from refer.errors import DataError
-from suite.pictures import open_image, warn_unreadable
-from suite.shards import add_shard_argument
-from utils.runtime import add_store_arguments, ahead, progress, run_program, store_from_arguments
+from refer.images import open_image, warn_unreadable
+from utils.runtime import add_store_arguments, prefetch, progress, run_program, store_from_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,16 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_store_arguments(parser)
     add_shard_argument(parser)
     arguments = parser.parse_args(argv)
-    return run_program(lambda: run(arguments), expected=(UserError, DataError, OSError))
+    return run_program(lambda: run(arguments), expected=(HybridGLError, DataError, OSError))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Make what the store lacks."""
     check_split_arguments(arguments)
     store = store_from_arguments(arguments)
-    backbones = backbones_from_arguments(arguments)
-    backbones.require("clip")
-    model = HybridGL(backbones, method_config_from_arguments(arguments), store)
+    models = models_from_arguments(arguments)
+    models.require("clip")
+    model = HybridGL(models, method_config_from_arguments(arguments), store)
     model.load()
     split = split_from_arguments(arguments)
     image_ids = arguments.shard.image_ids(split) if arguments.shard else list(split.images)
@@ -63,17 +62,17 @@ def run(arguments: argparse.Namespace) -> None:
         try:
             image = open_image(split, image_id)
             _ = image.pil
-        except PictureError as error:
+        except ImageError as error:
             warn_unreadable(split, image_id, error)
             return image_id, None
         return image_id, image
 
-    with store.writing_behind():
-        opened = progress(ahead(read, image_ids), "GEM maps", "image", total=len(image_ids))
+    with store.background_writes():
+        opened = progress(prefetch(read, image_ids), "GEM maps", "image", total=len(image_ids))
         for image_id, image in opened:
             if image is not None:
                 phrases = {phrase_of[raw] for raw in raws[image_id]}
-                num_maps += len(model.low_resolution_maps(image, sorted(phrases)))
+                num_maps += len(model.patch_similarity(image, sorted(phrases)))
                 num_images += 1
     skipped = len(image_ids) - num_images
     print(

@@ -1,4 +1,4 @@
-"""The least time that the stages of a picture can take, by arithmetic and by bytes.
+"""The least time that the stages of an image can take, by arithmetic and by bytes.
 
 Operations and bytes come from the architectures; how many of them a second the machine does is
 measured in the process that the stages are timed in.
@@ -21,10 +21,10 @@ from benchmarks.generated_data import HW, Setting
 from benchmarks.reference_schedule import ReferenceSchedule
 from hybridgl.config import MethodConfig, ProposalConfig, TextConfig
 from hybridgl.models import transformer
-from hybridgl.models.spacy_parser import SpacyParser
+from hybridgl.models.parser import SpacyParser
 from refer.dataset import ReferSplit
 
-DECODE, ENCODER, DECODER = "decode picture", "SAM encoder", "SAM decoder, filters, clean-up"
+DECODE, ENCODER, DECODER = "decode image", "SAM encoder", "SAM decoder, filters, clean-up"
 VIEWS, FEATURES, GEM, TEXTS = "views", "mask features", "GEM", "text features"
 PARSE, GUIDANCE, SCORING, STORE = "parse", "guidance and scores", "truth and overlaps", "store"
 WHOLE = "all"
@@ -225,7 +225,7 @@ def _sam_encoder_cost(encoder: Any) -> Cost:
 def _sam_decoder_cost(sam: Any, config: ProposalConfig) -> Cost:
     """Every click through the two-way transformer and its three masks drawn.
 
-    What the first layer makes of the picture alone is made once. Small layers on the few tokens of
+    What the first layer makes of the image alone is made once. Small layers on the few tokens of
     a click are not counted.
     """
     channels = sam.mask_decoder.transformer_dim

@@ -1,7 +1,7 @@
-"""Data and weights for a whole run: pictures, expressions and masks made from a seed.
+"""Data and weights for a whole run: images, expressions and masks made from a seed.
 
 The dataset has RefCOCO's layout and proportions; the weights have the files' formats and real size,
-but random values. A picture shows coloured ellipses on a noisy ground, and they are its masks: what
+but random values. An image shows coloured ellipses on a noisy ground, and they are its masks: what
 SAM proposes with random weights means nothing.
 
 Example:
@@ -29,18 +29,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from segment_anything import sam_model_registry
 
-from hybridgl.backbones import select_device
 from hybridgl.config import PROPOSALS_REFCOCO, ProposalConfig
+from hybridgl.models.models import select_device
 from hybridgl.proposals import Proposals
-from hybridgl.weights.manifest import WeightSet, weight_set
+from hybridgl.weights.registry import WeightSet, weight_set
 from refer.dataset import ReferSplit
-from refer.reader import load_refer
+from refer.refer import load_refer
 from refer.shapes.scene import COLORS
 
 __all__ = ["HW", "Setting", "drawn_masks", "write_dataset", "write_files"]
 
 HW = (480, 640)
-"""Size of the pictures, in pixels: RefCOCO's usual one."""
+"""Size of the images, in pixels: RefCOCO's usual one."""
 
 REFS_PER_IMAGE = 2.54
 SENTENCES_PER_REF = 2.84
@@ -64,12 +64,12 @@ PHRASES = (
     "the {own} circle inside the {other} circle",
     "the {own} disc at the top",
 )
-"""Attributes, positions and relations, in words of the carried parser's world."""
+"""Attributes, positions and relations, in words of the bundled parser's world."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ellipses:
-    """What a picture shows, one behind the other.
+    """What an image shows, one behind the other.
 
     Attributes:
         centres_N2: x and y in pixels.
@@ -87,7 +87,7 @@ class Setting:
     """What is run.
 
     Attributes:
-        sizes: of the models: "real", or "tiny" for the carried ones.
+        sizes: of the models: "real", or "tiny" for the bundled ones.
         sam_type: of the real SAM: vit_h, vit_l or vit_b.
         images: of the dataset.
         masks: of every image.
@@ -105,23 +105,23 @@ class Setting:
     @property
     def weights(self) -> WeightSet:
         """Files of the models."""
-        carried = weight_set("tiny")
+        bundled = weight_set("tiny")
         if self.sizes == "tiny":
-            return carried
-        # The carried parser: no other can be had everywhere.
+            return bundled
+        # The bundled parser: no other can be had everywhere.
         return weight_set(
             "paper",
             clip_weights=self.folder / "random-ViT-B-16.pt",
             sam_type=self.sam_type,
             sam_checkpoint=self.folder / f"random-sam-{self.sam_type}.pth",
-            spacy_model=carried.spacy_model,
+            spacy_model=bundled.spacy_model,
         )
 
     @property
     def proposals(self) -> ProposalConfig:
         """Settings of SAM's generator: with thresholds of 0 it leaves its filters out.
 
-        The carried SAM, which is for trying the benchmark, gets fewer clicks.
+        The bundled SAM, which is for trying the benchmark, gets fewer clicks.
         """
         if self.sizes == "tiny":
             return replace(PROPOSALS_REFCOCO, points_per_side=4)
@@ -149,7 +149,7 @@ def write_files(setting: Setting) -> None:
 
 
 def ellipses_of(image_id: int, count: int) -> Ellipses:
-    """The ellipses of a picture, the same at every call."""
+    """The ellipses of an image, the same at every call."""
     rng = np.random.default_rng((0, image_id))
     return Ellipses(
         rng.uniform(0.1, 0.9, (count, 2)) * HW[::-1],
@@ -159,7 +159,7 @@ def ellipses_of(image_id: int, count: int) -> Ellipses:
 
 
 def drawn_masks(image_id: int, count: int) -> Proposals:
-    """The ellipses of a picture as proposals, in their order."""
+    """The ellipses of an image as proposals, in their order."""
     shown = ellipses_of(image_id, count)
     y, x = np.mgrid[: HW[0], : HW[1]]
     masks, boxes = [], []
@@ -178,16 +178,16 @@ def write_dataset(root: Path, num_images: int, num_masks: int) -> None:
     Args:
         root: a data root, made if need be.
         num_images: of val.
-        num_masks: ellipses of every picture.
+        num_masks: ellipses of every image.
     """
-    folder, pictures = root / "refcoco", root / "images/mscoco/images/train2014"
+    folder, image_folder = root / "refcoco", root / "images/mscoco/images/train2014"
     folder.mkdir(parents=True)
-    pictures.mkdir(parents=True)
+    image_folder.mkdir(parents=True)
     images, annotations = [], []
     for image_id in range(num_images):
         shown = ellipses_of(image_id, num_masks)
         name = f"COCO_train2014_{image_id:012d}.jpg"
-        Image.fromarray(_picture(image_id, num_masks)).save(pictures / name, quality=90)
+        Image.fromarray(_image(image_id, num_masks)).save(image_folder / name, quality=90)
         images.append({"id": image_id, "file_name": name, "height": HW[0], "width": HW[1]})
         annotations += [
             _annotation(image_id, index, num_masks, shown) for index in range(num_masks)
@@ -215,7 +215,7 @@ def _write_weights(files: WeightSet) -> None:
     torch.save(sam, files.sam_checkpoint)
 
 
-def _picture(image_id: int, count: int) -> NDArray[np.uint8]:
+def _image(image_id: int, count: int) -> NDArray[np.uint8]:
     """The ellipses on a ground of smooth and of grainy noise, uint8, (H, W, 3)."""
     rng = np.random.default_rng((1, image_id))
     coarse = Image.fromarray(rng.integers(60, 196, (15, 20, 3), dtype=np.uint8))

@@ -29,11 +29,11 @@ import pycocotools.mask as coco_mask
 from numpy.typing import NDArray
 from PIL import Image
 
-from refer.dataset import ImageFaults, ImageInfo, ReferSplit
-from refer.faults import image_faults
-from refer.ground_truth import MaskRule, check_segmentation
+from refer.dataset import ImageErrors, ImageInfo, ReferSplit
+from refer.image_errors import find_image_errors
 from refer.phrasecut import load_phrasecut
-from refer.reader import load_refer
+from refer.refer import load_refer
+from refer.segmentation import MaskRule, check_segmentation
 from refer.splits import SPLITS
 from utils.runtime import peak_memory_bytes
 from utils.tables import Table
@@ -187,7 +187,7 @@ def write_phrasecut(split: str, root: Path) -> None:
 
 
 def write_images(root: Path) -> None:
-    """Small pictures, all alike."""
+    """Small images, all alike."""
     pixels = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     for image_id in range(NUM_IMAGES):
         Image.fromarray(pixels).save(root / f"{image_id}.jpg")
@@ -209,13 +209,13 @@ def load(dataset: str, split: str, root: Path) -> tuple[str, float]:
 
 
 def look_at_images(root: Path) -> tuple[str, float]:
-    """Look for faults of image files that have none."""
+    """Look for image_errors of image files that have none."""
     infos = {i: ImageInfo(i, f"{i}.jpg", 120, 160) for i in range(NUM_IMAGES)}
     split = ReferSplit("files", "all", "-", (), infos, {}, (root,), {})
     start = time.perf_counter()
-    faults = image_faults(split)
+    image_errors = find_image_errors(split)
     seconds = time.perf_counter() - start
-    assert faults == ImageFaults()
+    assert image_errors == ImageErrors()
     return f"{NUM_IMAGES} files", seconds
 
 

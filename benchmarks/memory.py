@@ -27,12 +27,12 @@ from segment_anything import SamPredictor
 
 from benchmarks.generated_data import HW, Setting, drawn_masks, write_files
 from benchmarks.reference_schedule import build_sam, read_state
-from hybridgl import mask_generator
-from hybridgl.backbones import Backbones
 from hybridgl.config import PROPOSALS_PHRASECUT, MethodConfig
 from hybridgl.images import RgbImage
-from hybridgl.models.sam_proposals import SamProposer
-from hybridgl.pipeline import HybridGL
+from hybridgl.methods.hybridgl import HybridGL
+from hybridgl.models import sam_generator
+from hybridgl.models.models import Models
+from hybridgl.models.sam import SamProposer
 from utils.runtime import keep_freed_memory
 from utils.tables import Table
 
@@ -71,14 +71,14 @@ def megabytes(size: int | None) -> str:
 
 
 def memory_of_masks(count: int, setting: Setting) -> dict[str, Any]:
-    """Memory of the features of some masks of one picture."""
+    """Memory of the features of some masks of one image."""
     model, image = _model(setting), _first_image(setting)
     masks_NHW = drawn_masks(0, count).masks_NHW
     return _memory(lambda: model.compute_features(image.pixels_HW3, masks_NHW), setting)
 
 
 def memory_of_sentences(count: int, setting: Setting) -> dict[str, Any]:
-    """Memory of the scores of some sentences on one picture with the fewest masks."""
+    """Memory of the scores of some sentences on one image with the fewest masks."""
     model, image = _model(setting), _first_image(setting)
     proposals = drawn_masks(0, MASK_COUNTS[0])
     expressions = model.parse([f"the red circle left of the {n}th disc" for n in range(count)])
@@ -104,10 +104,10 @@ def memory_of_phrasecut(setting: Setting) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _median_iou(sam: Any, image: RgbImage) -> float:
-    """The IoU that half of the masks of a picture are predicted to have."""
+    """The IoU that half of the masks of an image are predicted to have."""
     predictor = SamPredictor(sam)
     predictor.set_image(image.pixels_HW3)
-    points_P2 = mask_generator.point_grid(8) * HW[::-1]
+    points_P2 = sam_generator.point_grid(8) * HW[::-1]
     scaled_P2 = predictor.transform.apply_coords(points_P2, HW)
     points = torch.as_tensor(scaled_P2, device=predictor.device)[:, None]
     labels = torch.ones(points.shape[:2], dtype=torch.int, device=predictor.device)
@@ -117,13 +117,13 @@ def _median_iou(sam: Any, image: RgbImage) -> float:
 
 def _model(setting: Setting) -> HybridGL:
     """Our model, loaded, without a store."""
-    model = HybridGL(Backbones(setting.weights, device=setting.torch_device), MethodConfig())
+    model = HybridGL(Models(setting.weights, device=setting.torch_device), MethodConfig())
     model.load()
     return model
 
 
 def _first_image(setting: Setting) -> RgbImage:
-    """The first picture, decoded."""
+    """The first image, decoded."""
     split = setting.split()
     image = RgbImage(split.image_path(next(iter(split.images))))
     _ = image.pixels_HW3

@@ -1,6 +1,6 @@
 """The method in the order and granularity of the released program, with stock libraries.
 
-SAM runs again for every ref of a picture, the views of a mask are built one by one on the CPU, all
+SAM runs again for every ref of an image, the views of a mask are built one by one on the CPU, all
 tokens go through all blocks of both streams, the GEM image pass runs once a sentence, a sentence is
 parsed eight times, texts are embedded one at a time over the whole context, and masks are scored in
 loops that wait for the device at every number. All in float32. It is what the library is timed
@@ -36,10 +36,10 @@ from torch import Tensor
 
 from hybridgl.config import GuidanceConfig, MethodConfig
 from hybridgl.language import ParsedExpression, Position, Relation
-from hybridgl.models.sam_proposals import build_tiny_sam
-from hybridgl.models.spacy_parser import SpacyParser
+from hybridgl.models.parser import SpacyParser
+from hybridgl.models.sam import build_tiny_sam
 from hybridgl.proposals import Proposals
-from hybridgl.weights.manifest import WeightSet
+from hybridgl.weights.registry import WeightSet
 from refer.dataset import Id, Ref, ReferSplit
 
 __all__ = ["Picks", "ReferenceSchedule", "SentencePicks", "build_sam", "load_clip", "read_state"]
@@ -110,7 +110,7 @@ class ReferenceSchedule:
 
     @torch.inference_mode()
     def save_maps(self, split: ReferSplit, folder: Path) -> None:
-        """Write the GEM map of every sentence, at the size of its picture."""
+        """Write the GEM map of every sentence, at the size of its image."""
         for ref in split.refs:
             image = self._open(split, ref)
             for sentence in ref.sentences:
@@ -133,14 +133,14 @@ class ReferenceSchedule:
             image = self._open(split, ref)
             self.generator.generate(np.array(image))
             proposals = drawn[ref.image_id]
-            # Quirk Q5: the caps persist from ref to ref.
+            # Quirk Q5: the k_limits persist from ref to ref.
             guidance = dataclasses.replace(
                 guidance,
                 num_candidates=min(guidance.num_candidates, len(proposals)),
-                num_partners=min(guidance.num_partners, len(proposals)),
+                num_context_masks=min(guidance.num_context_masks, len(proposals)),
             )
             features_NE = self.mask_features(*self.views(image, proposals.masks_NHW))
-            truth_HW = split.truth(ref, drop_overlaps=True)
+            gt_mask_HW = split.gt_mask(ref, drop_overlaps=True)
             for sentence in ref.sentences:
                 expression = self._parse(sentence.raw, PARSES_FOR_PICK)
                 own_E, other_E = self._text_features(expression)
@@ -148,7 +148,7 @@ class ReferenceSchedule:
                 chosen = self.choose(
                     features_NE, own_E, other_E, map_HW, proposals, expression, guidance
                 )
-                self.evaluate(proposals.masks_NHW, chosen, truth_HW)
+                self.evaluate(proposals.masks_NHW, chosen, gt_mask_HW)
                 picks[ref.ref_id, sentence.sent_id] = chosen
         return picks
 
@@ -170,20 +170,20 @@ class ReferenceSchedule:
             global_3RR = _resized(global_3HW / 255, side)
             globals_.append(_normalised(global_3RR, IMAGENET_MEAN, IMAGENET_STD))
             gates.append(_resized(mask_1HW, grid).flatten())
-        local_N3RR, global_N3RR, gate_NP = (
+        local_N3RR, global_N3RR, coverage_NP = (
             torch.stack(parts).to(self._device) for parts in (locals_, globals_, gates)
         )
-        return local_N3RR, global_N3RR, gate_NP
+        return local_N3RR, global_N3RR, coverage_NP
 
-    def mask_features(self, local_N3RR: Tensor, global_N3RR: Tensor, gate_NP: Tensor) -> Tensor:
+    def mask_features(self, local_N3RR: Tensor, global_N3RR: Tensor, coverage_NP: Tensor) -> Tensor:
         """Features of mode G2L, (N, E)."""
         visual, fusion = self.clip.visual, self._config.fusion
         blocks = list(visual.transformer.resblocks)
         heads = blocks[0].attn.num_heads
         l_NTD = self._tokens(local_N3RR, visual.positional_embedding)
         g_NTD = self._tokens(global_N3RR, visual.positional_embedding)
-        gate_NT1 = F.pad(gate_NP, (1, 0), value=1.0)[..., None]
-        rule_a_NhTT = _attention_rule_a(gate_NP, heads)
+        gate_NT1 = F.pad(coverage_NP, (1, 0), value=1.0)[..., None]
+        rule_a_NhTT = _attention_rule_a(coverage_NP, heads)
         for block in blocks[: fusion.masking_block]:
             l_NTD, g_NTD = block(l_NTD), block(g_NTD)
         for block in blocks[fusion.masking_block :]:
@@ -235,36 +235,36 @@ class ReferenceSchedule:
         """Picks of one sentence, one number after the other."""
         p_N = self._probabilities(features_NE, own_E)
         candidates_K = _best(p_N, guidance.num_candidates)
-        q_N, partners = p_N, candidates_K
+        q_N, context = p_N, candidates_K
         if other_E is not None:
             q_N = self._probabilities(features_NE, other_E)
-            partners = _best(q_N, guidance.num_partners)
+            context = _best(q_N, guidance.num_context_masks)
         holds = _RELATIONS[expression.relation]
         boxes = proposals.boxes_xywh.tolist()
         relation_K = []
         for i in candidates_K:
             score = 0.0
-            for j in partners:
+            for j in context:
                 weight = 1.0 if expression.relation is Relation.NONE else q_N[j]
                 score += p_N[i] * weight * holds(boxes[i], boxes[j])
             relation_K.append(score)
         share_K = torch.tensor(relation_K, dtype=torch.float64).softmax(dim=0).tolist()
-        heat_HW = _weighted_heat(map_HW, expression.position)
+        attention_HW = _weighted_attention(map_HW, expression.position)
         outside = _outside_weight(expression.relation, guidance)
         finals = []
         for i, share in zip(candidates_K, share_K, strict=True):
             mask_HW = torch.from_numpy(proposals.masks_NHW[i]).to(self._device)
-            inside_mean, outside_mean = heat_HW[mask_HW].mean(), heat_HW[~mask_HW].mean()
+            inside_mean, outside_mean = attention_HW[mask_HW].mean(), attention_HW[~mask_HW].mean()
             coherence = (2 - outside) * inside_mean.item() - outside * outside_mean.item()
             finals.append((1 - guidance.alpha) * share + guidance.alpha * coherence)
         return SentencePicks(candidates_K[0], candidates_K[finals.index(max(finals))])
 
     def evaluate(
-        self, masks_NHW: NDArray[np.bool_], picks: SentencePicks, truth_HW: NDArray[np.bool_]
+        self, masks_NHW: NDArray[np.bool_], picks: SentencePicks, gt_mask_HW: NDArray[np.bool_]
     ) -> list[tuple[int, int]]:
         """Intersection and union of both picks with the truth, in pixels."""
         return [
-            (int((masks_NHW[index] & truth_HW).sum()), int((masks_NHW[index] | truth_HW).sum()))
+            (int((masks_NHW[index] & gt_mask_HW).sum()), int((masks_NHW[index] | gt_mask_HW).sum()))
             for index in (picks.pure, picks.guided)
         ]
 
@@ -347,20 +347,20 @@ def _outside_weight(relation: Relation, guidance: GuidanceConfig) -> float:
     return guidance.outside_weight
 
 
-def _weighted_heat(map_HW: Tensor, position: Position) -> Tensor:
-    """A map under its position ramp, mean 1; words for up and down have no ramp (quirk Q6)."""
+def _weighted_attention(map_HW: Tensor, position: Position) -> Tensor:
+    """A map under its position prior, mean 1; words for up and down have no prior (quirk Q6)."""
     width = map_HW.shape[1]
-    heat_HW = _min_max(map_HW)
-    ramps = {
+    attention_HW = _min_max(map_HW)
+    priors = {
         Position.LEFT: torch.linspace(1, 0, width),
         Position.RIGHT: torch.linspace(0, 1, width),
         Position.MIDDLE: torch.cat(
             [torch.linspace(0, 1, width // 2), torch.linspace(1, 0, width - width // 2)]
         ),
     }
-    if position in ramps:
-        heat_HW = heat_HW * ramps[position].to(heat_HW.device)
-    return heat_HW / heat_HW.mean()
+    if position in priors:
+        attention_HW = attention_HW * priors[position].to(attention_HW.device)
+    return attention_HW / attention_HW.mean()
 
 
 def _best(scores_N: Sequence[float], count: int) -> list[int]:
@@ -368,11 +368,11 @@ def _best(scores_N: Sequence[float], count: int) -> list[int]:
     return sorted(range(len(scores_N)), key=lambda index: -scores_N[index])[:count]
 
 
-def _attention_rule_a(gate_NP: Tensor, heads: int) -> Tensor:
+def _attention_rule_a(coverage_NP: Tensor, heads: int) -> Tensor:
     """Added to the attention: the class token sees itself and the mask's patches, (N * h, T, T)."""
-    size, patches = gate_NP.shape
-    added_NTT = torch.zeros(size, 1 + patches, 1 + patches, device=gate_NP.device)
-    added_NTT[:, 0, 1:].masked_fill_(gate_NP <= 0, float("-inf"))
+    size, patches = coverage_NP.shape
+    added_NTT = torch.zeros(size, 1 + patches, 1 + patches, device=coverage_NP.device)
+    added_NTT[:, 0, 1:].masked_fill_(coverage_NP <= 0, float("-inf"))
     return added_NTT.repeat_interleave(heads, dim=0)
 
 

@@ -1,9 +1,9 @@
 """A whole run at RefCOCO's proportions, timed against the order and granularity of the release.
 
-Generated pictures and random weights of real size (``benchmarks/generated_data.py``) go through
+Generated images and random weights of real size (``benchmarks/generated_data.py``) go through
 both programs as a user runs them, and through ``benchmarks/reference_schedule.py``, in one process.
 SAM's generator runs with its thresholds off, so that all its masks are drawn, compared and cleaned;
-as random weights propose nothing useful, the ellipses of the picture then take their place, on both
+as random weights propose nothing useful, the ellipses of the image then take their place, on both
 sides.
 
 Seconds run from models loaded to records written. Left out on both sides: reading and hashing model
@@ -62,27 +62,30 @@ from benchmarks.floors import (
 from benchmarks.generated_data import Setting, write_files
 from benchmarks.memory import forget_peaks, megabytes, peaks
 from benchmarks.reference_schedule import ReferenceSchedule
-from hybridgl import backbones, gem, guidance, mask_generator, pipeline, views
-from hybridgl.backbones import select_device
+from evaluation import run as runs
+from evaluation.counts import ImageEvaluation
+from evaluation.proposals import ProposalSource, SamSource
+from evaluation.records import read_records
+from hybridgl import gem, guidance, views
 from hybridgl.config import (
     PROPOSALS_SHAPES,
     MethodConfig,
 )
-from hybridgl.evaluation import ImageEvaluation
 from hybridgl.images import RgbImage
-from hybridgl.models import sam_proposals
-from hybridgl.models.clip_encoder import ClipEncoder
-from hybridgl.models.sam_proposals import SamProposer
-from hybridgl.models.spacy_parser import SpacyParser
+from hybridgl.methods import hybridgl as pipeline
+from hybridgl.models import models
+from hybridgl.models import sam as sam_proposals
+from hybridgl.models import sam_generator as mask_generator
+from hybridgl.models.clip import ClipEncoder
+from hybridgl.models.models import select_device
+from hybridgl.models.parser import SpacyParser
+from hybridgl.models.sam import SamProposer
 from hybridgl.proposals import Proposals
-from hybridgl.weights.manifest import WeightSet, weight_set
+from hybridgl.store import Store
+from hybridgl.weights.registry import WeightSet, weight_set
 from refer.dataset import ReferSplit
 from refer.shapes.world import training_scene
-from suite import runs
-from suite.proposals import ProposalSource, SamSource
-from utils.records import read_records
 from utils.runtime import keep_freed_memory
-from utils.store import Store
 from utils.tables import Table
 
 IMAGES_OF_VAL = 1_500
@@ -179,14 +182,17 @@ OUR_CALLS: tuple[Call, ...] = (
     (ENCODER, sam_proposals, "encode"),
     (DECODER, SamProposer, "begin"),
     (DECODER, mask_generator, "without_small_regions"),
-    *((VIEWS, views, name) for name in ("blur_background", "local_views", "global_views", "gate")),
+    *(
+        (VIEWS, views, name)
+        for name in ("blur_background", "local_views", "global_views", "patch_coverage")
+    ),
     (FEATURES, pipeline, "stream_tokens"),
     (FEATURES, pipeline, "fuse"),
-    *((GEM, gem, n) for n in ("gem_input", "patch_features", "low_resolution_maps", "heat_map")),
+    *((GEM, gem, n) for n in ("gem_input", "patch_features", "patch_similarity", "attention_map")),
     (TEXTS, ClipEncoder, "encode_texts"),
     *(
         (GUIDANCE, guidance, name)
-        for name in ("similarity_scores", "weighted_heat", "coherence_scores", "choose")
+        for name in ("similarity_scores", "weighted_attention", "coherence_scores", "choose")
     ),
     (SCORING, ImageEvaluation, "__init__"),
     (SCORING, ImageEvaluation, "outcome"),
@@ -211,7 +217,7 @@ REFERENCE_CALLS: tuple[Call, ...] = (
 LEFT_OUT: tuple[Call, ...] = (
     ("load models", ClipEncoder, "from_file"),
     ("load models", SamProposer, "from_checkpoint"),
-    ("load models", backbones, "SpacyParser"),
+    ("load models", models, "SpacyParser"),
     ("hash model files", WeightSet, "digest"),
     ("read annotations", save_attn_gem, "split_from_arguments"),
     ("intervals", runs, "intervals_by_pick"),
@@ -276,7 +282,7 @@ class DrawnSource(ProposalSource):
     """
 
     def __init__(self, sam: ProposalSource, drawn: Mapping[int, Proposals]) -> None:
-        self.name, self.models, self.problems = "drawn ellipses", sam.models, sam.problems
+        self.name, self.models, self.warnings = "drawn ellipses", sam.models, sam.warnings
         self._sam, self._drawn = sam, drawn
 
     def count(self, image_id: int) -> int:
@@ -395,13 +401,13 @@ def _run_programs(
 def _prepared(arguments: Sequence[str], setting: Setting) -> runs.Run:
     """The run of some arguments, with drawn masks in the place of SAM's."""
     run = runs.prepare(hybridgl_main.build_parser().parse_args(arguments))
-    sam = SamSource(run.method.backbones, setting.proposals, run.store, run.split)
+    sam = SamSource(run.method.models, setting.proposals, run.store, run.split)
     source = DrawnSource(sam, setting.drawn(run.split))
     return replace(run, source=source, settings={**run.settings, "proposals": source.describe()})
 
 
 def sam_in_bfloat16(setting: Setting) -> dict[str, float]:
-    """How many of the carried SAM's masks come out in bfloat16 as well, on the shapes world."""
+    """How many of the bundled SAM's masks come out in bfloat16 as well, on the shapes world."""
     files, device = weight_set("tiny"), setting.torch_device
     exact, rounded = (
         SamProposer.from_checkpoint(files.sam_checkpoint, files.sam_type, device, dtype)
@@ -598,7 +604,7 @@ def report(setting: Setting) -> dict[str, Any]:
         f"{rates['bytes'] / 1e9:.1f} GB/s, measured here.\n"
     )
     print(
-        f"SAM in bfloat16, carried weights, {sam['scenes']} scenes: {100 * sam['recall']:.1f} % of "
+        f"SAM in bfloat16, bundled weights, {sam['scenes']} scenes: {100 * sam['recall']:.1f} % of "
         f"{sam['float32 masks']} masks have one of IoU {MATCHING_IOU} or more, mean IoU "
         f"{sam['mean IoU']:.3f}; {sam['bfloat16 masks']} masks.\n"
     )
@@ -625,7 +631,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--sizes",
         choices=["real", "tiny"],
         default="real",
-        help="of the models; tiny: the carried ones (default: %(default)s)",
+        help="of the models; tiny: the bundled ones (default: %(default)s)",
     )
     parser.add_argument(
         "--sam_type", choices=["vit_b", "vit_l", "vit_h"], default="vit_b", help="(default: vit_b)"

@@ -33,7 +33,6 @@ from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 from torch import Tensor
 
 from hybridgl import fusion, gem, guidance, views
-from hybridgl.backbones import Backbones
 from hybridgl.config import (
     FusionConfig,
     FusionMode,
@@ -44,23 +43,24 @@ from hybridgl.config import (
 )
 from hybridgl.images import RgbImage
 from hybridgl.language import Position, Relation
-from hybridgl.mask_generator import MaskGenerator
-from hybridgl.models.clip_encoder import ClipEncoder
+from hybridgl.methods.global_local import GlobalLocalClip, GlobalLocalConfig
+from hybridgl.methods.hybridgl import HybridGL
+from hybridgl.models.clip import ClipEncoder
+from hybridgl.models.models import Models
+from hybridgl.models.parser import SpacyParser
 from hybridgl.models.sam_encoder import encode
-from hybridgl.models.spacy_parser import SpacyParser
-from hybridgl.pipeline import HybridGL
+from hybridgl.models.sam_generator import MaskGenerator
 from hybridgl.proposals import Proposals
 from hybridgl.stages import masks_per_chunk
-from hybridgl.weights.manifest import weight_set
-from third_party.global_local import GlobalLocalClip, GlobalLocalConfig
+from hybridgl.weights.registry import weight_set
 from utils.runtime import keep_freed_memory, peak_memory_bytes
 from utils.tables import Table
 
 HW = (480, 640)
-"""Size of the generated picture, in pixels: RefCOCO's usual one."""
+"""Size of the generated image, in pixels: RefCOCO's usual one."""
 
 NUM_SENTENCES = 7
-"""Sentences of one picture: 2.54 refs of 2.84 sentences in RefCOCO."""
+"""Sentences of one image: 2.54 refs of 2.84 sentences in RefCOCO."""
 
 QUIRKS = ReferenceQuirks()
 
@@ -103,8 +103,8 @@ class Work:
     plain: Callable[[], object] | None = None
 
 
-def picture(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A generated picture, RGB, uint8, (H, W, 3)."""
+def random_image(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A generated image, RGB, uint8, (H, W, 3)."""
     return rng.integers(0, 256, size=(*HW, 3), dtype=np.uint8)
 
 
@@ -144,14 +144,14 @@ def sam_generator(_: int) -> Work:
     )
     library = SamAutomaticMaskGenerator(sam, **asdict(config))
     ours = MaskGenerator(sam, config, torch.device("cpu"))
-    image_HW3 = picture(np.random.default_rng(0))
+    image_HW3 = random_image(np.random.default_rng(0))
     return Work("image", 1, lambda: ours.generate([image_HW3]), lambda: library.generate(image_HW3))
 
 
 def both_views(num_masks: int) -> Work:
     """Local views, global views and gates of all masks."""
     rng = np.random.default_rng(0)
-    image_HW3, masks_NHW = picture(rng), ellipses(rng, num_masks)
+    image_HW3, masks_NHW = random_image(rng), ellipses(rng, num_masks)
 
     def run(chunk: int) -> None:
         image_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1)
@@ -159,7 +159,7 @@ def both_views(num_masks: int) -> Work:
         for masks in masks_NHW.split(chunk):
             views.local_views(image_3HW, masks, 224, QUIRKS)
             views.global_views(image_3HW, blurred_3HW, masks, 224, QUIRKS)
-            views.gate(masks, 14)
+            views.patch_coverage(masks, 14)
 
     return Work("mask", num_masks, lambda: run(masks_per_chunk(HW, "cpu")), lambda: run(1))
 
@@ -171,11 +171,14 @@ def fused(mode: FusionMode) -> Callable[[int], Work]:
         clip = random_clip()
         local_N3RR = torch.randn(num_masks, 3, 224, 224)
         global_N3RR = torch.randn(num_masks, 3, 224, 224)
-        gate_NP = views.gate(ellipses(np.random.default_rng(0), num_masks), 14)
+        coverage_NP = views.patch_coverage(ellipses(np.random.default_rng(0), num_masks), 14)
 
         def run(chunk: int) -> None:
             parts = zip(
-                local_N3RR.split(chunk), global_N3RR.split(chunk), gate_NP.split(chunk), strict=True
+                local_N3RR.split(chunk),
+                global_N3RR.split(chunk),
+                coverage_NP.split(chunk),
+                strict=True,
             )
             for local, global_, gate in parts:
                 fusion.mask_features(
@@ -193,11 +196,11 @@ def fused(mode: FusionMode) -> Callable[[int], Work]:
 
 
 def features(num_masks: int) -> Work:
-    """Mask features as a run makes them, from the picture and its masks, in bounded chunks."""
+    """Mask features as a run makes them, from the image and its masks, in bounded chunks."""
     rng = np.random.default_rng(0)
-    image_HW3, masks_NHW = picture(rng), ellipses(rng, num_masks).numpy()
+    image_HW3, masks_NHW = random_image(rng), ellipses(rng, num_masks).numpy()
     model = HybridGL.from_pretrained("tiny", device="cpu")
-    model.backbones.clip = random_clip()
+    model.models.clip = random_clip()
 
     def plain() -> None:
         for mask_1HW in np.split(masks_NHW, num_masks):
@@ -208,14 +211,14 @@ def features(num_masks: int) -> Work:
 
 
 def baseline(architecture: str) -> Callable[[int], Work]:
-    """Global-Local CLIP's features of a picture's masks."""
+    """Global-Local CLIP's features of an image's masks."""
 
     def work(num_masks: int) -> Work:
         rng = np.random.default_rng(0)
-        image, masks_NHW = RgbImage(picture(rng)), ellipses(rng, num_masks).numpy()
-        backbones = Backbones(weight_set("tiny"), device=torch.device("cpu"))
-        backbones.clip = random_clip(architecture)
-        model = GlobalLocalClip(backbones, GlobalLocalConfig())
+        image, masks_NHW = RgbImage(random_image(rng)), ellipses(rng, num_masks).numpy()
+        models = Models(weight_set("tiny"), device=torch.device("cpu"))
+        models.clip = random_clip(architecture)
+        model = GlobalLocalClip(models, GlobalLocalConfig())
 
         def run(chunk: int) -> None:
             for masks in np.array_split(masks_NHW, -(-num_masks // chunk)):
@@ -229,15 +232,15 @@ def baseline(architecture: str) -> Callable[[int], Work]:
 
 
 def gem_maps(_: int) -> Work:
-    """GEM maps of a picture's noun phrases; plain: the image pass once a phrase."""
+    """GEM maps of an image's noun phrases; plain: the image pass once a phrase."""
     clip, config = random_clip(), GemConfig()
-    image = Image.fromarray(picture(np.random.default_rng(0)))
+    image = Image.fromarray(random_image(np.random.default_rng(0)))
     phrases_SE = torch.randn(NUM_SENTENCES, 512)
 
     def one_pass(some_SE: Tensor) -> None:
         images_13RR = gem.gem_input(image, 448)[None]
         patches_PE = gem.patch_features(clip.visual, images_13RR, config)[0]
-        gem.heat_map(gem.low_resolution_maps(patches_PE, some_SE), 448, HW)
+        gem.attention_map(gem.patch_similarity(patches_PE, some_SE), 448, HW)
 
     def plain() -> None:
         for phrase_1E in phrases_SE.split(1):
@@ -265,7 +268,7 @@ def texts(_: int) -> Work:
 
 
 def parses(_: int) -> Work:
-    """Parsing 200 sentences with the carried pipeline; plain: one sentence at a time."""
+    """Parsing 200 sentences with the bundled pipeline; plain: one sentence at a time."""
     parser = SpacyParser(weight_set("tiny").spacy_model)
     sentences = [f"the red circle left of the {n}th green ring" for n in range(200)]
 
@@ -285,26 +288,30 @@ def guided(num_masks: int) -> Work:
     """Coherence, relations and picks; plain: coherence one mask at a time, by indexing."""
     rng = np.random.default_rng(0)
     masks_NHW = ellipses(rng, num_masks)
-    low_Sgg = torch.rand(NUM_SENTENCES, 28, 28)
-    own_SN = rng.normal(size=(NUM_SENTENCES, num_masks))
+    sim_Sgg = torch.rand(NUM_SENTENCES, 28, 28)
+    similarity_SN = rng.normal(size=(NUM_SENTENCES, num_masks))
     boxes_xywh = rng.uniform(1, 200, size=(num_masks, 4))
-    ramps = [guidance.position_ramp(Position.LEFT, HW, vertical_disabled=True)] * NUM_SENTENCES
+    priors = [
+        guidance.position_prior(Position.LEFT, HW, vertical_priors_disabled=True)
+    ] * NUM_SENTENCES
     weights = [1.8] * NUM_SENTENCES
     config = GuidanceConfig()
 
     def pick(coherence_SN: NDArray[np.float64]) -> None:
-        for own_N, coherence_N in zip(own_SN, coherence_SN, strict=True):
-            guidance.choose(own_N, None, coherence_N, boxes_xywh, Relation.LEFT, config)
+        for similarity_N, coherence_N in zip(similarity_SN, coherence_SN, strict=True):
+            guidance.choose(similarity_N, None, coherence_N, boxes_xywh, Relation.LEFT, config)
 
     def run() -> None:
-        heat_SHW = guidance.weighted_heat(gem.heat_map(low_Sgg, 448, HW), ramps)
-        pick(guidance.coherence_scores(heat_SHW, masks_NHW, weights).double().numpy())
+        attention_SHW = guidance.weighted_attention(gem.attention_map(sim_Sgg, 448, HW), priors)
+        pick(guidance.coherence_scores(attention_SHW, masks_NHW, weights).double().numpy())
 
     def plain() -> None:
         rows = []
-        for low_gg in low_Sgg:
-            heat_HW = guidance.weighted_heat(gem.heat_map(low_gg[None], 448, HW), ramps[:1])[0]
-            row = [0.2 * heat_HW[m].mean() - 1.8 * heat_HW[~m].mean() for m in masks_NHW]
+        for low_gg in sim_Sgg:
+            attention_HW = guidance.weighted_attention(
+                gem.attention_map(low_gg[None], 448, HW), priors[:1]
+            )[0]
+            row = [0.2 * attention_HW[m].mean() - 1.8 * attention_HW[~m].mean() for m in masks_NHW]
             rows.append([float(score) for score in row])
         pick(np.array(rows))
 
@@ -369,7 +376,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--masks", type=int, default=16, help="masks of the picture (default: 16)")
+    parser.add_argument("--masks", type=int, default=16, help="masks of the image (default: 16)")
     parser.add_argument("--repeats", type=int, default=2, help="the best counts (default: 2)")
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--output", type=Path, metavar="FILE", help="measurements as JSON")

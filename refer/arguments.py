@@ -7,12 +7,12 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hybridgl.errors import DataError
+from refer.custom import load_own_data, name_of, resolve_split
 from refer.dataset import ReferSplit
-from refer.errors import DataError
-from refer.faults import describe_faults, image_faults
-from refer.own_data import load_own_data, name_of, resolve_split
+from refer.image_errors import describe_image_errors, find_image_errors
 from refer.phrasecut import load_phrasecut
-from refer.reader import load_refer
+from refer.refer import load_refer
 from refer.shapes.world import ensure_world
 from refer.splits import DATASETS, SPLITS, UNNAMED_SPLIT_BY, default_split_by, validate
 
@@ -118,7 +118,7 @@ def split_from_arguments(arguments: argparse.Namespace) -> ReferSplit:
     """The split that the arguments name; the shapes world is made where it is missing.
 
     A split that lacks refs or images is read all the same, so that a part of the data can be tried:
-    ``problems`` then says what is wrong, and so do the reports; ``faults`` holds the images that
+    ``warnings`` then says what is wrong, and so do the reports; ``image_errors`` holds the images that
     are missing, damaged or of another size.
 
     Raises:
@@ -132,13 +132,13 @@ def split_from_arguments(arguments: argparse.Namespace) -> ReferSplit:
         split = split.limited(arguments.limit)
         part = f"the first {arguments.limit} of {whole} images"
         problem = f"Not the whole of {choice.dataset} {choice.split}: {part}."
-        split = replace(split, problems=(*split.problems, problem))
+        split = replace(split, warnings=(*split.warnings, problem))
     if not split.num_sentences:
         raise DataError(
             f"Expected sentences in {choice.dataset} {choice.split}, got {len(split.refs)} refs "
             f"without any. Fetch the refs file again, or raise --limit."
         )
-    return _with_faults(split)
+    return _with_image_errors(split)
 
 
 def _load(arguments: argparse.Namespace, choice: SplitChoice) -> ReferSplit:
@@ -152,17 +152,17 @@ def _load(arguments: argparse.Namespace, choice: SplitChoice) -> ReferSplit:
     return load_refer(root, dataset, choice.split, choice.split_by, check_counts=False)
 
 
-def _with_faults(split: ReferSplit) -> ReferSplit:
-    faults = image_faults(split)
-    unreadable = [*faults.missing, *faults.damaged]
+def _with_image_errors(split: ReferSplit) -> ReferSplit:
+    image_errors = find_image_errors(split)
+    unreadable = [*image_errors.missing, *image_errors.damaged]
     if len(unreadable) == len(split.images):
         raise FileNotFoundError(
             f"Expected {len(split.images)} images of {split.dataset} {split.split}, "
-            f"{len(faults.missing)} are missing and {len(faults.damaged)} damaged, the first of "
+            f"{len(image_errors.missing)} are missing and {len(image_errors.damaged)} damaged, the first of "
             f"them {split.image_path(unreadable[0])}. "
             f"See refer/README.md for where they come from."
         )
-    lines = describe_faults(split, faults)
+    lines = describe_image_errors(split, image_errors)
     for line in lines:
         logger.warning(line)
-    return replace(split, faults=faults, problems=(*split.problems, *lines))
+    return replace(split, image_errors=image_errors, warnings=(*split.warnings, *lines))

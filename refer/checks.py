@@ -6,9 +6,9 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from hybridgl.errors import DataError
 from refer.dataset import ReferSplit
 from refer.entries import first_few
-from refer.errors import DataError
 from refer.splits import ExpectedCounts
 
 __all__ = ["checked"]
@@ -19,20 +19,20 @@ logger = logging.getLogger(__name__)
 def checked(
     split: ReferSplit, expected: ExpectedCounts | None, path: Path, *, check_counts: bool
 ) -> ReferSplit:
-    """The split with its doubts among its problems, each of which is logged as a warning.
+    """The split with its warnings among its warnings, each of which is logged as a warning.
 
     Args:
         split: As it was read.
         expected: What it should hold; None where nobody knows.
         path: The file of its refs, to be named.
-        check_counts: Refuse a split of other counts; False names them among the problems.
+        check_counts: Refuse a split of other counts; False names them among the warnings.
 
     Raises:
         DataError: The counts are off, and `check_counts`.
     """
-    problems = [*split.problems, *_doubts(split)]
+    warnings = [*split.warnings, *_warnings(split)]
     certain_off, unchecked_off = _count_differences(split, expected)
-    problems += [f"Unchecked number: {line} in {path}." for line in unchecked_off]
+    warnings += [f"Unchecked number: {line} in {path}." for line in unchecked_off]
     if certain_off:
         incomplete = (
             f"Not the whole of {split.dataset} {split.split} ({split.split_by}): "
@@ -43,13 +43,13 @@ def checked(
                 f"{incomplete} Fetch the file again, or load without checking counts if it is a "
                 "subset on purpose."
             )
-        problems.append(f"{incomplete} Its scores do not compare with published ones.")
-    for problem in problems:
+        warnings.append(f"{incomplete} Its scores do not compare with published ones.")
+    for problem in warnings:
         logger.warning(problem)
-    return replace(split, problems=tuple(problems))
+    return replace(split, warnings=tuple(warnings))
 
 
-def _doubts(split: ReferSplit) -> list[str]:
+def _warnings(split: ReferSplit) -> list[str]:
     lacks = {"a mask": split.refs_without_mask, "sentences": split.refs_without_sentences}
     return [
         f"{len(ref_ids)} of {len(split.refs)} refs of {split.dataset} {split.split} lack {what}: "

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from refer.errors import DataError
-from refer.ground_truth import MaskRule, check_segmentation, ground_truth
+from hybridgl.errors import DataError
+from refer.segmentation import MaskRule, check_segmentation, ground_truth
 
-__all__ = ["Annotation", "Id", "ImageFaults", "ImageInfo", "Ref", "ReferSplit", "Sentence"]
+__all__ = ["Annotation", "Id", "ImageErrors", "ImageInfo", "Ref", "ReferSplit", "Sentence"]
 
 Id = int | str
 """REFER counts its refs and annotations; PhraseCut and one's own data may name them."""
@@ -94,12 +94,12 @@ class Annotation:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFaults:
+class ImageErrors:
     """Images of a split that are not as its annotations say, by their ids, in dataset order.
 
     Attributes:
         missing: No such file.
-        damaged: The file is no picture, or is cut short.
+        damaged: The file is no image, or is cut short.
         other_size: Height and width of the file, where they are not the annotated ones.
     """
 
@@ -122,10 +122,10 @@ class ReferSplit:
         annotations: Annotation id -> annotation, for every annotated object of these images,
             referred to or not, in the order of their file.
         image_roots: Folders of the image files, in the order in which they are searched.
-        file_digests: SHA-256 of the annotation files that were read, by file name.
+        sha256_by_file: SHA-256 of the annotation files that were read, by file name.
         mask_rule: How segmentations are written and drawn.
-        faults: What `refer.faults.image_faults` found; nothing before it has looked.
-        problems: One line for each doubt about the data that does not forbid using it.
+        image_errors: What `refer.image_errors.image_errors` found; nothing before it has looked.
+        warnings: One line for each warning about the data that does not forbid using it.
     """
 
     dataset: str
@@ -135,10 +135,10 @@ class ReferSplit:
     images: dict[int, ImageInfo]
     annotations: dict[Id, Annotation]
     image_roots: tuple[Path, ...]
-    file_digests: dict[str, str]
+    sha256_by_file: dict[str, str]
     mask_rule: MaskRule = MaskRule.COCO
-    faults: ImageFaults = field(default_factory=ImageFaults)
-    problems: tuple[str, ...] = ()
+    image_errors: ImageErrors = field(default_factory=ImageErrors)
+    warnings: tuple[str, ...] = ()
     _instances: dict[int, list[Id]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -203,7 +203,7 @@ class ReferSplit:
 
         Args:
             ann_id: One of `annotations`.
-            drop_overlaps: Quirk Q9; see `refer.ground_truth.ground_truth`.
+            drop_overlaps: Quirk Q9; see `refer.segmentation.ground_truth`.
 
         Returns:
             Bool, (H, W); empty where the annotation has no segmentation.
@@ -237,12 +237,12 @@ class ReferSplit:
             except DataError as error:
                 raise self._named(ann, error) from error
 
-    def truth(self, ref: Ref, *, drop_overlaps: bool) -> NDArray[np.bool_]:
+    def gt_mask(self, ref: Ref, *, drop_overlaps: bool) -> NDArray[np.bool_]:
         """The mask that a ref's sentences refer to: the union of its objects.
 
         Args:
             ref: One of the split.
-            drop_overlaps: Quirk Q9; see `refer.ground_truth.ground_truth`.
+            drop_overlaps: Quirk Q9; see `refer.segmentation.ground_truth`.
 
         Returns:
             Bool, (H, W); objects without a segmentation, which `refs_without_mask` tells, add
@@ -251,10 +251,10 @@ class ReferSplit:
         Raises:
             DataError: A segmentation is broken.
         """
-        truth_HW = np.zeros(self._hw(ref.image_id), dtype=np.bool_)
+        gt_mask_HW = np.zeros(self._hw(ref.image_id), dtype=np.bool_)
         for ann_id in ref.ann_ids:
-            truth_HW |= self.instance_mask(ann_id, drop_overlaps=drop_overlaps)
-        return truth_HW
+            gt_mask_HW |= self.instance_mask(ann_id, drop_overlaps=drop_overlaps)
+        return gt_mask_HW
 
     def limited(self, n_images: int) -> ReferSplit:
         """The split of the first images alone, with all their refs, order unchanged.
@@ -265,17 +265,17 @@ class ReferSplit:
         if n_images < 1:
             raise DataError(f"Expected a limit of at least 1 image; got {n_images}.")
         images = dict(list(self.images.items())[:n_images])
-        faults = ImageFaults(
-            missing=tuple(i for i in self.faults.missing if i in images),
-            damaged=tuple(i for i in self.faults.damaged if i in images),
-            other_size={i: hw for i, hw in self.faults.other_size.items() if i in images},
+        image_errors = ImageErrors(
+            missing=tuple(i for i in self.image_errors.missing if i in images),
+            damaged=tuple(i for i in self.image_errors.damaged if i in images),
+            other_size={i: hw for i, hw in self.image_errors.other_size.items() if i in images},
         )
         return replace(
             self,
             refs=tuple(ref for ref in self.refs if ref.image_id in images),
             images=images,
             annotations={i: ann for i, ann in self.annotations.items() if ann.image_id in images},
-            faults=faults,
+            image_errors=image_errors,
         )
 
     def _hw(self, image_id: int) -> tuple[int, int]:

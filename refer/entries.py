@@ -5,14 +5,14 @@ Messages name the entry by its place and file, what was expected, and what came.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from refer.errors import DataError
+from hybridgl.errors import DataError
+from hybridgl.files import file_sha256
 
 __all__ = [
     "Entry",
@@ -148,8 +148,4 @@ def first_few(names: Sequence[object]) -> str:
 
 def digests(*paths: Path) -> dict[str, str]:
     """SHA-256 of files, by file name."""
-    found = {}
-    for path in paths:
-        with path.open("rb") as stream:
-            found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+    return {path.name: file_sha256(path) for path in paths}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hybridgl.errors import DataError
 from refer import splits
 from refer.checks import checked
 from refer.dataset import Annotation, ImageInfo, Ref, ReferSplit, Sentence
@@ -23,8 +24,7 @@ from refer.entries import (
     require_unique,
     required,
 )
-from refer.errors import DataError
-from refer.ground_truth import MIN_DRAWN_POINTS, MaskRule, check_segmentation
+from refer.segmentation import MIN_DRAWN_POINTS, MaskRule, check_segmentation
 
 __all__ = ["COCO_CATEGORIES", "load_phrasecut"]
 
@@ -60,14 +60,14 @@ def load_phrasecut(root: Path, split: str, *, check_counts: bool = True) -> Refe
     """Load one split of PhraseCut.
 
     Every polygon is checked. Those of fewer than two points, of which nothing can be drawn, are
-    left out and counted among the problems.
+    left out and counted among the warnings.
 
     Args:
         root: The data root; phrasecut/, phrasecut/VGPhraseCut_v0/, VGPhraseCut_v0/ in it or the
             root itself holds the files: the first that does.
         split: train, val, test or miniv.
         check_counts: Refuse a split whose phrases or images differ in number from the published
-            ones; False reads it all the same, and names it among the problems.
+            ones; False reads it all the same, and names it among the warnings.
 
     Raises:
         FileNotFoundError: A file is missing; the message shows the expected ones.
@@ -94,9 +94,9 @@ def load_phrasecut(root: Path, split: str, *, check_counts: bool = True) -> Refe
         images=images,
         annotations={ann.ann_id: ann for task in tasks for ann in task.annotations},
         image_roots=(folders[0], *genome),
-        file_digests=digests(tasks_path, sizes_path),
+        sha256_by_file=digests(tasks_path, sizes_path),
         mask_rule=MaskRule.PHRASECUT,
-        problems=_left_out(tasks, tasks_path),
+        warnings=_left_out(tasks, tasks_path),
     )
     expected = splits.expected_counts("phrasecut", split)
     return checked(loaded, expected, tasks_path, check_counts=check_counts)

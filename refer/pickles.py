@@ -13,7 +13,7 @@ import pickle
 from pathlib import Path
 from typing import NoReturn
 
-from refer.errors import DataError
+from hybridgl.errors import DataError
 
 __all__ = ["UnsafePickleError", "load_plain_pickle"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from refer.errors import DataError
+from hybridgl.errors import DataError
 
 __all__ = [
     "DATASETS",

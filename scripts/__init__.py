@@ -1,1 +1,1 @@
-"""Programs that make what the library carries, and that check it against folders of results."""
+"""Programs that make what the library bundles, and that check it against folders of results."""

@@ -3,7 +3,7 @@
 A folder of vectors holds any of these files, found by their names:
 
 * ``hybrid_*.npz``: an image, masks, their two views, their features in any fusion mode;
-* ``gem_depth<d>_iter<i>.npz``: images, noun phrases, heat maps;
+* ``gem_depth<d>_iter<i>.npz``: images, noun phrases, attention maps;
 * ``text.npz``: texts, tokens, features;
 * ``clip_tiny.npz``: the CLIP that the three above were made with;
 * ``global_local.npz``: images, masks, boxes, crops; their features in Global-Local CLIP, of the
@@ -42,17 +42,14 @@ from PIL import Image
 from spacy.tokens import Doc
 from torch import Tensor
 
-# Run as a file, Python looks beside it only; the suite lies in the folder above.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from hybridgl import gem, guidance, views
 from hybridgl.config import FusionConfig, FusionMode, GemConfig, GuidanceConfig, ReferenceQuirks
-from hybridgl.errors import UserError
+from hybridgl.errors import HybridGLError
 from hybridgl.fusion import mask_features
 from hybridgl.language import Position, Relation, parse_expression
-from hybridgl.metrics import CONVENTIONS, overlap_counts, scores
-from hybridgl.models.clip_encoder import ClipEncoder
-from third_party import global_local
+from hybridgl.methods import global_local
+from hybridgl.metrics import PROTOCOLS, intersection_and_union, scores
+from hybridgl.models.clip import ClipEncoder
 
 __all__ = ["Comparison", "FolderReport", "GoldenError", "compare_folder", "main"]
 
@@ -65,7 +62,7 @@ _VIEW_STEP = 16
 """The vectors hold every 16th row and column of a view."""
 
 _MAP_STEP = 14
-"""The vectors hold every 14th row and column of a heat map at the size of GEM's input."""
+"""The vectors hold every 14th row and column of a attention map at the size of GEM's input."""
 
 _CROP_SIDE = 224
 """Input side of both vision towers of ``global_local.npz``."""
@@ -174,7 +171,7 @@ def compare_folder(folder: Path) -> FolderReport:
 
     Raises:
         GoldenError: no such folder, nothing in it to compare, or a file that cannot be used.
-        UserError: CLIP weights that cannot be used.
+        HybridGLError: CLIP weights that cannot be used.
     """
     if not folder.is_dir():
         raise GoldenError(f"Expected a folder of golden vectors at {folder}, found none.")
@@ -225,7 +222,7 @@ def compare_hybrid(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
 
 
 def compare_gem(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
-    """Heat maps of images and noun phrases, at the size of GEM's input and of the image."""
+    """Attention maps of images and noun phrases, at the size of GEM's input and of the image."""
     vectors = _read_npz(path)
     depth, iterations = map(int, re.findall(r"\d+", path.name))
     config = GemConfig(depth=depth, iterations=iterations)
@@ -236,12 +233,12 @@ def compare_gem(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
             index = key.removeprefix("image_")
             image = Image.fromarray(vectors[key])
             patches_1PE = gem.patch_features(clip.visual, gem.gem_input(image, side)[None], config)
-            low_Sgg = gem.low_resolution_maps(patches_1PE[0], texts_SE)
-            input_SRR = gem.heat_map(low_Sgg, side, (side, side))
-            image_SHW = gem.heat_map(low_Sgg, side, (image.height, image.width))
+            sim_Sgg = gem.patch_similarity(patches_1PE[0], texts_SE)
+            input_SRR = gem.attention_map(sim_Sgg, side, (side, side))
+            image_SHW = gem.attention_map(sim_Sgg, side, (image.height, image.width))
             yield _errors(
                 path,
-                f"heat maps of image {index}",
+                f"attention maps of image {index}",
                 (input_SRR[:, ::_MAP_STEP, ::_MAP_STEP], vectors[f"low_{index}"]),
                 (image_SHW, vectors[f"map_{index}"]),
             )
@@ -294,15 +291,15 @@ def compare_guidance(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
     exact: dict[str, list[bool]] = {}
     scores: dict[str, list[tuple[_Array, Any]]] = {}
     for case in cases:
-        own_N, choice = _choose(case, arrays)
+        similarity_N, choice = _choose(case, arrays)
         for subject, is_equal in (
-            ("pure pick", choice.pick_pure == case["pick_hybrid"]),
+            ("pure pick", choice.features == case["pick_hybrid"]),
             ("candidates", choice.candidates_K.tolist() == case["top"]),
             ("pick", choice.pick == case["pick_final"]),
         ):
             exact.setdefault(subject, []).append(is_equal)
         for subject, pair in (
-            ("logits", (own_N, arrays[f"{case['id']}/logits"].reshape(-1))),
+            ("logits", (similarity_N, arrays[f"{case['id']}/logits"].reshape(-1))),
             ("relation", (choice.relation_K, case["relation_scores"])),
             ("coherence", (choice.coherence_N, case["coherence"])),
             ("final", (choice.final_K, case["final"])),
@@ -319,13 +316,15 @@ def compare_metrics(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
     vectors = _read_json(path, dict)
     counts = []
     for row in vectors["rows"]:
-        prediction_1HW, truth_1HW = (
+        prediction_1HW, gt_mask_1HW = (
             _unpack(np.array([row[name]], dtype=np.uint8), (1, *row["shape"]))
             for name in ("pred", "target")
         )
-        counts.append([array.item() for array in overlap_counts(prediction_1HW, truth_1HW)])
+        counts.append(
+            [array.item() for array in intersection_and_union(prediction_1HW, gt_mask_1HW)]
+        )
     intersections, unions = np.array(counts).T
-    came = scores(intersections, unions, CONVENTIONS["zero-shot"])
+    came = scores(intersections, unions, PROTOCOLS["zero-shot"])
     for name in ("oIoU", "mIoU"):
         yield _errors(path, f"{name} of {len(counts)} pairs", (came[name], vectors[name]))
 
@@ -356,9 +355,9 @@ def compare_global_local(path: Path, _: ClipEncoder | None) -> Iterator[Comparis
         yield _errors(path, f"crops of image {key}", (sample, vectors[f"{key}|crop_sample"]))
         image_13RR = views.resize(scaled_13hw, (_CROP_SIDE, _CROP_SIDE))
         for name, clip in towers.items():
-            gate_NP = views.gate(masks_NHW, clip.grid)
+            coverage_NP = views.patch_coverage(masks_NHW, clip.grid)
             with torch.inference_mode():
-                global_NE = global_local.global_features(clip, image_13RR, gate_NP, 9)
+                global_NE = global_local.global_features(clip, image_13RR, coverage_NP, 9)
                 crop_NE = global_local.crop_features(clip, crops_N3RR)
             for feature, came_NE in (("mask", global_NE), ("crop", crop_NE)):
                 expected = vectors[f"{key}|{name}|{feature}_features"]
@@ -395,12 +394,12 @@ class _Inputs:
     Attributes:
         local_N3RR: local views.
         global_N3RR: global views.
-        gate_NP: share of every mask in every patch.
+        coverage_NP: share of every mask in every patch.
     """
 
     local_N3RR: Tensor
     global_N3RR: Tensor
-    gate_NP: Tensor
+    coverage_NP: Tensor
 
     @classmethod
     def of(cls, image_HW3: _Array, masks_NHW: Tensor, clip: ClipEncoder) -> _Inputs:
@@ -414,7 +413,7 @@ class _Inputs:
             torch.cat(
                 [views.global_views(image_3HW, blurred_3HW, m, side, _QUIRKS) for m in chunks]
             ),
-            torch.cat([views.gate(m, clip.grid) for m in chunks]),
+            torch.cat([views.patch_coverage(m, clip.grid) for m in chunks]),
         )
 
     def features(self, clip: ClipEncoder, config: FusionConfig) -> Tensor:
@@ -423,7 +422,7 @@ class _Inputs:
         chunks = zip(
             self.local_N3RR.split(_MASKS_PER_CHUNK),
             self.global_N3RR.split(_MASKS_PER_CHUNK),
-            self.gate_NP.split(_MASKS_PER_CHUNK),
+            self.coverage_NP.split(_MASKS_PER_CHUNK),
             strict=True,
         )
         return torch.cat(
@@ -438,7 +437,7 @@ def _choose(
     case: Mapping[str, Any], arrays: Mapping[str, _Array]
 ) -> tuple[_Array, guidance.Choice]:
     """Scores of every mask, (N,), and the choice of one case."""
-    sentence, phrase, others, features, heat_HW = (
+    sentence, phrase, others, features, attention_HW = (
         torch.from_numpy(arrays[f"{case['id']}/{name}"])
         for name in ("sent", "np", "others", "feats", "heat")
     )
@@ -446,23 +445,27 @@ def _choose(
     masks_NHW = _unpack(arrays[f"{case['id']}/masks"], (case["n"], *hw))
     position, relation = Position(case["position"]), Relation(case["relation"])
     own = _SENTENCE_WEIGHT * sentence + (1 - _SENTENCE_WEIGHT) * phrase
-    own_N = _scores(features, own)
-    other_N = _scores(features, others.mean(dim=0, keepdim=True)) if len(others) else None
-    ramp = guidance.position_ramp(position, hw, vertical_disabled=_QUIRKS.vertical_ramps_disabled)
+    similarity_N = _scores(features, own)
+    other_noun_similarity_N = (
+        _scores(features, others.mean(dim=0, keepdim=True)) if len(others) else None
+    )
+    prior = guidance.position_prior(
+        position, hw, vertical_priors_disabled=_QUIRKS.vertical_priors_disabled
+    )
     coherence_1N = guidance.coherence_scores(
-        guidance.weighted_heat(heat_HW[None], [ramp]),
+        guidance.weighted_attention(attention_HW[None], [prior]),
         torch.from_numpy(masks_NHW),
         [guidance.outside_weight(relation, GuidanceConfig())],
     )
     choice = guidance.choose(
-        own_N,
-        other_N,
+        similarity_N,
+        other_noun_similarity_N,
         coherence_1N[0].double().numpy(),
         np.array(case["boxes"], dtype=np.float64),
         relation,
         GuidanceConfig(),
     )
-    return own_N, choice
+    return similarity_N, choice
 
 
 def _scores(features_NE: Tensor, text_1E: Tensor) -> _Array:
@@ -525,7 +528,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         report = compare_folder(arguments.folder)
-    except (GoldenError, UserError, OSError) as error:
+    except (GoldenError, HybridGLError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(report)

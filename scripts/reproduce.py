@@ -27,20 +27,11 @@ from typing import Any
 
 import torch
 
-# Run as a file, Python looks beside it only; the programs lie in the folder above.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import hybridgl_main
-from hybridgl.downloads.catalogue import SPACY_MODEL
-from hybridgl.errors import UserError
-from hybridgl.metrics import CONVENTIONS
-from hybridgl.weights.manifest import CLIP_FILES, SAM_FILES
-from refer.arguments import check_split_arguments, split_from_arguments
-from refer.dataset import ReferSplit
-from refer.errors import DataError
-from refer.splits import SPLITS, default_split_by, validate
-from suite.estimates import TimeEstimate
-from suite.paper_tables import (
+from evaluation.estimates import TimeEstimate
+from evaluation.report import scored_records
+from evaluation.run import Run, finished_records, prepare, run_name
+from evaluation.tables import (
     TABLES,
     Choices,
     Entry,
@@ -52,10 +43,15 @@ from suite.paper_tables import (
     group_scores,
     paper_table,
 )
-from suite.report import scored_records
-from suite.runs import Run, finished_records, prepare, run_name
+from hybridgl.downloads.catalogue import SPACY_MODEL
+from hybridgl.errors import DataError, HybridGLError
+from hybridgl.files import atomic_write_bytes
+from hybridgl.metrics import PROTOCOLS
+from hybridgl.weights.registry import CLIP_FILES, SAM_FILES
+from refer.arguments import check_split_arguments, split_from_arguments
+from refer.dataset import ReferSplit
+from refer.splits import SPLITS, default_split_by, validate
 from utils.runtime import check_settings, read_summary, run_program
-from utils.store import atomic_write_bytes
 from utils.tables import Table, latex_escaped
 
 _RUNS = Path("runs")
@@ -64,8 +60,8 @@ _RUNS = Path("runs")
 _EVALUATED = {"shapes": ("val",), "phrasecut": ("test",)}
 """Splits that are taken where none are named; of the other datasets all but the training split."""
 
-_EXPECTED = (UserError, DataError, OSError)
-"""What users can mend."""
+_EXPECTED = (HybridGLError, DataError, OSError)
+"""What users can fix."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", nargs="+", choices=list(SPLITS), default=["shapes"])
     parser.add_argument("--splits", nargs="+", help="(default: the dataset's evaluation splits)")
     parser.add_argument(
-        "--convention", choices=list(CONVENTIONS), default="zero-shot", help="(default: zero-shot)"
+        "--protocol", choices=list(PROTOCOLS), default="zero-shot", help="(default: zero-shot)"
     )
     parser.add_argument("--freesolo", type=Path, metavar="FILE", help="FreeSOLO's masks of a split")
     parser.add_argument("--plan", action="store_true", help="print the plan, run nothing")
@@ -121,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("method", "output", "shard"):
         if getattr(parsed, name) != _parsed([])[name]:
             parser.error(f"--{name} is decided by the tables: leave it out")
-    problems: list[str] = []
+    warnings: list[str] = []
 
     def body() -> None:
         _check_folder(arguments.tables_folder)
@@ -130,10 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             for dataset in dict.fromkeys(arguments.dataset)
         ]
         for job in jobs:
-            problems.extend(job.reproduce())
+            warnings.extend(job.reproduce())
 
     status = run_program(body, expected=_EXPECTED)
-    return status or int(bool(problems))
+    return status or int(bool(warnings))
 
 
 def _parsed(given: Sequence[str]) -> dict[str, Any]:
@@ -145,7 +141,7 @@ def _check_folder(folder: Path) -> None:
     """Refuse, before any run, a folder that no table could be written to."""
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(
+        raise HybridGLError(
             f"Expected a folder that can be written for the tables, got {nearest}. Give another "
             f"--tables_folder DIR."
         )
@@ -202,34 +198,33 @@ class _Job:
         print(f"{self._label}: {_plan_text(distinct)}\n", flush=True)
         if self._arguments.plan:
             return []
-        problems = {planned: planned.problem for planned in distinct if planned.problem}
+        warnings = {planned: planned.problem for planned in distinct if planned.problem}
         missing = [planned for planned in distinct if planned.run and not planned.done]
         for number, planned in enumerate(missing, start=1):
             print(f"{number} of {len(missing)}: {planned.output} ...", flush=True)
             problem = _make(planned)
             if problem:
-                problems[planned] = problem
-        conventions = {
-            name: table.convention or self._arguments.convention
-            for name, table in self._tables.items()
+                warnings[planned] = problem
+        protocols = {
+            name: table.protocol or self._arguments.protocol for name, table in self._tables.items()
         }
         groups: dict[tuple[PlannedRun, str], list[GroupScores]] = {}
         for planned in distinct:
-            run = None if planned in problems else planned.run
+            run = None if planned in warnings else planned.run
             records = finished_records(run) if run else None
             if run and records is not None:
                 skips = run.method.skips_without_proposals
                 scored = scored_records(records, skips_without_proposals=skips)
-                for convention in dict.fromkeys(conventions.values()):
-                    groups[planned, convention] = group_scores(scored, CONVENTIONS[convention])
-            elif planned not in problems:
-                problems[planned] = "its data changed meanwhile; run the same command again"
+                for protocol in dict.fromkeys(protocols.values()):
+                    groups[planned, protocol] = group_scores(scored, PROTOCOLS[protocol])
+            elif planned not in warnings:
+                warnings[planned] = "its data changed meanwhile; run the same command again"
         for name, table in self._tables.items():
-            convention = conventions[name]
-            entries, notes = self._entries(table, convention, plan, groups, problems)
-            cells, more = filled_table(table, entries, CONVENTIONS[convention])
+            protocol = protocols[name]
+            entries, notes = self._entries(table, protocol, plan, groups, warnings)
+            cells, more = filled_table(table, entries, PROTOCOLS[protocol])
             self._write(name, table.title, cells, [*notes, *more])
-        return [str(problem) for problem in problems.values()]
+        return [str(problem) for problem in warnings.values()]
 
     def _plan(self) -> Plan:
         """The run of every row on every split."""
@@ -266,10 +261,10 @@ class _Job:
     def _entries(
         self,
         table: PaperTable,
-        convention: str,
+        protocol: str,
         plan: Plan,
         groups: Mapping[tuple[PlannedRun, str], Sequence[GroupScores]],
-        problems: Mapping[PlannedRun, str],
+        warnings: Mapping[PlannedRun, str],
     ) -> tuple[list[Entry], list[str]]:
         """What there is for every row on every split, and what is doubtful about it."""
         entries: list[Entry] = []
@@ -281,17 +276,17 @@ class _Job:
         for cell in self._cells:
             for row in table.rows:
                 planned, measured = plan.get((cell[2], row)), None
-                if planned and planned in problems:
-                    not_made[planned] = problems[planned]
+                if planned and planned in warnings:
+                    not_made[planned] = warnings[planned]
                 elif planned and planned.run:
-                    doubts = _doubts(planned, self._row_arguments(row, cell[2]))
+                    reasons = _not_comparable(planned, self._row_arguments(row, cell[2]))
                     measured = Measured(
-                        groups=groups[planned, convention],
+                        groups=groups[planned, protocol],
                         final_pick=planned.run.method.final_pick,
                         profile=planned.arguments.profile,
-                        doubts=tuple(doubts),
+                        warnings=tuple(reasons),
                     )
-                    notes |= dict.fromkeys(f"{cell[2]}: {line}" for line in _problems(planned))
+                    notes |= dict.fromkeys(f"{cell[2]}: {line}" for line in _warnings(planned))
                 entries.append(Entry(row, cell, measured))
         return entries, [*(f"not made: {line}" for line in _by_problem(not_made)), *notes]
 
@@ -353,10 +348,10 @@ def _planned(
     return PlannedRun(parsed, output, run, done=done, seconds=seconds)
 
 
-def _problems(planned: PlannedRun) -> list[str]:
+def _warnings(planned: PlannedRun) -> list[str]:
     """What is doubtful about a finished run."""
     summary = read_summary(planned.output) or {}
-    return [str(problem) for problem in summary.get("problems", [])]
+    return [str(problem) for problem in summary.get("warnings", [])]
 
 
 def _make(planned: PlannedRun) -> str | None:
@@ -391,7 +386,7 @@ def _differences(parsed: Mapping[str, Any], usual: Mapping[str, Any]) -> list[st
     ]
 
 
-def _doubts(planned: PlannedRun, plain: Mapping[str, Any]) -> list[str]:
+def _not_comparable(planned: PlannedRun, plain: Mapping[str, Any]) -> list[str]:
     """Why a run does not compare with published values; nothing where it does.
 
     Args:
@@ -399,10 +394,10 @@ def _doubts(planned: PlannedRun, plain: Mapping[str, Any]) -> list[str]:
         plain: arguments of the row alone.
     """
     assert planned.run is not None
-    doubts = ["the data is not whole, or doubtful"] if _problems(planned) else []
+    warnings = ["the data is not whole, or doubtful"] if _warnings(planned) else []
     others = _differences(vars(planned.arguments), plain)
     if others:
-        doubts.append(f"set otherwise: {', '.join(others)}")
+        warnings.append(f"set otherwise: {', '.join(others)}")
     weights = planned.run.settings["weights"]
     published = {
         "clip": CLIP_FILES[plain["clip_model"] or "ViT-B-16"].sha256,
@@ -416,8 +411,8 @@ def _doubts(planned: PlannedRun, plain: Mapping[str, Any]) -> list[str]:
     if not weights["spacy"].startswith(SPACY_MODEL):
         files.append(weights["spacy"])
     if files:
-        doubts.append(f"other weights than the published ones: {', '.join(files)}")
-    return doubts
+        warnings.append(f"other weights than the published ones: {', '.join(files)}")
+    return warnings
 
 
 def _plan_text(plan: Sequence[PlannedRun]) -> str:
@@ -435,14 +430,14 @@ def _plan_text(plan: Sequence[PlannedRun]) -> str:
     ]
     table = Table(("run", "state", "estimated time"), tuple(rows), text_columns=2).markdown()
     lines = [f"{len(plan)} runs, {', '.join(parts)}{time}", table]
-    problems = _by_problem({run: run.problem for run in plan if run.problem})
-    return "\n".join([*lines, *(["", *(f"* {line}" for line in problems)] if problems else [])])
+    warnings = _by_problem({run: run.problem for run in plan if run.problem})
+    return "\n".join([*lines, *(["", *(f"* {line}" for line in warnings)] if warnings else [])])
 
 
-def _by_problem(problems: Mapping[PlannedRun, str]) -> list[str]:
+def _by_problem(warnings: Mapping[PlannedRun, str]) -> list[str]:
     """A line for each problem, with the runs that have it."""
     outputs: dict[str, list[str]] = {}
-    for planned, problem in problems.items():
+    for planned, problem in warnings.items():
         outputs.setdefault(problem, []).append(str(planned.output))
     return [f"{', '.join(runs)}: {problem}" for problem, runs in outputs.items()]
 

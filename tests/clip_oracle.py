@@ -90,26 +90,29 @@ class SlowVision:
         may_see_TT = torch.ones(count, count, dtype=torch.bool)
         may_see_TT[0, 1:] = gate_P > 0
 
-        def gate(x_TD):
+        def gated(x_TD):
             return factor_T1 * x_TD
 
-        def rule_a(b, x_TD):
+        def class_attends_mask(b, x_TD):
             return self.block(b, x_TD, may_see_TT)
 
         step = {
             "crop": lambda b, l_, g: (self.block(b, l_), g),
-            "token_masking": lambda b, l_, g: (self.block(b, gate(l_)), g),
-            "attn_masking": lambda b, l_, g: (rule_a(b, l_), g),
-            "L2G": lambda b, l_, g: (self.block(b, l_), rule_a(b, l_ + weight * g)),
-            "G2L": lambda b, l_, g: (self.block(b, weight * gate(g) + l_), rule_a(b, g)),
-            "both": lambda b, l_, g: (self.block(b, l_), rule_a(b, g)),
+            "token_masking": lambda b, l_, g: (self.block(b, gated(l_)), g),
+            "attn_masking": lambda b, l_, g: (class_attends_mask(b, l_), g),
+            "L2G": lambda b, l_, g: (self.block(b, l_), class_attends_mask(b, l_ + weight * g)),
+            "G2L": lambda b, l_, g: (
+                self.block(b, weight * gated(g) + l_),
+                class_attends_mask(b, g),
+            ),
+            "both": lambda b, l_, g: (self.block(b, l_), class_attends_mask(b, g)),
         }[mode]
         l_, g = self.embed(local_3RR), self.embed(global_3RR)
         for b in range(first):
             l_, g = self.block(b, l_), self.block(b, g)
         hl, hg = l_, g
         for b in range(first, self.num_blocks - (mode == "attn_masking" and skips)):
-            hl, hg = self.block(b, hl + weight * gate(g)), rule_a(b, l_ + weight * hg)
+            hl, hg = self.block(b, hl + weight * gated(g)), class_attends_mask(b, l_ + weight * hg)
             l_, g = step(b, l_, g)
         results = {"both": (hl, hg), "L2G": (g,)}.get(mode, (l_,))
         return sum(self.project(x_TD[0]) for x_TD in results)

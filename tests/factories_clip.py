@@ -9,7 +9,7 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from torch import nn
 
-from hybridgl.models.clip_encoder import ClipEncoder
+from hybridgl.models.clip import ClipEncoder
 
 
 def clip_state(
@@ -77,7 +77,7 @@ def clip_state(
 
 
 def resnet_clip_state(seed=0):
-    """A state dict as ``clip_state``'s with a ResNet as vision tower, for pictures of 64 pixels."""
+    """A state dict as ``clip_state``'s with a ResNet as vision tower, for images of 64 pixels."""
     torch.manual_seed(seed)
     tower = ModifiedResNet((1, 1, 1, 1), 64, heads=8, image_size=64, width=16)
     text = {key: value for key, value in clip_state(seed).items() if "visual." not in key}

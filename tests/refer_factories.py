@@ -5,7 +5,7 @@ COCO's are) with a red box on the left, a blue object on the right that is annot
 overlapping polygons, and a crowd in run lengths that nobody refers to.  As in the published files,
 image ids are not sorted, an image's refs do not follow each other, and the refs' file_name is not
 the image's.
-PhraseCut's and one's own data show the same pictures.
+PhraseCut's and one's own data show the same images.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class MiniRefer:
 
 
 def write_images(folder: Path, names: list[str]) -> None:
-    """Pictures of the red box, the blue object and the crowd, every third one greyscale."""
+    """Images of the red box, the blue object and the crowd, every third one greyscale."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(names):
         image = Image.new("RGB", (HW[1], HW[0]), (200, 200, 190))

@@ -74,7 +74,7 @@ OWN_FLAGS = {
     "hybridgl_main": {
         "--method": "hybridgl",
         "--proposals": "sam",
-        "--convention": "zero-shot",
+        "--protocol": "zero-shot",
         "--output": None,
         "--keep_tokens": False,
         "--fusion_mode": FusionMode.GLOBAL_TO_LOCAL,
@@ -83,7 +83,7 @@ OWN_FLAGS = {
         "--without": [],
         "--alpha": 0.6,
         "--num_candidates": 3,
-        "--num_partners": 6,
+        "--num_context_masks": 6,
         "--coherence_weights": (1.8, 1.95, 1.5),
         "--mixing_weight": None,
     },

@@ -21,16 +21,16 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from utils.store import Store
+from hybridgl.store import Store
 
 __all__ = [
     "Stopwatch",
     "add_store_arguments",
-    "ahead",
     "check_output_folder",
     "check_settings",
     "keep_freed_memory",
     "peak_memory_bytes",
+    "prefetch",
     "progress",
     "read_summary",
     "run_program",
@@ -57,7 +57,7 @@ def run_program(body: Callable[[], None], expected: tuple[type[Exception], ...])
 
     Args:
         body: does the work.
-        expected: errors that the user can mend: printed on one line, without a traceback.
+        expected: errors that the user can fix: printed on one line, without a traceback.
 
     Returns:
         Exit status: 0, or 2 after an expected error, or 130 after an interruption.
@@ -189,7 +189,7 @@ def progress(
     return bar
 
 
-def ahead(
+def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], *, threads: int = 1
 ) -> Iterator[Result]:
     """Results of a function, computed by other threads while the caller works on earlier ones.
@@ -203,7 +203,7 @@ def ahead(
         Results in the order of the items. What the function raises is raised in its result's place.
 
     Example:
-        >>> list(ahead(str.upper, ["a", "b"]))
+        >>> list(prefetch(str.upper, ["a", "b"]))
         ['A', 'B']
     """
     with ThreadPoolExecutor(threads) as pool:

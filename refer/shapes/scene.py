@@ -107,7 +107,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A picture and what is in it.
+    """An image and what is in it.
 
     Attributes:
         image_HW3: RGB, uint8, (H, W, 3).

@@ -2,9 +2,9 @@
 
 ``<root>/shapes/`` holds ``instances.json`` (COCO style, masks as run lengths of the visible
 pixels), ``refs(synthetic).p`` and the manifest ``world.json``; ``<root>/images/shapes/`` holds the
-pictures. Every scene depends on (seed, split, index) alone, so the same seed gives the same bytes
+images. Every scene depends on (seed, split, index) alone, so the same seed gives the same bytes
 and a bigger world extends a smaller one. Scenes for training have a split number of their own:
-no training program can meet a picture of a split.
+no training program can meet an image of a split.
 
 Run ``python -m refer.shapes.world --root refer/data`` to write it.
 """
@@ -147,7 +147,7 @@ def write_world(
         build = Path(folder)
         _build(build, seed, sizes, progress)
         files = {
-            path.relative_to(build).as_posix(): _digest(path)
+            path.relative_to(build).as_posix(): _file_sha256(path)
             for path in sorted(build.rglob("*"))
             if path.is_file()
         }
@@ -208,7 +208,7 @@ def _whole_world(root: Path) -> dict[str, object] | None:
     try:
         manifest = json.loads((root / "shapes" / "world.json").read_text(encoding="utf-8"))
         files = manifest.pop("files")
-        if all(_digest(root / name) == digest for name, digest in files.items()):
+        if all(_file_sha256(root / name) == digest for name, digest in files.items()):
             return {"generator": None, **manifest}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
@@ -228,7 +228,7 @@ def _refuse_to_replace_other_files(root: Path) -> None:
         )
 
 
-def _digest(path: Path) -> str:
+def _file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

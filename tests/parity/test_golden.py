@@ -96,13 +96,13 @@ def test_all_agree_exits_with_0_and_an_aligned_table(copy, capsys):
         (["global_local.npz"], "global_local.npz", "0|boxes_xyxy", "boxes of image 0"),
     ],
 )
-@pytest.mark.parametrize("fault", ["off", "not a number", "cut"])
-def test_difference_in_an_array_exits_with_1(copy, capsys, names, file, array, subject, fault):
+@pytest.mark.parametrize("error", ["off", "not a number", "cut"])
+def test_difference_in_an_array_exits_with_1(copy, capsys, names, file, array, subject, error):
     def change(values):
-        if fault == "cut":
+        if error == "cut":
             return values[:, :-1] if values.shape[1] > 1 else values[:-1]
         changed = values.copy()
-        if fault == "off" or changed.dtype.kind == "i":
+        if error == "off" or changed.dtype.kind == "i":
             changed.flat[-1] += 1
         else:
             changed.flat[-1] = np.nan
@@ -192,7 +192,7 @@ def other_folder(tmp_path_factory):
     blurred = torch.from_numpy(views.blur_background(image_HW3)).permute(2, 0, 1)
     local = views.local_views(image, masks, 64, quirks)
     global_ = views.global_views(image, blurred, masks, 64, quirks)
-    one_by_one = list(zip(local, global_, views.gate(masks, 4), strict=True))
+    one_by_one = list(zip(local, global_, views.patch_coverage(masks, 4), strict=True))
     np.savez(
         folder / "hybrid_night.npz",
         image=image_HW3,
@@ -215,13 +215,13 @@ def other_folder(tmp_path_factory):
         gem.gem_input(Image.fromarray(image_HW3), 128), depth=5, iterations=2
     )
     texts = encoder.encode_texts([f"a photo of a {phrase}." for phrase in PHRASES])
-    lows = gem.low_resolution_maps(patches.float(), texts)
+    lows = gem.patch_similarity(patches.float(), texts)
     np.savez(
         folder / "gem_depth5_iter2.npz",
         texts=PHRASES,
         image_8=image_HW3,
-        low_8=gem.heat_map(lows, 128, (128, 128))[:, ::14, ::14],
-        map_8=gem.heat_map(lows, 128, (50, 71)),
+        low_8=gem.attention_map(lows, 128, (128, 128))[:, ::14, ::14],
+        map_8=gem.attention_map(lows, 128, (50, 71)),
     )
     return folder
 
@@ -231,7 +231,7 @@ def test_folder_of_other_sizes_and_counts_is_compared(other_folder):
     assert report.passed, str(report)
     subjects = [(row.file, row.subject, row.total) for row in report.comparisons]
     assert subjects == [
-        ("gem_depth5_iter2.npz", "heat maps of image 8", 3 * (10 * 10 + 50 * 71)),
+        ("gem_depth5_iter2.npz", "attention maps of image 8", 3 * (10 * 10 + 50 * 71)),
         ("hybrid_night.npz", "local views", 2 * 3 * (1 + 4 * 4)),
         ("hybrid_night.npz", "global views", 2 * 3 * (1 + 4 * 4)),
         *(

@@ -1,0 +1,1 @@
+"""Training of the bundled weights of the shapes world."""

@@ -1,0 +1,383 @@
+"""Global-Local CLIP: every mask described by its place in the image and by its crop.
+
+A baseline, written from the formulas. Source: Yu et al., "Zero-shot Referring Image Segmentation
+with Global-Local Context Features" (CVPR 2023, arXiv 2303.17811), section 3, with the settings of
+its program; quirks Q7 and Q8 of docs/quirks.md.
+
+Shapes: N masks, H x W image pixels, R side of CLIP's input, G side of its last grid, P = G * G,
+S sentences, E embedding width. Boxes are x1, y1, x2, y2 in pixels, right and bottom exclusive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import resize as resize_shorter_side
+
+from hybridgl import views
+from hybridgl.config import FusionConfig, FusionMode, ReferenceQuirks, TextConfig
+from hybridgl.errors import HybridGLError
+from hybridgl.fusion import mask_features
+from hybridgl.guidance import similarity_scores
+from hybridgl.images import RgbImage
+from hybridgl.language import ParsedExpression
+from hybridgl.methods.hybridgl import Prediction, Scores
+from hybridgl.models.clip import ClipEncoder, ResNetTower
+from hybridgl.models.models import Models
+from hybridgl.proposals import Proposals
+from hybridgl.stages import ArtefactStore, masks_per_chunk, masks_sha256, stage_key
+from hybridgl.text import expression_features
+
+__all__ = [
+    "GlobalLocalClip",
+    "GlobalLocalConfig",
+    "crop_features",
+    "crop_views",
+    "global_features",
+    "mask_boxes",
+    "mixing_weight",
+    "resized_image",
+]
+
+_SHORTER_SIDE = 800
+"""Pixels that the image is scaled to before anything else, as for detectors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GlobalLocalConfig:
+    """Settings of the baseline."""
+
+    mixing_weight: float = 0.95
+    """v: share of the mask's feature in the image; that of its crop has the rest."""
+    masking_block: int = 9
+    """First block of a vision transformer, counted from 0, before which masks gate the patches."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Text features."""
+    quirks: ReferenceQuirks = field(default_factory=ReferenceQuirks)
+    """Deviations of the released program that are reproduced."""
+
+
+def mixing_weight(dataset: str) -> float:
+    """Mixing weight v as its program sets it for a dataset.
+
+    >>> mixing_weight("refcocog"), mixing_weight("refcoco")
+    (0.85, 0.95)
+    """
+    return 0.85 if dataset == "refcocog" else 0.95
+
+
+def resized_image(image: Image.Image) -> Tensor:
+    """The image that both features are made from.
+
+    Args:
+        image: RGB.
+
+    Returns:
+        float32, (3, h, w), the shorter side 800 pixels (bilinear, antialiased), normalised with
+        ImageNet's statistics.
+    """
+    resized = pil_to_tensor(resize_shorter_side(image, [_SHORTER_SIDE])).float()
+    return views.normalise(resized / 255, views.IMAGENET_MEAN, views.IMAGENET_STD)
+
+
+def mask_boxes(masks_NHW: Tensor) -> Tensor:
+    """Boxes that hold every pixel of their masks.
+
+    Args:
+        masks_NHW: bool, (N, H, W).
+
+    Returns:
+        int64, (N, 4): x1, y1, x2, y2, right and bottom exclusive; one pixel for an empty mask.
+
+    Example:
+        >>> mask_boxes(torch.tensor([[[False, True, True], [False, False, False]]])).tolist()
+        [[1, 0, 3, 1]]
+    """
+    # The first and, from the end, the last column and row that hold a pixel.
+    columns_NW, rows_NH = masks_NHW.any(dim=1).int(), masks_NHW.any(dim=2).int()
+    x1, y1 = columns_NW.argmax(dim=1), rows_NH.argmax(dim=1)
+    x2 = columns_NW.shape[1] - columns_NW.flip(1).argmax(dim=1)
+    y2 = rows_NH.shape[1] - rows_NH.flip(1).argmax(dim=1)
+    boxes_N4 = torch.stack([x1, y1, x2, y2], dim=1)
+    pixel_4 = torch.tensor([0, 0, 1, 1], device=masks_NHW.device)
+    return torch.where(columns_NW.any(dim=1)[:, None], boxes_N4, pixel_4)
+
+
+def crop_views(
+    image_3HW: Tensor, masks_NHW: Tensor, side: int, *, unnormalised_fill: bool
+) -> Tensor:
+    """Every mask's object on a filled background, cropped to its box, resized to CLIP's input.
+
+    Equal to filling, cropping and resizing (bilinear, without antialiasing) each mask in turn; the
+    four pixels that each output pixel reads are gathered from the image at once.
+
+    Args:
+        image_3HW: from ``resized_image`` at the size of the masks, float32, (3, H, W).
+        masks_NHW: bool, (N, H, W), on the same device.
+        side: R, in pixels.
+        unnormalised_fill: quirk Q7: ImageNet's pixel mean as it is; otherwise 0, which stands for
+            that colour among normalised pixels.
+
+    Returns:
+        float32, (N, 3, R, R).
+    """
+    fill = views.IMAGENET_MEAN if unnormalised_fill else (0.0, 0.0, 0.0)
+    fill_1311 = torch.tensor(fill, device=image_3HW.device)[None, :, None, None]
+    x1_N, y1_N, x2_N, y2_N = mask_boxes(masks_NHW).unbind(dim=1)
+    left_NR, right_NR, to_right_NR = _bilinear_taps(x1_N, x2_N, side)
+    upper_NR, lower_NR, to_lower_NR = _bilinear_taps(y1_N, y2_N, side)
+    mask_index_N11 = torch.arange(len(masks_NHW), device=masks_NHW.device)[:, None, None]
+
+    def pixels(y_NR: Tensor, x_NR: Tensor) -> Tensor:
+        y_NR1, x_N1R = y_NR[:, :, None], x_NR[:, None, :]
+        inside_N1RR = masks_NHW[mask_index_N11, y_NR1, x_N1R][:, None]
+        return torch.where(inside_N1RR, image_3HW[:, y_NR1, x_N1R].transpose(0, 1), fill_1311)
+
+    to_right_N11R, to_lower_N1R1 = to_right_NR[:, None, None, :], to_lower_NR[:, None, :, None]
+    upper_N3RR = (1 - to_right_N11R) * pixels(upper_NR, left_NR)
+    upper_N3RR += to_right_N11R * pixels(upper_NR, right_NR)
+    lower_N3RR = (1 - to_right_N11R) * pixels(lower_NR, left_NR)
+    lower_N3RR += to_right_N11R * pixels(lower_NR, right_NR)
+    return (1 - to_lower_N1R1) * upper_N3RR + to_lower_N1R1 * lower_N3RR
+
+
+def global_features(
+    clip: ClipEncoder, image_13RR: Tensor, coverage_NP: Tensor, masking_block: int
+) -> Tensor:
+    """CLIP features of masks in their image.
+
+    Args:
+        clip: a vision transformer, whose patches are gated before the last blocks, or a ResNet,
+            whose last feature map is, in length 1, gated before its pooling.
+        image_13RR: the image at CLIP's input size, float32.
+        coverage_NP: share of the mask in every place of the grid, float32, (N, P).
+        masking_block: first block of a vision transformer before which masks act.
+
+    Returns:
+        float32, (N, E), not normalised.
+    """
+    if clip.resnet:
+        map_1DGG = F.normalize(_feature_map(clip.resnet, image_13RR), dim=1)
+        pooled_NE: Tensor = clip.resnet.attnpool(
+            map_1DGG * coverage_NP.unflatten(1, (1, clip.grid, clip.grid))
+        )
+        return pooled_NE
+    config = FusionConfig(mode=FusionMode.TOKEN_MASKING, masking_block=masking_block)
+    return mask_features(
+        clip.visual,
+        image_13RR,
+        image_13RR,
+        coverage_NP,
+        config,
+        attention_masking_skips_last_block=False,  # of another mode
+    )
+
+
+def crop_features(clip: ClipEncoder, crops_N3RR: Tensor) -> Tensor:
+    """CLIP features of crops, float32, (N, E); those of a ResNet have length 1."""
+    features_NE = clip.encode_images(crops_N3RR)
+    return F.normalize(features_NE, dim=-1) if clip.resnet else features_NE
+
+
+class GlobalLocalClip:
+    """The baseline on masks from any source.
+
+    Args:
+        models: hold CLIP and the parser.
+        config: settings.
+        store: keeps features; None computes them anew.
+    """
+
+    picks: tuple[str, ...] = ("pure",)
+    """Ways of picking that ``choose`` gives: by similarity alone."""
+
+    final_pick = "pure"
+    """The one that is the method."""
+
+    most_candidates = 1
+    """Largest k_limit on the candidate counts that makes a difference: none does."""
+
+    def __init__(
+        self, models: Models, config: GlobalLocalConfig, store: ArtefactStore | None = None
+    ) -> None:
+        self.models = models
+        self.config = config
+        self._store = store
+
+    @property
+    def quirks(self) -> ReferenceQuirks:
+        """Deviations of the released program that are reproduced."""
+        return self.config.quirks
+
+    @property
+    def skips_without_proposals(self) -> bool:
+        """Whether samples without proposals are left out of the scores (quirk Q8)."""
+        return self.config.quirks.images_without_proposals_skipped
+
+    @cached_property
+    def clip(self) -> ClipEncoder:
+        """CLIP, loaded at first use.
+
+        Raises:
+            HybridGLError: a vision transformer with fewer blocks than the settings speak of.
+        """
+        clip = self.models.clip
+        needed = self.config.masking_block + 1
+        if not clip.resnet and len(clip.visual.transformer.resblocks) < needed:
+            raise HybridGLError(
+                f"Expected a CLIP of at least {needed} vision blocks in "
+                f"{self.models.weights.clip_weights}, got "
+                f"{len(clip.visual.transformer.resblocks)}. Lower --masking_block."
+            )
+        return clip
+
+    def load(self) -> None:
+        """Load what every run needs, so that a wrong file is found before any work.
+
+        Raises:
+            HybridGLError: a file is missing, damaged or of another architecture.
+        """
+        _ = self.models.parser, self.clip
+
+    def parse(self, sentences: Sequence[str]) -> list[ParsedExpression]:
+        """Noun phrases of raw sentences."""
+        return self.models.parser.parse(
+            sentences,
+            right_relation_never_matches=self.config.quirks.right_relation_never_matches,
+        )
+
+    @torch.inference_mode()
+    def score(
+        self, image: RgbImage, proposals: Proposals, expressions: Sequence[ParsedExpression]
+    ) -> list[Scores]:
+        """Similarity of every proposal with every expression of one image.
+
+        Args:
+            image: the image.
+            proposals: its masks.
+            expressions: from ``parse``.
+        """
+        similarity_SN = np.zeros((len(expressions), 0))
+        if len(proposals):
+            similarity_SN = self._similarity(self.features(image, proposals), expressions)
+        nothing_N = np.zeros(len(proposals))
+        boxes_xywh = proposals.boxes_xywh.astype(np.float64)
+        return [
+            Scores(expression, similarity_N, None, nothing_N, boxes_xywh, None)
+            for expression, similarity_N in zip(expressions, similarity_SN, strict=True)
+        ]
+
+    def choose(self, scores: Scores, _k_limit: int | None = None, /) -> Prediction:
+        """The most similar proposal, the first of equal ones."""
+        picks = {"pure": int(scores.similarity_N.argmax())} if len(scores.similarity_N) else {}
+        return Prediction(scores.expression, picks, scores.similarity_N)
+
+    def features(self, image: RgbImage, proposals: Proposals) -> Tensor:
+        """Features of the proposals, float32, (N, E); the store keeps both parts of the mixture."""
+        parts = None
+        if self._store is not None:
+            key = stage_key(image, "global-local", self._feature_settings(proposals))
+            entry = self._store.load("global-local", key)
+            if entry:
+                parts = torch.from_numpy(entry.arrays["global_and_crop_2NE"])
+        if parts is None:
+            parts = self._compute_features(image, proposals.masks_NHW)
+            if self._store is not None:
+                arrays = {"global_and_crop_2NE": parts.cpu().numpy()}
+                self._store.save("global-local", key, arrays, {})
+        global_NE, crop_NE = parts.to(self.models.device)
+        weight = self.config.mixing_weight
+        return weight * global_NE + (1 - weight) * crop_NE
+
+    def attention_map(self, _prediction: Prediction, _hw: tuple[int, int], /) -> None:
+        """None: the baseline has no attention map."""
+
+    def describe(self) -> dict[str, Any]:
+        """Settings of the method, as JSON values."""
+        return {"name": "global_local", **dataclasses.asdict(self.config)}
+
+    def _similarity(
+        self, features_NE: Tensor, expressions: Sequence[ParsedExpression]
+    ) -> NDArray[np.float64]:
+        # Other nouns play no part here: their texts are not embedded.
+        alone = [
+            dataclasses.replace(expression, other_noun_phrases=(), other_nouns=())
+            for expression in expressions
+        ]
+        if self.clip.resnet:
+            texts = expression_features(self._unit_texts, alone, self.config.text)
+            scores_SN = self.clip.logit_scale * texts.expression_SE @ features_NE.T
+        else:
+            texts = expression_features(self.models.encode_texts, alone, self.config.text)
+            scores_SN = similarity_scores(features_NE, texts.expression_SE, self.clip.logit_scale)
+        return np.asarray(scores_SN.double().cpu().numpy())
+
+    def _unit_texts(self, texts: Sequence[str]) -> Tensor:
+        return F.normalize(self.models.encode_texts(texts), dim=-1)
+
+    @torch.inference_mode()
+    def _compute_features(self, image: RgbImage, masks_NHW: NDArray[np.bool_]) -> Tensor:
+        """Both features of masks, float32, (2, N, E), in chunks of bounded memory."""
+        device, side = self.models.device, self.clip.image_size
+        scaled_13hw = resized_image(image.pil).to(device)[None]
+        image_3HW = views.resize(scaled_13hw, image.hw)[0]
+        image_13RR = views.resize(scaled_13hw, (side, side))
+        unnormalised_fill = self.config.quirks.crop_unnormalised_fill
+        chunks = []
+        for chunk_NHW in torch.from_numpy(masks_NHW).split(masks_per_chunk(image.hw, device.type)):
+            masks = chunk_NHW.to(device)
+            crops_N3RR = crop_views(image_3HW, masks, side, unnormalised_fill=unnormalised_fill)
+            coverage_NP = views.patch_coverage(masks, self.clip.grid)
+            global_NE = global_features(
+                self.clip, image_13RR, coverage_NP, self.config.masking_block
+            )
+            chunks.append(torch.stack([global_NE, crop_features(self.clip, crops_N3RR)]))
+        return torch.cat(chunks, dim=1)
+
+    def _feature_settings(self, proposals: Proposals) -> dict[str, Any]:
+        return {
+            "masks": masks_sha256(proposals),
+            "clip": self.models.sha256("clip"),
+            "device": self.models.device.type,
+            "dtype": self.models.numerics("clip"),
+            "masking_block": self.config.masking_block,
+            "quirks": [self.config.quirks.crop_unnormalised_fill],
+        }
+
+
+def _bilinear_taps(start_N: Tensor, stop_N: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The two pixels that each output pixel reads along one axis of a crop, and the second's share.
+
+    Args:
+        start_N: first pixel of every crop.
+        stop_N: the pixel after its last.
+        side: R.
+
+    Returns:
+        Two of int64 and one of float32, (N, R).
+    """
+    length_N1 = (stop_N - start_N)[:, None]
+    centers_R = torch.arange(side, device=start_N.device) + 0.5
+    place_NR = (length_N1.float() / side * centers_R - 0.5).clamp(min=0)
+    first_NR = place_NR.long()
+    second_NR = torch.minimum(first_NR + 1, length_N1 - 1)
+    share_NR = place_NR - first_NR
+    return start_N[:, None] + first_NR, start_N[:, None] + second_NR, share_NR
+
+
+def _feature_map(resnet: ResNetTower, images_B3RR: Tensor) -> Tensor:
+    map_BDGG: Tensor = resnet.stem(images_B3RR)
+    for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4):
+        map_BDGG = layer(map_BDGG)
+    return map_BDGG

@@ -1,0 +1,260 @@
+"""Global-Local CLIP against slow loops over masks, with small random CLIPs of both kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from hybridgl import views
+from hybridgl.config import FusionConfig, FusionMode, Profile, ReferenceQuirks, TextConfig
+from hybridgl.errors import HybridGLError
+from hybridgl.fusion import mask_features
+from hybridgl.images import RgbImage
+from hybridgl.language import ParsedExpression, Position, Relation
+from hybridgl.methods.global_local import (
+    GlobalLocalClip,
+    GlobalLocalConfig,
+    crop_features,
+    crop_views,
+    global_features,
+    mask_boxes,
+    mixing_weight,
+    resized_image,
+)
+from hybridgl.models.models import Models
+from hybridgl.proposals import Proposals
+from hybridgl.store import Store
+from hybridgl.weights.registry import weight_set
+from tests.factories_clip import clip_encoder, clip_state, resnet_clip_state, save_npz
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+HW = (40, 56)
+
+
+@pytest.fixture(scope="module")
+def masks():
+    """A large one, one pixel, one row, one column, a whole image, and a scattered one."""
+    masks_NHW = np.zeros((6, *HW), dtype=bool)
+    masks_NHW[0, 3:30, 10:50] = True
+    masks_NHW[1, 39, 55] = True
+    masks_NHW[2, 7, 5:40] = True
+    masks_NHW[3, 2:33, 0] = True
+    masks_NHW[4] = True
+    masks_NHW[5] = np.random.default_rng(0).random(HW) < 0.05
+    return torch.from_numpy(masks_NHW)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(1).integers(0, 256, (*HW, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", params=["transformer", "resnet"])
+def encoder(request):
+    return clip_encoder(clip_state() if request.param == "transformer" else resnet_clip_state())
+
+
+def slow_box(mask_HW):
+    ys, xs = np.nonzero(mask_HW)
+    return [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+def slow_crop(image_3HW, mask_HW, side, fill):
+    """Fill, cut and resize one mask's image with the library function for each."""
+    x1, y1, x2, y2 = slow_box(mask_HW.numpy())
+    filled = torch.where(mask_HW, image_3HW, torch.tensor(fill)[:, None, None])
+    return F.interpolate(
+        filled[None, :, y1:y2, x1:x2], (side, side), mode="bilinear", align_corners=False
+    )[0]
+
+
+def test_boxes_hold_every_pixel_and_end_outside(masks):
+    assert mask_boxes(masks).tolist() == [slow_box(mask) for mask in masks.numpy()]
+
+
+def test_box_of_an_empty_mask_is_a_pixel():
+    assert mask_boxes(torch.zeros(1, 3, 5, dtype=torch.bool)).tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("unnormalised_fill", [True, False])
+def test_crops_equal_a_loop_over_masks(masks, unnormalised_fill):
+    image_3HW = torch.randn(3, *HW, generator=torch.Generator().manual_seed(0))
+    fill = MEAN.tolist() if unnormalised_fill else [0.0, 0.0, 0.0]
+    crops = crop_views(image_3HW, masks, 32, unnormalised_fill=unnormalised_fill)
+    expected = torch.stack([slow_crop(image_3HW, mask, 32, fill) for mask in masks])
+    assert torch.allclose(crops, expected, rtol=0, atol=1e-6)
+
+
+def test_image_has_its_shorter_side_at_800_and_imagenets_statistics(image):
+    image = Image.fromarray(image)
+    for shown, size in ((image, (1120, 800)), (image.transpose(Image.ROTATE_90), (800, 1120))):
+        resized = resized_image(shown)
+        expected = np.asarray(shown.resize(size, Image.BILINEAR)) / 255
+        assert np.allclose(resized.permute(1, 2, 0), (expected - MEAN) / STD, atol=1e-6)
+
+
+def test_longer_side_is_rounded_down():
+    assert resized_image(Image.new("RGB", (300, 301))).shape == (3, 802, 800)
+
+
+def test_transformer_gates_patches_before_its_last_blocks(masks):
+    clip = clip_encoder(clip_state())
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    gate = views.patch_coverage(masks, clip.grid)
+    with torch.inference_mode():
+        came = global_features(clip, image, gate, 9)
+        config = FusionConfig(mode=FusionMode.TOKEN_MASKING, masking_block=9)
+        for row, gate_1P in enumerate(gate[:, None]):
+            expected = mask_features(
+                clip.visual,
+                image,
+                image,
+                gate_1P,
+                config,
+                attention_masking_skips_last_block=True,
+            )
+            assert torch.allclose(came[row], expected[0], rtol=0, atol=2e-6)
+        plain = clip.encode_images(image)
+        whole = global_features(clip, image, torch.ones(1, clip.grid**2), 9)
+    assert torch.allclose(whole, plain, rtol=0, atol=1e-5)
+
+
+def test_resnet_gates_its_last_feature_map_in_length_1(masks):
+    clip = clip_encoder(resnet_clip_state())
+    tower = clip.resnet
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    gate = views.patch_coverage(masks, clip.grid)
+    with torch.inference_mode():
+        came = global_features(clip, image, gate, 9)
+        x = tower.stem(image)
+        for layer in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
+            x = layer(x)
+        for row in range(len(masks)):
+            gated = torch.zeros_like(x)
+            for place in range(4):
+                vector = x[0, :, place // 2, place % 2]
+                gated[0, :, place // 2, place % 2] = vector / vector.norm() * gate[row, place]
+            assert torch.allclose(came[row], tower.attnpool(gated)[0], rtol=0, atol=2e-6)
+
+
+def test_crop_features_of_a_resnet_have_length_1(encoder):
+    crops = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    features = crop_features(encoder, crops)
+    with torch.inference_mode():
+        plain = encoder.encode_images(crops)
+    expected = F.normalize(plain, dim=-1) if encoder.resnet else plain
+    assert torch.equal(features, expected)
+
+
+def test_mixing_weight_is_lower_for_refcocog():
+    datasets = ["refcoco", "refcoco+", "refcocog", "phrasecut", "shapes"]
+    assert [mixing_weight(name) for name in datasets] == [0.95, 0.95, 0.85, 0.95, 0.95]
+
+
+# The method as a whole
+
+
+def expression(sentence, noun_phrase):
+    return ParsedExpression(
+        sentence, noun_phrase, "cat", ("a dog",), ("dog",), Position.LEFT, Relation.LEFT
+    )
+
+
+EXPRESSIONS = [expression("the cat left of a dog", "the cat"), expression("a cat", "a cat")]
+
+
+def model_of(tmp_path, kind, store=None, **settings):
+    state = clip_state() if kind == "transformer" else resnet_clip_state()
+    path = save_npz(tmp_path / f"{kind}.npz", state)
+    weights = weight_set("tiny", clip_weights=path)
+    models = Models(weights, device=torch.device("cpu"))
+    return GlobalLocalClip(models, GlobalLocalConfig(**settings), store)
+
+
+def proposals_of(masks):
+    count = len(masks)
+    ones = np.ones(count, dtype=np.float32)
+    return Proposals(masks.numpy(), np.ones((count, 4), dtype=np.int64), ones, ones)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "resnet"])
+def test_similarity_equals_the_formula(tmp_path, image, masks, kind):
+    model = model_of(tmp_path, kind, mixing_weight=0.7, text=TextConfig(sentence_weight=0.3))
+    clip = model.clip
+    scaled = resized_image(Image.fromarray(image))[None]
+    image_3HW = F.interpolate(scaled, HW, mode="bilinear", align_corners=False)[0]
+    image_64 = F.interpolate(scaled, (64, 64), mode="bilinear", align_corners=False)
+    crops = torch.stack([slow_crop(image_3HW, mask, 64, MEAN.tolist()) for mask in masks])
+    with torch.inference_mode():
+        in_image = global_features(clip, image_64, views.patch_coverage(masks, clip.grid), 9)
+        features = 0.7 * in_image + 0.3 * crop_features(clip, crops)
+    came = model.score(RgbImage(image), proposals_of(masks), EXPRESSIONS)
+    for read, scores in zip(EXPRESSIONS, came, strict=True):
+        sentence, phrase = clip.encode_texts([read.sentence, read.noun_phrase])
+        if kind == "resnet":
+            text = 0.3 * sentence / sentence.norm() + 0.7 * phrase / phrase.norm()
+            expected = clip.logit_scale * features @ text
+        else:
+            text = 0.3 * sentence + 0.7 * phrase
+            expected = clip.logit_scale * F.cosine_similarity(features, text[None])
+        assert np.allclose(scores.similarity_N, expected, rtol=0, atol=1e-3)
+        assert model.choose(scores).picks == {"pure": int(expected.argmax())}
+
+
+def test_image_without_proposals_has_no_pick(tmp_path, image):
+    model = model_of(tmp_path, "transformer")
+    for scores in model.score(RgbImage(image), Proposals.empty(HW), EXPRESSIONS):
+        prediction = model.choose(scores)
+        assert prediction.picks == {}
+        assert len(prediction.similarity_N) == 0
+
+
+def test_permuted_proposals_permute_the_scores(tmp_path, image, masks):
+    model = model_of(tmp_path, "transformer")
+    order = [4, 0, 5, 2, 1, 3]
+    plain = model.score(RgbImage(image), proposals_of(masks), EXPRESSIONS)
+    permuted = model.score(RgbImage(image), proposals_of(masks[order]), EXPRESSIONS)
+    for one, other in zip(plain, permuted, strict=True):
+        assert np.allclose(one.similarity_N[order], other.similarity_N, rtol=0, atol=1e-4)
+
+
+def test_chunks_do_not_matter(tmp_path, image, masks, monkeypatch):
+    model = model_of(tmp_path, "transformer")
+    whole = model.features(RgbImage(image), proposals_of(masks))
+    monkeypatch.setattr("hybridgl.stages._MOST_MASKS", {"cpu": 2})
+    assert torch.allclose(
+        model.features(RgbImage(image), proposals_of(masks)), whole, rtol=0, atol=1e-5
+    )
+
+
+def test_store_serves_another_mixing_weight_but_not_another_fill(tmp_path, image, masks):
+    store = Store(tmp_path / "store")
+    image, proposals = RgbImage(image), proposals_of(masks)
+    first = model_of(tmp_path, "transformer", store, mixing_weight=1.0)
+    first.features(image, proposals)
+    other = model_of(tmp_path, "transformer", store, mixing_weight=0.5)
+    fresh = model_of(tmp_path, "transformer", mixing_weight=0.5)
+    assert torch.equal(other.features(image, proposals), fresh.features(image, proposals))
+    assert store.misses["global-local"] == 1
+    corrected = ReferenceQuirks.of(Profile.CORRECTED)
+    model_of(tmp_path, "transformer", store, quirks=corrected).features(image, proposals)
+    assert store.misses["global-local"] == 2
+
+
+def test_crop_fill_is_the_only_quirk_that_moves_features(tmp_path, image, masks):
+    image, proposals = RgbImage(image), proposals_of(masks)
+    plain = model_of(tmp_path, "transformer").features(image, proposals)
+    for quirk in dataclasses.fields(ReferenceQuirks):
+        quirks = ReferenceQuirks(**{quirk.name: False})
+        features = model_of(tmp_path, "transformer", quirks=quirks).features(image, proposals)
+        assert torch.equal(features, plain) == (quirk.name != "crop_unnormalised_fill")
+
+
+def test_transformer_with_too_few_blocks_is_refused(tmp_path):
+    with pytest.raises(HybridGLError, match=r"at least 13 vision blocks.*got 12.*--masking_block"):
+        model_of(tmp_path, "transformer", masking_block=12).load()

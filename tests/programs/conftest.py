@@ -1,0 +1,47 @@
+"""A small shapes world and a random CLIP, made once, and how the programs are called on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from refer.shapes.world import write_world
+from tests.factories_clip import clip_state, save_npz
+
+NUM_IMAGES = 4
+"""The third has two proposals, the others more: enough for quirk Q5 to act on the fourth."""
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root, to be read only."""
+    root = tmp_path_factory.mktemp("world")
+    write_world(root, seed=0, sizes={"val": NUM_IMAGES})
+    return root
+
+
+@pytest.fixture(scope="session")
+def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_npz(tmp_path_factory.mktemp("clip") / "clip.npz", clip_state())
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take most of the time of a small run."""
+    monkeypatch.setattr("evaluation.run.draw_samples", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def arguments(world: Path, clip_file: Path) -> Callable[..., list[str]]:
+    """Arguments of either program: its store and its output lie in a folder."""
+
+    def build(folder: Path, *more: str, output: bool = True) -> list[str]:
+        given = ["--refer_data_root", world, "--clip_weights", clip_file, "--device", "cpu"]
+        given += ["--store", folder / "store"]
+        if output:
+            given += ["--output", folder / "run"]
+        return [*map(str, given), *more]
+
+    return build

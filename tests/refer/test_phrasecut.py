@@ -1,0 +1,330 @@
+"""The PhraseCut reader on a small folder in its authors' layout."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from refer import splits
+from refer.phrasecut import COCO_CATEGORIES, load_phrasecut
+from refer.segmentation import MaskRule
+from tests.refer_factories import (
+    HW,
+    LEFT_POLYGON,
+    RIGHT_POLYGONS,
+    mini_phrasecut,
+    points,
+    write_images,
+)
+
+FIRST = "2405722__0"
+
+
+def load(root, split="val"):
+    return load_phrasecut(root, split, check_counts=False)
+
+
+def write_and_load(root, mini):
+    mini.write(root / "phrasecut", images=None)
+    return load(root)
+
+
+def doubts_of(split):
+    """Problems besides counts: what is written here is never the whole of PhraseCut."""
+    return [problem for problem in split.warnings if "expected" not in problem]
+
+
+@pytest.fixture(scope="module")
+def mini_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    mini_phrasecut().write(root / "phrasecut")
+    return root
+
+
+def slow_truth(task):
+    """Every polygon of every instance on an image of its own, and their sum above zero."""
+    total_HW = np.zeros(HW)
+    for instance in task["Polygons"]:
+        for polygon in instance:
+            canvas = Image.new("L", (HW[1], HW[0]), 0)
+            ImageDraw.Draw(canvas).polygon([(int(x), int(y)) for x, y in polygon], 1, 1)
+            total_HW += np.array(canvas)
+    return total_HW > 0
+
+
+def test_a_task_is_a_ref_with_one_sentence(mini_root):
+    split = load(mini_root)
+    assert (split.dataset, split.split, split.split_by) == ("phrasecut", "val", "-")
+    tasks = mini_phrasecut().tasks
+    assert [ref.ref_id for ref in split.refs] == [task["task_id"] for task in tasks]
+    assert [ref.image_id for ref in split.refs] == [task["image_id"] for task in tasks]
+    for ref, task in zip(split.refs, tasks, strict=True):
+        (sentence,) = ref.sentences
+        assert (sentence.sent_id, sentence.raw, sentence.sent) == (0, *[task["phrase"]] * 2)
+    assert split.mask_rule is MaskRule.PHRASECUT
+    assert split.num_sentences == 9
+    assert doubts_of(split) == []
+
+
+def test_phrases_of_coco_categories_are_seen(mini_root):
+    kinds = [ref.sentences[0].kind for ref in load(mini_root).refs]
+    assert kinds == ["seen"] * 3 + ["unseen"] * 6
+
+
+def test_the_categories_are_the_eighty_of_coco():
+    assert len(COCO_CATEGORIES) == 80
+    assert {"person", "hair drier", "tv", "potted plant", "toothbrush"} <= COCO_CATEGORIES
+    assert not {"man", "people", "", "televison", "street sign", "Person"} & COCO_CATEGORIES
+
+
+def test_images_come_in_the_order_of_the_tasks(mini_root):
+    split = load(mini_root)
+    assert list(split.images) == [2405722, 2405711, 2405700]
+    assert {(image.height, image.width) for image in split.images.values()} == {HW}
+    assert split.image_path(2405711) == mini_root / "phrasecut/images/2405711.jpg"
+    assert split.image_path(2405711).is_file()
+
+
+@pytest.mark.parametrize("drop_overlaps", [True, False])
+def test_the_truth_is_the_union_of_all_instances(mini_root, drop_overlaps):
+    split, tasks = load(mini_root), mini_phrasecut().tasks
+    for ref, task in zip(split.refs, tasks, strict=True):
+        gt_mask_HW = split.gt_mask(ref, drop_overlaps=drop_overlaps)
+        np.testing.assert_array_equal(gt_mask_HW, slow_truth(task))
+        assert len(ref.ann_ids) == len(task["Polygons"])
+    # The box is 25 x 33 pixels with its border.
+    assert split.gt_mask(split.refs[0], drop_overlaps=True).sum() == 25 * 33
+
+
+def test_repeated_instances_are_proposals_once(mini_root):
+    split = load(mini_root)
+    image_id = split.refs[0].image_id
+    assert len([a for a in split.annotations.values() if a.image_id == image_id]) == 6
+    instances = split.instances(image_id)
+    assert instances == ("2405722__0.0", "2405722__1.0", "2405722__1.1")
+    expected = [[points(LEFT_POLYGON)], *([points(polygon)] for polygon in RIGHT_POLYGONS)]
+    assert [split.annotations[i].segmentation for i in instances] == expected
+
+
+@pytest.mark.parametrize("place", ["phrasecut", "phrasecut/VGPhraseCut_v0", "VGPhraseCut_v0", "."])
+def test_the_folder_is_found(tmp_path, place):
+    mini_phrasecut().write(tmp_path / place)
+    split = load(tmp_path)
+    assert all(split.image_path(image_id).is_file() for image_id in split.images)
+
+
+def test_the_first_folder_with_the_split_is_taken(tmp_path):
+    other, mini = mini_phrasecut(), mini_phrasecut()
+    other.write(tmp_path / "phrasecut", "test")
+    mini.tasks[0]["phrase"] = "the inner one"
+    mini.write(tmp_path / "phrasecut/VGPhraseCut_v0")
+    other.write(tmp_path)
+    assert load(tmp_path).refs[0].sentences[0].raw == "the inner one"
+    assert load(tmp_path, "test").refs[0].sentences[0].raw == "red box"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "phrasecut/images",
+        "phrasecut/VG_100K",
+        "phrasecut/VG_100K_2",
+        "images/VG_100K",
+        "images/VG_100K_2",
+    ],
+)
+def test_images_are_found_in_the_folders_of_visual_genome(tmp_path, place):
+    mini_phrasecut().write(tmp_path / "phrasecut", images=None)
+    write_images(tmp_path / "images/VG_100K", ["2405700.jpg"])
+    write_images(tmp_path / place, ["2405722.jpg"])
+    split = load(tmp_path)
+    assert split.image_path(2405722) == tmp_path / place / "2405722.jpg"
+    assert split.image_path(2405700) == tmp_path / "images/VG_100K/2405700.jpg"
+    assert split.image_path(2405711) == tmp_path / "phrasecut/images/2405711.jpg"
+    assert not split.image_path(2405711).exists()
+
+
+def test_digests_are_those_of_the_files_read(mini_root):
+    assert load(mini_root).sha256_by_file == {
+        name: hashlib.sha256((mini_root / "phrasecut" / name).read_bytes()).hexdigest()
+        for name in ("refer_val.json", "image_data_split.json")
+    }
+
+
+# Counts.
+
+
+def test_a_wrong_number_of_phrases_names_both_numbers(mini_root):
+    says = r"expected 20316 refs, got 9; expected 2971 images, got 3 in \S*refer_val.json"
+    with pytest.raises(ValueError, match=says):
+        load_phrasecut(mini_root, "val")
+    (problem,) = load(mini_root).warnings
+    assert problem.startswith("Not the whole of phrasecut val (-): expected 20316 refs, got 9;")
+
+
+def test_right_counts_pass_without_a_word(mini_root, monkeypatch):
+    counts = splits.ExpectedCounts(9, 3)
+    monkeypatch.setattr(splits, "expected_counts", lambda *_: counts)
+    assert load_phrasecut(mini_root, "val").warnings == ()
+
+
+# What is missing or left out.
+
+
+def test_a_missing_file_names_the_expected_ones(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is none.*refer/README\.md") as caught:
+        load(tmp_path, "miniv")
+    for expected in ("refer_miniv.json", "image_data_split.json", "VGPhraseCut_v0", "images/"):
+        assert expected in str(caught.value)
+    mini_phrasecut().write(tmp_path / "phrasecut", "miniv", images=None)
+    (tmp_path / "phrasecut/image_data_split.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"image_data_split.json beside refer_miniv"):
+        load(tmp_path, "miniv")
+
+
+def test_another_split_is_refused(mini_root):
+    with pytest.raises(ValueError, match="train, val, test, miniv; got 'testA'"):
+        load(mini_root, "testA")
+
+
+@pytest.mark.parametrize("polygons", [[], [[]], [[[]]], [[[[3, 4]]]], [[], [[[3, 4]], []]]])
+def test_a_task_without_any_polygon_is_named_not_dropped(tmp_path, polygons):
+    mini = mini_phrasecut()
+    mini.tasks[0]["Polygons"] = polygons
+    split = write_and_load(tmp_path, mini)
+    assert split.refs_without_mask == (FIRST,)
+    assert f"1 of 9 refs of phrasecut val lack a mask: {FIRST}." in split.warnings
+    assert not split.gt_mask(split.refs[0], drop_overlaps=True).any()
+    assert len(split.refs) == 9
+
+
+def test_polygons_of_one_point_are_left_out_and_counted(tmp_path):
+    mini = mini_phrasecut()
+    mini.tasks[0]["Polygons"][0] += [[[3, 4]], []]
+    mini.tasks[4]["Polygons"][0].insert(0, [[3, 4]])
+    split = write_and_load(tmp_path, mini)
+    (problem,) = doubts_of(split)
+    assert problem.startswith("3 polygons in ")
+    assert problem.endswith(f"2 tasks: {FIRST}, 2405711__1.")
+    for place in (0, 4):
+        np.testing.assert_array_equal(
+            split.gt_mask(split.refs[place], drop_overlaps=True),
+            slow_truth(mini_phrasecut().tasks[place]),
+        )
+
+
+def test_a_polygon_of_two_points_is_a_line(tmp_path):
+    mini = mini_phrasecut()
+    mini.tasks[0]["Polygons"] = [[[[3.9, 4], [3, 9]]]]
+    split = write_and_load(tmp_path, mini)
+    gt_mask_HW = split.gt_mask(split.refs[0], drop_overlaps=True)
+    assert gt_mask_HW.sum() == gt_mask_HW[4:10, 3].sum() == 6
+    assert doubts_of(split) == []
+
+
+# What is damaged.
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("task_id", None, "task_id as str; got None"),
+        ("task_id", 5, "task_id as str; got 5"),
+        ("image_id", "2405722", "image_id as int; got '2405722'"),
+        ("image_id", True, "image_id as int; got True"),
+        ("phrase", None, "phrase as str; got None"),
+        ("phrase", "", "a phrase in words; got ''"),
+        ("phrase", " \t", r"a phrase in words; got ' \\t'"),
+        ("phrase_structure", None, "phrase_structure as dict; got None"),
+        ("phrase_structure", {"name": 3}, "name as str; got 3"),
+        ("phrase_structure", {}, "name as str; got None"),
+        ("Polygons", None, "Polygons as list; got None"),
+        ("Polygons", [5], "instance 0: expected its polygons as a list; got int"),
+        ("Polygons", [[5]], r"instance 0: Part 0 of 1 .*polygon \(list\) of points; got int"),
+        ("Polygons", [[[5, 6]]], r"instance 0: .*points as \[x, y\]; got 5"),
+        ("Polygons", [[[[1, 2], [3, 4]], [[1, 2], [3]]]], r"Part 1 of 2 .*got \[3\]"),
+        ("Polygons", [[], [[[1, 2], [3, "4"]]]], "instance 1: .*got '4' among them"),
+        ("Polygons", [[[[1, 2], [3, float("nan")]]]], "height 64 and width 96; got .* nan"),
+        ("Polygons", [[[[1, 2], [3, float("inf")]]]], "height 64 and width 96; got .* inf"),
+        ("Polygons", [[[[1, 2], [193, 4]]]], "height 64 and width 96; got the coordinate 193"),
+        ("Polygons", [[[[1, 2], [96, 129]]]], "height 64 and width 96; got the coordinate 129"),
+        ("Polygons", [[[[1, 2], [96, -65]]]], "height 64 and width 96; got the coordinate -65"),
+    ],
+)
+def test_a_malformed_task_is_named(tmp_path, key, value, says):
+    mini = mini_phrasecut()
+    mini.tasks[4][key] = value
+    with pytest.raises(ValueError, match=says) as caught:
+        write_and_load(tmp_path, mini)
+    message = str(caught.value)
+    assert message.startswith(f"Entry 4 of the tasks in {tmp_path}/phrasecut/refer_val.json: ")
+    assert ("task 2405711__1: " in message) == (key not in ("task_id", "image_id"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("height", 0, "positive height and width of image 2405711; got 0 and 96"),
+        ("width", -3, "got 64 and -3"),
+        ("width", None, "width as int; got None"),
+        ("height", 64.0, "height as int; got 64.0"),
+        ("image_id", None, "image_id as int; got None"),
+    ],
+)
+def test_a_malformed_size_is_named(tmp_path, key, value, says):
+    mini = mini_phrasecut()
+    mini.sizes[2][key] = value
+    with pytest.raises(ValueError, match=says) as caught:
+        write_and_load(tmp_path, mini)
+    assert f"Entry 2 of the images in {tmp_path}/phrasecut/image_data" in str(caught.value)
+
+
+def test_a_missing_size_names_the_task(tmp_path):
+    mini = mini_phrasecut()
+    del mini.sizes[2]
+    says = r"task 2405711__0: expected the size of image 2405711 in \S*image_data_split.json"
+    with pytest.raises(ValueError, match=says):
+        write_and_load(tmp_path, mini)
+
+
+def test_duplicates_are_named(tmp_path):
+    mini = mini_phrasecut()
+    mini.tasks[5]["task_id"] = FIRST
+    with pytest.raises(ValueError, match=rf"every task_id in \S* to be unique; got {FIRST} more"):
+        write_and_load(tmp_path, mini)
+    mini = mini_phrasecut()
+    mini.sizes.append(mini.sizes[1])
+    with pytest.raises(ValueError, match=r"every image_id in \S* to be unique; got 2405700 more"):
+        write_and_load(tmp_path, mini)
+
+
+@pytest.mark.parametrize("name", ["refer_val.json", "image_data_split.json"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("[{", "whole JSON in"), ("{}", "as a list; got {}"), ("[3]", "expected an object; got 3")],
+)
+def test_damaged_files_are_named(tmp_path, name, content, says):
+    mini_phrasecut().write(tmp_path / "phrasecut", images=None)
+    (tmp_path / "phrasecut" / name).write_text(content)
+    with pytest.raises(ValueError, match=says) as caught:
+        load(tmp_path)
+    assert name in str(caught.value)
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    mini = mini_phrasecut()
+    mini.tasks.clear()
+    with pytest.raises(ValueError, match=r"Expected tasks in \S*refer_val.json; got none"):
+        write_and_load(tmp_path, mini)
+
+
+def test_other_keys_are_ignored(tmp_path):
+    mini = mini_phrasecut()
+    for task in mini.tasks:
+        del task["ann_ids"], task["instance_boxes"]
+    split = write_and_load(tmp_path, mini)
+    mini_phrasecut().write(tmp_path / "phrasecut", images=None)
+    assert split.refs == load(tmp_path).refs

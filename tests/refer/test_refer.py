@@ -1,0 +1,503 @@
+"""The REFER reader on a small folder in RefCOCO's layout, and on one of full size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pickle
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refer import reader, splits
+from refer.dataset import Sentence
+from refer.pickles import UnsafePickleError
+from refer.refer import load_refer
+from refer.segmentation import ground_truth
+from tests.refer_factories import (
+    HW,
+    IMAGES_PER_SPLIT,
+    REFS_PER_SPLIT,
+    SENTENCES_PER_SPLIT,
+    mini_refer,
+)
+
+
+def load(root, dataset="refcoco", split="val", split_by=None):
+    return load_refer(root, dataset, split, split_by, check_counts=False)
+
+
+def write_and_load(root, mini, split="val"):
+    mini.write(root, with_images=False)
+    return load(root, mini.dataset, split, mini.split_by)
+
+
+def doubts_of(split):
+    """Problems besides counts: what is written here is never the whole of a dataset."""
+    return [problem for problem in split.warnings if "expected" not in problem]
+
+
+@pytest.fixture(scope="module")
+def mini_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    mini_refer().write(root)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split_by", "split"),
+    [
+        (dataset, split_by, split)
+        for dataset in reader.IMAGE_FOLDERS
+        for split_by, names in splits.SPLITS[dataset].items()
+        for split in names
+    ],
+)
+def test_every_split_of_every_dataset_loads(tmp_path, dataset, split_by, split):
+    loaded = write_and_load(tmp_path, mini_refer(dataset, split_by), split)
+    assert (loaded.dataset, loaded.split_by, loaded.split) == (dataset, split_by, split)
+    assert len(loaded.refs) == REFS_PER_SPLIT
+    assert len(loaded.images) == IMAGES_PER_SPLIT
+    assert loaded.num_sentences == SENTENCES_PER_SPLIT
+    assert doubts_of(loaded) == []
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_json_and_every_pickle_protocol_hold_the_same(tmp_path, mini_root, protocol):
+    mini_refer().write(tmp_path / "p", protocol=protocol, with_images=False)
+    mini_refer().write(tmp_path / "json", form="json", with_images=False)
+    from_pickle, from_json = load(tmp_path / "p"), load(tmp_path / "json")
+    assert from_pickle.refs == from_json.refs == load(mini_root).refs
+    assert from_pickle.images == from_json.images
+    assert from_pickle.annotations == from_json.annotations
+
+
+def test_the_pickle_is_preferred_to_the_json(tmp_path):
+    mini = mini_refer()
+    mini.write(tmp_path, with_images=False)
+    del mini.refs[:]
+    mini.write(tmp_path, form="json", with_images=False)
+    assert len(load(tmp_path).refs) == REFS_PER_SPLIT
+
+
+def test_fields_arrive_as_written(mini_root):
+    split = load(mini_root, split="testA")
+    ref = split.refs[0]
+    assert (ref.ref_id, ref.ann_ids, ref.category_id) == (12, (1700060,), 51)
+    assert ref.sentences[0] == Sentence(30, "Red box  on the left", "red box on the left")
+    image = split.images[ref.image_id]
+    assert (image.height, image.width) == HW
+    ann = split.annotations[ref.ann_ids[0]]
+    assert ann.bbox_xywh == (8.0, 16.0, 24.0, 32.0)
+    assert ann.area == ground_truth(ann.segmentation, HW, drop_overlaps=True).sum() == 768
+    assert not ann.iscrowd
+
+
+def test_the_kind_of_a_sentence_is_read_where_given(tmp_path):
+    mini = mini_refer("shapes")
+    for ref in mini.refs:
+        ref["sentences"][0]["kind"] = "position"
+    split = write_and_load(tmp_path, mini)
+    assert [sentence.kind for sentence in split.refs[0].sentences] == ["position", None, None]
+    assert split.image_roots == (tmp_path / "images/shapes",)
+
+
+def test_the_image_name_comes_from_the_instances(mini_root):
+    split = load(mini_root)
+    for image_id in split.images:
+        assert split.image_path(image_id).name == f"COCO_train2014_{image_id:012d}.jpg"
+        with Image.open(split.image_path(image_id)) as image:
+            assert image.size == (HW[1], HW[0])
+
+
+def test_refs_keep_the_order_of_the_file(tmp_path):
+    mini = mini_refer()
+    rng = np.random.default_rng(0)
+    for order in (rng.permutation(len(mini.refs)) for _ in range(3)):
+        mini.refs[:] = [mini.refs[i] for i in order]
+        split = write_and_load(tmp_path, mini)
+        of_split = [entry for entry in mini.refs if entry["split"] == "val"]
+        assert [ref.ref_id for ref in split.refs] == [entry["ref_id"] for entry in of_split]
+        first_seen = list(dict.fromkeys(entry["image_id"] for entry in of_split))
+        assert list(split.images) == list(split.refs_by_image()) == first_seen
+
+
+def test_refs_of_an_image_are_grouped_though_scattered_in_the_file(mini_root):
+    split = load(mini_root)
+    grouped = split.refs_by_image()
+    assert [len(refs) for refs in grouped.values()] == [2] * IMAGES_PER_SPLIT
+    assert sorted(ref.ref_id for refs in grouped.values() for ref in refs) == sorted(
+        ref.ref_id for ref in split.refs
+    )
+    assert all(ref.image_id == image_id for image_id, refs in grouped.items() for ref in refs)
+    for refs in grouped.values():
+        assert [split.refs.index(ref) for ref in refs] == sorted(split.refs.index(r) for r in refs)
+
+
+def test_a_limit_keeps_the_first_images_with_all_their_refs(mini_root):
+    split = load(mini_root)
+    order = list(split.images)
+    for n_images in (1, 2, 3, 99):
+        limited = split.limited(n_images)
+        assert list(limited.images) == list(limited.refs_by_image()) == order[:n_images]
+        assert limited.refs == tuple(r for r in split.refs if r.image_id in order[:n_images])
+        assert len(limited.annotations) == 3 * len(limited.images)
+    assert split.limited(2).limited(1) == split.limited(1)
+
+
+@pytest.mark.parametrize("n_images", [0, -3])
+def test_a_limit_below_one_is_refused(mini_root, n_images):
+    with pytest.raises(ValueError, match=f"at least 1 image; got {n_images}"):
+        load(mini_root).limited(n_images)
+
+
+def test_splits_match_by_equality_not_by_substring(tmp_path):
+    mini = mini_refer()
+    stray = {**mini.refs[0], "ref_id": 900, "split": "val2"}
+    mini.refs.append(stray)
+    assert 900 not in [ref.ref_id for ref in write_and_load(tmp_path, mini).refs]
+    with pytest.raises(ValueError, match="train, val, testA, testB; got 'test'"):
+        load(tmp_path, split="test")
+
+
+def test_only_what_the_split_needs_is_kept(mini_root):
+    split = load(mini_root)
+    assert {ann.image_id for ann in split.annotations.values()} == set(split.images)
+    assert len(split.images) == IMAGES_PER_SPLIT
+    assert sum(ann.iscrowd for ann in split.annotations.values()) == IMAGES_PER_SPLIT
+
+
+def test_an_annotation_without_mask_is_named_not_dropped(tmp_path, caplog):
+    mini = mini_refer()
+    by_id = {ann["id"]: ann for ann in mini.instances["annotations"]}
+    ref = next(entry for entry in mini.refs if entry["split"] == "val")
+    by_id[ref["ann_id"]]["segmentation"] = []
+    split = write_and_load(tmp_path, mini)
+    assert len(split.refs) == REFS_PER_SPLIT
+    assert split.refs_without_mask == (ref["ref_id"],)
+    (problem,) = doubts_of(split)
+    assert problem == f"1 of 6 refs of refcoco val lack a mask: {ref['ref_id']}."
+    assert problem in caplog.text
+
+
+def test_a_ref_without_sentences_is_named(tmp_path):
+    mini = mini_refer()
+    ref = next(entry for entry in mini.refs if entry["split"] == "val")
+    ref["sentences"] = []
+    split = write_and_load(tmp_path, mini)
+    assert split.refs_without_sentences == (ref["ref_id"],)
+    assert doubts_of(split) == [f"1 of 6 refs of refcoco val lack sentences: {ref['ref_id']}."]
+
+
+def test_the_first_five_refs_without_sentences_are_named(tmp_path):
+    mini = mini_refer()
+    for entry in mini.refs:
+        entry["sentences"] = []
+    split = write_and_load(tmp_path, mini)
+    named = ", ".join(str(ref.ref_id) for ref in split.refs[:5])
+    assert doubts_of(split) == [f"6 of 6 refs of refcoco val lack sentences: {named} and 1 more."]
+
+
+# Counts.
+
+
+def test_a_wrong_number_of_refs_names_both_numbers(mini_root):
+    with pytest.raises(ValueError, match=r"expected 3811 refs, got 6; expected 1500 images, got 3"):
+        load_refer(mini_root, "refcoco", "val")
+
+
+@pytest.fixture
+def expect(monkeypatch):
+    def set_counts(refs, images, sentences, checked):
+        counts = splits.ExpectedCounts(refs, images, sentences, sentences_checked=checked)
+        monkeypatch.setattr(splits, "expected_counts", lambda *_: counts)
+
+    return set_counts
+
+
+@pytest.mark.parametrize("sentences", [SENTENCES_PER_SPLIT, None])
+def test_right_counts_pass_without_a_word(mini_root, expect, caplog, sentences):
+    expect(REFS_PER_SPLIT, IMAGES_PER_SPLIT, sentences, checked=True)
+    assert load_refer(mini_root, "refcoco", "val").warnings == ()
+    assert caplog.text == ""
+
+
+def test_an_unchecked_sentence_count_only_warns(mini_root, expect, caplog):
+    expect(REFS_PER_SPLIT, IMAGES_PER_SPLIT, 99, checked=False)
+    with caplog.at_level(logging.WARNING):
+        (problem,) = load_refer(mini_root, "refcoco", "val").warnings
+    assert "expected 99 sentences, got 15" in problem
+    assert problem in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ((6, 3, 99, True), "expected 99 sentences, got 15"),
+        ((5, 3, 15, True), "expected 5 refs, got 6"),
+        ((6, 4, 15, True), "expected 4 images, got 3"),
+        ((6, 4, 15, False), "expected 4 images, got 3"),
+    ],
+)
+def test_certain_counts_are_errors(mini_root, expect, counts, says):
+    expect(*counts[:3], checked=counts[3])
+    with pytest.raises(ValueError, match=says):
+        load_refer(mini_root, "refcoco", "val")
+
+
+def test_a_subset_on_purpose_is_read_and_named(mini_root, caplog):
+    with caplog.at_level(logging.WARNING):
+        (problem,) = load(mini_root).warnings
+    assert problem.startswith("Not the whole of refcoco val (unc): expected 3811 refs, got 6;")
+    assert problem in caplog.text
+
+
+def test_digests_are_those_of_the_files_read(mini_root):
+    digests = load(mini_root).sha256_by_file
+    assert digests == {
+        name: hashlib.sha256((mini_root / "refcoco" / name).read_bytes()).hexdigest()
+        for name in ("instances.json", "refs(unc).p")
+    }
+
+
+def test_the_synthetic_world_has_no_counts_to_miss(tmp_path):
+    mini_refer("shapes").write(tmp_path, with_images=False)
+    assert len(load_refer(tmp_path, "shapes", "val").refs) == REFS_PER_SPLIT
+
+
+# What is missing.
+
+
+def test_a_missing_root_shows_the_expected_tree(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no data folder") as caught:
+        load(tmp_path / "none")
+    for expected in ("instances.json", "refs(unc).p", "refs(unc).json", "train2014", "README.md"):
+        assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("gone", "says"),
+    [
+        ("refcoco/instances.json", r"there is no \S*instances.json"),
+        ("refcoco/refs(unc).p", r"neither \S*refs\(unc\)\.p nor refs\(unc\)\.json"),
+    ],
+)
+def test_a_missing_file_is_named(tmp_path, gone, says):
+    mini_refer().write(tmp_path, with_images=False)
+    (tmp_path / gone).unlink()
+    with pytest.raises(FileNotFoundError, match=says):
+        load(tmp_path)
+
+
+def test_a_missing_dataset_folder_is_named(mini_root):
+    with pytest.raises(FileNotFoundError, match=r"no folder \S*refcocog"):
+        load(mini_root, "refcocog")
+
+
+def test_refs_of_another_split_by_do_not_serve(mini_root):
+    with pytest.raises(FileNotFoundError, match=r"refs\(google\)"):
+        load(mini_root, split_by="google")
+
+
+def test_phrasecut_is_not_in_refer_form(mini_root):
+    with pytest.raises(ValueError, match=r"REFER form .*got 'phrasecut'"):
+        load(mini_root, "phrasecut")
+
+
+# What is damaged.
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"images": [', "\x00", "[" * 100000])
+@pytest.mark.parametrize("name", ["instances.json", "refs(unc).json"])
+def test_damaged_json_is_named(tmp_path, name, content):
+    mini_refer().write(tmp_path, form="json", with_images=False)
+    (tmp_path / "refcoco" / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="whole JSON in .*" + name.replace("(", r"\(")[:-6]):
+        load(tmp_path)
+
+
+def test_a_hostile_refs_file_is_refused(tmp_path):
+    mini_refer().write(tmp_path, with_images=False)
+    (tmp_path / "refcoco/refs(unc).p").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(UnsafePickleError, match=r"os\.system"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{"refs": []}, "refs", None, 5])
+def test_refs_that_are_no_list_are_refused(tmp_path, content):
+    mini_refer().write(tmp_path, with_images=False)
+    (tmp_path / "refcoco/refs(unc).p").write_bytes(pickle.dumps(content, 2))
+    with pytest.raises(ValueError, match=r"the refs in \S*refs\(unc\).p as a list"):
+        load(tmp_path)
+
+
+def test_an_empty_split_names_the_splits_that_are_there(tmp_path):
+    mini = mini_refer()
+    mini.refs[:] = [entry for entry in mini.refs if entry["split"] != "val"]
+    with pytest.raises(ValueError, match=r"split 'val' .*its splits are: testA, testB, train"):
+        write_and_load(tmp_path, mini)
+    mini.refs.clear()
+    with pytest.raises(ValueError, match="its splits are: none"):
+        write_and_load(tmp_path, mini)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("ref_id", None),
+        ("ref_id", "7"),
+        ("ann_id", True),
+        ("image_id", 2.0),
+        ("category_id", [1]),
+        ("split", 3),
+        ("sentences", None),
+        ("sentences", {"raw": "x"}),
+        ("sentences", [7]),
+        ("sentences", [{"sent_id": 1, "sent": "no raw"}]),
+        ("sentences", [{"sent_id": 1, "raw": b"bytes", "sent": ""}]),
+        ("sentences", [{"sent_id": "1", "raw": "", "sent": ""}]),
+        ("sentences", [{"sent_id": 1, "raw": "", "sent": "", "kind": 4}]),
+    ],
+)
+def test_a_malformed_ref_is_named_by_its_place(tmp_path, key, value):
+    mini = mini_refer()
+    index = next(i for i, entry in enumerate(mini.refs) if entry["split"] == "val")
+    mini.refs[index][key] = value
+    with pytest.raises(ValueError, match=rf"[Ee]ntry {index} of the refs in \S*refs\(unc\).p"):
+        write_and_load(tmp_path, mini)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("images", "id", None),
+        ("images", "id", [3]),
+        ("images", "file_name", 3),
+        ("images", "height", 0),
+        ("images", "width", "96"),
+        ("annotations", "id", None),
+        ("annotations", "image_id", {}),
+        ("annotations", "category_id", "cat"),
+        ("annotations", "bbox", [1, 2, 3]),
+        ("annotations", "bbox", [1, 2, 3, None]),
+        ("annotations", "bbox", [1, 2, 3, float("nan")]),
+        ("annotations", "area", "768"),
+        ("annotations", "area", 10**400),
+    ],
+)
+def test_a_malformed_instance_is_named_by_its_place(tmp_path, part, key, value):
+    mini = mini_refer()
+    mini.instances[part][0][key] = value
+    with pytest.raises(ValueError, match=rf"Entry 0 of the {part} in \S*instances.json: .*{key}"):
+        write_and_load(tmp_path, mini, "train")
+
+
+@pytest.mark.parametrize("part", ["images", "annotations"])
+def test_instances_without_a_part_are_refused(tmp_path, part):
+    mini = mini_refer()
+    del mini.instances[part]
+    with pytest.raises(ValueError, match=rf"the {part} in \S*instances.json as a list; got None"):
+        write_and_load(tmp_path, mini)
+
+
+def test_instances_that_are_no_object_are_refused(tmp_path):
+    mini_refer().write(tmp_path, with_images=False)
+    (tmp_path / "refcoco/instances.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match="object with images and annotations"):
+        load(tmp_path)
+
+
+# What does not fit together.
+
+
+def a_val_ref(mini):
+    return next(entry for entry in mini.refs if entry["split"] == "val")
+
+
+def test_a_ref_of_an_unknown_annotation_is_named(tmp_path):
+    mini = mini_refer()
+    a_val_ref(mini)["ann_id"] = 42
+    with pytest.raises(ValueError, match="ref 6 needs annotation 42, which it lacks"):
+        write_and_load(tmp_path, mini)
+
+
+def test_a_ref_of_an_unknown_image_is_named(tmp_path):
+    mini = mini_refer()
+    a_val_ref(mini)["image_id"] = 42
+    with pytest.raises(ValueError, match="ref 6 needs image 42, which it lacks"):
+        write_and_load(tmp_path, mini)
+
+
+def test_a_ref_whose_annotation_is_in_another_image_is_named(tmp_path):
+    mini = mini_refer()
+    train = next(entry for entry in mini.refs if entry["split"] == "train")
+    a_val_ref(mini)["ann_id"] = train["ann_id"]
+    with pytest.raises(ValueError, match=rf"ref 6 .*has it in {train['image_id']}"):
+        write_and_load(tmp_path, mini)
+
+
+@pytest.mark.parametrize("name", ["ref_id", "sent_id", "image id", "annotation id"])
+def test_duplicates_are_named(tmp_path, name):
+    mini = mini_refer()
+    ref = a_val_ref(mini)
+    other = next(e for e in mini.refs if e["split"] == "val" and e["ref_id"] != ref["ref_id"])
+    if name == "ref_id":
+        other["ref_id"], twice = ref["ref_id"], ref["ref_id"]
+    elif name == "sent_id":
+        twice = ref["sentences"][1]["sent_id"]
+        other["sentences"][0]["sent_id"] = twice
+    elif name == "image id":
+        twice = ref["image_id"]
+        mini.instances["images"].append({**mini.instances["images"][3], "id": twice})
+    else:
+        twice = ref["ann_id"]
+        by_id = {ann["id"]: ann for ann in mini.instances["annotations"]}
+        mini.instances["annotations"].append(by_id[twice])
+    with pytest.raises(ValueError, match=rf"every {name} in \S+ to be unique; got {twice} more"):
+        write_and_load(tmp_path, mini)
+
+
+# Size.
+
+
+def test_fifty_thousand_refs_load_in_seconds(tmp_path):
+    n_refs, n_images = 50_000, 20_000
+    polygon = [round(8.25 + 0.5 * i, 2) for i in range(60)]
+    sentence = {"raw": "the man on the left", "sent": "the man on the left"}
+    tokens = sentence["sent"].split()
+    split_of = ["train" if i % 10 else "val" for i in range(n_images)]
+    refs = [
+        {
+            "ref_id": i,
+            "ann_id": i,
+            "image_id": i % n_images,
+            "category_id": 1,
+            "split": split_of[i % n_images],
+            "file_name": f"COCO_train2014_{i:012d}_{i}.jpg",
+            "sent_ids": [3 * i, 3 * i + 1, 3 * i + 2],
+            "sentences": [{"sent_id": 3 * i + j, "tokens": tokens, **sentence} for j in range(3)],
+        }
+        for i in range(n_refs)
+    ]
+    folder = tmp_path / "refcoco"
+    folder.mkdir()
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
+    annotation = json.dumps({"segmentation": [polygon], "bbox": [1, 2, 3, 4], "area": 9.5})[1:]
+    images = ",".join(
+        f'{{"id": {i}, "file_name": "{i}.jpg", "height": 480, "width": 640}}'
+        for i in range(n_images)
+    )
+    annotations = ",".join(
+        f'{{"id": {i}, "image_id": {i % n_images}, "category_id": 1, "iscrowd": 0, {annotation}'
+        for i in range(n_refs)
+    )
+    (folder / "instances.json").write_text(
+        f'{{"images": [{images}], "annotations": [{annotations}]}}', encoding="utf-8"
+    )
+    start = time.process_time()
+    train = load(tmp_path, split="train")
+    assert time.process_time() - start < 8
+    assert (len(train.refs), len(train.images), train.num_sentences) == (45_000, 18_000, 135_000)

@@ -1,0 +1,407 @@
+"""Ground truth by both rules, on masks that can be counted by hand."""
+
+from __future__ import annotations
+
+import reprlib
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+from PIL import Image, ImageDraw
+
+from refer.segmentation import (
+    MAX_LETTERS_PER_RUN,
+    MaskRule,
+    _decompress,
+    check_segmentation,
+    ground_truth,
+)
+
+LEFT_HALF = [0, 0, 2, 0, 2, 4, 0, 4]
+TOP_HALF = [0, 0, 4, 0, 4, 2, 0, 2]
+HW = (4, 4)
+
+
+def as_rows(mask_HW) -> list[str]:
+    return ["".join(".#"[int(pixel)] for pixel in row) for row in mask_HW]
+
+
+def slow_runs(mask_HW) -> list[int]:
+    """Run lengths, pixel by pixel down the columns."""
+    runs, current = [0], False
+    for pixel in mask_HW.T.ravel():
+        if bool(pixel) != current:
+            runs.append(0)
+            current = not current
+        runs[-1] += 1
+    return runs
+
+
+def slow_decompress(counts) -> list[int]:
+    """The oracle of the compressed runs: letter by letter."""
+    refusal = f"expected COCO's compressed run lengths; got {reprlib.repr(counts)}"
+    letters = map(ord, counts) if isinstance(counts, str) else counts
+    runs: list[int] = []
+    number = shift = 0
+    for letter in letters:
+        bits = letter - 48
+        if not 0 <= bits < 64 or shift >= 5 * MAX_LETTERS_PER_RUN:
+            raise ValueError(f"{refusal}.")
+        number |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            if bits & 0x10:
+                number -= 1 << shift
+            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+            number = shift = 0
+    if shift:
+        raise ValueError(f"{refusal}, cut short.")
+    return runs
+
+
+def outcome_of(function, *args, **options):
+    """What a function gives, or in which words it refuses."""
+    try:
+        return function(*args, **options)
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("drop_overlaps", [True, False])
+@pytest.mark.parametrize(
+    ("polygon", "rows"),
+    [
+        (LEFT_HALF, ["##..", "##..", "##..", "##.."]),
+        (TOP_HALF, ["####", "####", "....", "...."]),
+        ([1, 1, 3, 1, 3, 3, 1, 3], ["....", ".##.", ".##.", "...."]),
+        ([1, 2, 4, 2, 4, 3, 1, 3], ["....", "....", ".###", "...."]),
+    ],
+)
+def test_one_polygon_is_its_own_truth(polygon, rows, drop_overlaps):
+    mask_HW = ground_truth([polygon], HW, drop_overlaps=drop_overlaps)
+    assert as_rows(mask_HW) == rows
+    assert mask_HW.dtype == bool
+
+
+def test_reference_drops_pixels_of_two_polygons():
+    mask_HW = ground_truth([LEFT_HALF, TOP_HALF], HW, drop_overlaps=True)
+    assert as_rows(mask_HW) == ["..##", "..##", "##..", "##.."]
+
+
+def test_corrected_keeps_the_union():
+    mask_HW = ground_truth([LEFT_HALF, TOP_HALF], HW, drop_overlaps=False)
+    assert as_rows(mask_HW) == ["####", "####", "##..", "##.."]
+
+
+def test_a_third_polygon_does_not_bring_dropped_pixels_back():
+    parts = [LEFT_HALF, TOP_HALF, [0, 0, 1, 0, 1, 4, 0, 4]]
+    assert as_rows(ground_truth(parts, HW, drop_overlaps=True)) == ["..##", "..##", ".#..", ".#.."]
+
+
+def test_the_same_polygon_300_times_is_dropped_whole():
+    parts = [LEFT_HALF] * 300
+    assert not ground_truth(parts, HW, drop_overlaps=True).any()
+    assert ground_truth(parts, HW, drop_overlaps=False).sum() == 8
+
+
+# The compiled decoder of pycocotools predates numpy 2.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_rules_match_sum_and_merge_of_pycocotools():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        height, width = (int(side) for side in rng.integers(5, 40, size=2))
+        parts = [
+            (rng.random((int(rng.integers(3, 8)), 2)) * (width, height)).ravel().tolist()
+            for _ in range(int(rng.integers(1, 5)))
+        ]
+        rles = coco_mask.frPyObjects(parts, height, width)
+        exactly_one = coco_mask.decode(rles).astype(int).sum(axis=2) == 1
+        union = coco_mask.decode(coco_mask.merge(rles)) == 1
+        for drop, expected in ((True, exactly_one), (False, union)):
+            np.testing.assert_array_equal(
+                ground_truth(parts, (height, width), drop_overlaps=drop), expected
+            )
+
+
+def test_polygon_order_does_not_matter():
+    for drop in (True, False):
+        np.testing.assert_array_equal(
+            ground_truth([LEFT_HALF, TOP_HALF], HW, drop_overlaps=drop),
+            ground_truth([TOP_HALF, LEFT_HALF], HW, drop_overlaps=drop),
+        )
+
+
+def test_a_polygon_slightly_outside_is_clipped():
+    mask_HW = ground_truth([[-2, -1, 2, -1, 2, 5, -2, 5]], HW, drop_overlaps=True)
+    assert as_rows(mask_HW) == ["##..", "##..", "##..", "##.."]
+
+
+def test_a_polygon_thinner_than_a_pixel_is_an_empty_mask():
+    assert not ground_truth([[1, 1, 1, 1, 1, 1]], HW, drop_overlaps=False).any()
+
+
+def test_run_lengths_go_down_the_columns():
+    # 2 x 3: one background pixel, then the rest of the first column and the top of the second.
+    rle = {"size": [2, 3], "counts": [1, 2, 3]}
+    assert as_rows(ground_truth(rle, (2, 3), drop_overlaps=True)) == [".#.", "#.."]
+
+
+def test_all_run_length_forms_agree():
+    rng = np.random.default_rng(11)
+    for share in (0.0, 0.02, 0.3, 0.7, 1.0):
+        for height, width in ((1, 1), (1, 9), (7, 1), (30, 50), (400, 300)):
+            mask_HW = rng.random((height, width)) < share
+            packed = coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
+            size = [height, width]
+            for counts in (packed["counts"], packed["counts"].decode(), slow_runs(mask_HW)):
+                rle = {"size": size, "counts": counts}
+                for form in (rle, [rle]):
+                    for drop in (True, False):
+                        np.testing.assert_array_equal(
+                            ground_truth(form, (height, width), drop_overlaps=drop), mask_HW
+                        )
+
+
+def test_run_lengths_in_a_list_overlap_like_polygons():
+    top = {"size": [4, 4], "counts": [0, 2, 2, 2, 2, 2, 2, 2, 2]}
+    left = {"size": [4, 4], "counts": b"088"}
+    assert as_rows(ground_truth([top, left], HW, drop_overlaps=True)) == [
+        "..##",
+        "..##",
+        "##..",
+        "##..",
+    ]
+    assert ground_truth([top, left], HW, drop_overlaps=False).sum() == 12
+
+
+BROKEN = {
+    "no polygon": ([], "at least one polygon"),
+    "nothing": (None, "at least one polygon"),
+    "an empty dict": ({}, "size"),
+    "a text": ("0088", "got str"),
+    "a flat list": ([0, 0, 2, 0, 2, 2], "got int"),
+    "an empty polygon": ([[]], "got 0 numbers"),
+    "two points": ([[0, 0, 2, 2]], "got 4 numbers"),
+    "an odd list": ([[0, 0, 2, 0, 2, 2, 1]], "got 7 numbers"),
+    "the second polygon": ([LEFT_HALF, [0, 0]], "Part 1 of 2"),
+    "text in a polygon": ([[0, 0, 2, 0, 2, "2"]], "'2'"),
+    "true in a polygon": ([[0, 0, 2, 0, 2, True]], "True"),
+    "none in a polygon": ([[0, 0, 2, 0, 2, None]], "None"),
+    "NaN": ([[0, 0, 2, 0, 2, float("nan")]], "nan"),
+    "infinity": ([[0, 0, 2, 0, float("inf"), 2]], "inf"),
+    "far outside": ([[0, 0, 1e9, 0, 2, 2]], "1000000000.0"),
+    "beyond floats": ([[0, 0, 10**400, 0, 2, 2]], "coordinate"),
+    "another size": ({"size": [4, 5], "counts": [20]}, r"\(4, 4\); got \[4, 5\]"),
+    "size swapped": ({"size": [2, 8], "counts": [16]}, r"got \[2, 8\]"),
+    "no size": ({"counts": [16]}, "got None"),
+    "no counts": ({"size": [4, 4]}, "got NoneType"),
+    "counts too short": ({"size": [4, 4], "counts": [3, 4]}, "16 pixels; got 2 runs"),
+    "counts too long": ({"size": [4, 4], "counts": [3, 4, 40]}, "add up to 47"),
+    "no runs": ({"size": [4, 4], "counts": []}, "got 0 runs"),
+    "negative counts": ({"size": [4, 4], "counts": [20, -4]}, "runs from -4"),
+    "true in counts": ({"size": [4, 4], "counts": [True, 15]}, "got True"),
+    "fractions": ({"size": [4, 4], "counts": [8.0, 8]}, "8.0"),
+    "empty text": ({"size": [4, 4], "counts": ""}, "got 0 runs"),
+    "negative compressed": ({"size": [4, 4], "counts": b"`0O"}, "runs from -1"),
+    "compressed too short": ({"size": [4, 4], "counts": b"08"}, "add up to 8"),
+    "cut within a number": ({"size": [4, 4], "counts": b"0P"}, "cut short"),
+    "letters below": ({"size": [4, 4], "counts": b"0 8"}, "compressed"),
+    "letters above": ({"size": [4, 4], "counts": "0~8"}, "compressed"),
+    "not ASCII": ({"size": [4, 4], "counts": "0é8"}, "compressed"),
+    "not Latin-1": ({"size": [4, 4], "counts": "0\N{SNOWMAN}8"}, "compressed"),
+    "half a character": ({"size": [4, 4], "counts": "0\ud8008"}, "compressed"),
+    "a number without end": ({"size": [4, 4], "counts": b"P" * 100000 + b"0"}, "compressed"),
+    "a list with one broken": ([{"size": [4, 4], "counts": [16]}, {"size": [4, 4]}], "Part 1 of 2"),
+}
+
+
+@pytest.mark.parametrize(("segmentation", "says"), BROKEN.values(), ids=BROKEN)
+def test_broken_segmentations_are_refused(segmentation, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        ground_truth(segmentation, HW, drop_overlaps=True)
+    assert len(str(caught.value)) < 300
+    assert outcome_of(check_segmentation, segmentation, HW) == str(caught.value)
+
+
+def test_noise_in_compressed_runs_gives_the_right_size_or_an_error():
+    rng = np.random.default_rng(2)
+    mask_HW = rng.random((20, 30)) < 0.4
+    valid = coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))["counts"]
+    refused = 0
+    for _ in range(300):
+        noisy = bytearray(valid)
+        noisy[int(rng.integers(len(noisy)))] = int(rng.integers(256))
+        try:
+            mask = ground_truth(
+                {"size": [20, 30], "counts": bytes(noisy)}, (20, 30), drop_overlaps=True
+            )
+        except ValueError:
+            refused += 1
+        else:
+            assert mask.shape == (20, 30)
+    assert refused > 200
+
+
+@pytest.mark.parametrize("hw", [(0, 4), (4, -1)])
+def test_an_impossible_size_is_refused(hw):
+    with pytest.raises(ValueError, match="positive height and width"):
+        ground_truth([LEFT_HALF], hw, drop_overlaps=True)
+
+
+# Compressed runs against the loop over their letters.
+
+
+def test_runs_of_masks_are_decompressed_as_by_the_loop():
+    rng = np.random.default_rng(5)
+    for share in (0.0, 0.01, 0.5, 0.99, 1.0):
+        for height, width in ((1, 1), (1, 40), (40, 1), (37, 53), (500, 700)):
+            mask_HW = rng.random((height, width)) < share
+            counts = coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))["counts"]
+            expected = slow_decompress(counts)
+            assert _decompress(counts) == _decompress(counts.decode()) == expected
+            assert expected == slow_runs(mask_HW)
+
+
+def test_any_letters_are_decompressed_or_refused_as_by_the_loop():
+    rng = np.random.default_rng(6)
+    refused = 0
+    for turn in range(4000):
+        length = int(rng.integers(0, 12))
+        low, high = ((48, 112), (40, 120), (48, 80), (80, 112))[turn % 4]
+        counts = bytes(rng.integers(low, high, length, dtype=np.uint8))
+        if turn % 3 == 0:
+            counts = counts.decode("latin1")
+        expected = outcome_of(slow_decompress, counts)
+        assert outcome_of(_decompress, counts) == expected
+        refused += isinstance(expected, str)
+    assert 1000 < refused < 3500
+
+
+@pytest.mark.parametrize("num_letters", range(1, 10))
+@pytest.mark.parametrize("last", [b"0", b"?", b"@", b"O", b""])
+def test_numbers_of_up_to_seven_letters_are_read(num_letters, last):
+    counts = b"1" * 4 + b"o" * (num_letters - 1) + last + b"2"
+    expected = outcome_of(slow_decompress, counts)
+    assert outcome_of(_decompress, counts) == expected
+    assert isinstance(expected, str) == (num_letters > 7)
+
+
+def test_runs_too_long_for_64_bits_in_sum_are_refused():
+    """Each run is legal by itself; their sum, cut to 64 bits, would be the image's 16 pixels."""
+    half = [2**62] * 2
+    counts = [16, *half, *half]
+    assert sum(counts) % 2**64 == 16
+    with pytest.raises(ValueError, match=f"add up to {2**64 + 16}"):
+        check_segmentation({"size": [4, 4], "counts": counts}, HW)
+
+
+def test_checking_draws_nothing(monkeypatch):
+    monkeypatch.setattr("refer.segmentation.coco_mask", None)
+    monkeypatch.setattr("refer.segmentation.Image", None)
+    check_segmentation([LEFT_HALF, TOP_HALF, {"size": [4, 4], "counts": [16]}], HW)
+    check_segmentation([[[0, 0], [1, 1]]], HW, rule=MaskRule.PHRASECUT)
+
+
+def test_any_numbers_are_checked_as_one_by_one():
+    rng = np.random.default_rng(7)
+    values = [-9, -8, -4, 0, 1.5, 4, 8, 8.5, 16, 16.5, 17, float("nan"), float("inf"), 10**400]
+    refused = 0
+    for _ in range(3000):
+        polygon = [values[i] for i in rng.integers(0, len(values), 6)]
+        if rng.random() < 0.7:
+            polygon = [value if abs(value) < 9 else 1 for value in polygon]
+        wrong = [
+            value
+            for place, value in enumerate(polygon)
+            if not -(8, 4)[place % 2] <= value <= 2 * (8, 4)[place % 2]
+        ]
+        outcome = outcome_of(check_segmentation, [polygon], (4, 8))
+        assert (outcome is not None) == bool(wrong)
+        if wrong:
+            assert outcome.endswith(f"got the coordinate {reprlib.repr(wrong[0])}.")
+            refused += 1
+    assert 500 < refused < 2900
+
+
+def test_numbers_of_numpy_are_taken():
+    check_segmentation([list(np.array(LEFT_HALF, dtype=np.float64))], HW)
+
+
+# PhraseCut's rule.
+
+
+def slow_phrasecut(polygons, hw):
+    """Every polygon on an image of its own, cut to whole pixels, and their sum above zero."""
+    total_HW = np.zeros(hw)
+    for polygon in polygons:
+        points = []
+        for x, y in polygon:
+            points.append((int(x), int(y)))
+        canvas = Image.new("L", (hw[1], hw[0]), 0)
+        ImageDraw.Draw(canvas).polygon(points, outline=1, fill=1)
+        total_HW += np.array(canvas)
+    return total_HW > 0
+
+
+def drawn(polygons, hw=HW, *, drop_overlaps=True):
+    return ground_truth(polygons, hw, drop_overlaps=drop_overlaps, rule=MaskRule.PHRASECUT)
+
+
+@pytest.mark.parametrize(
+    ("polygon", "rows"),
+    [
+        ([[0, 0], [2, 0], [2, 2], [0, 2]], ["###.", "###.", "###.", "...."]),
+        ([[0.9, 0.9], [2.9, 0.9], [2.9, 2.9], [0.9, 2.9]], ["###.", "###.", "###.", "...."]),
+        ([[-0.9, 1.9], [1.2, 1.1]], ["....", "##..", "....", "...."]),
+        ([[1, 0], [1, 3]], [".#..", ".#..", ".#..", ".#.."]),
+        ([[2, 2], [2, 2], [2, 2]], ["....", "....", "..#.", "...."]),
+        ([[2, -4], [8, -4], [8, 8], [2, 8]], ["..##", "..##", "..##", "..##"]),
+    ],
+)
+def test_phrasecut_cuts_to_whole_pixels_and_draws_the_border(polygon, rows):
+    mask_HW = drawn([polygon])
+    assert as_rows(mask_HW) == rows
+    assert mask_HW.dtype == bool
+
+
+def test_phrasecut_keeps_the_union_in_both_profiles():
+    left, top = [[0, 0], [1, 0], [1, 3], [0, 3]], [[0, 0], [3, 0], [3, 1], [0, 1]]
+    rows = ["####", "####", "##..", "##.."]
+    for drop_overlaps in (True, False):
+        assert as_rows(drawn([left, top], drop_overlaps=drop_overlaps)) == rows
+
+
+def test_phrasecut_matches_a_sum_of_images():
+    rng = np.random.default_rng(4)
+    for _ in range(40):
+        height, width = (int(side) for side in rng.integers(5, 60, size=2))
+        polygons = [
+            (rng.uniform(-0.2, 1.2, (int(rng.integers(2, 12)), 2)) * (width, height)).tolist()
+            for _ in range(int(rng.integers(1, 5)))
+        ]
+        mask_HW = drawn(polygons, (height, width))
+        np.testing.assert_array_equal(mask_HW, slow_phrasecut(polygons, (height, width)))
+
+
+BROKEN_POINTS = {
+    "no polygon": ([], "at least one polygon"),
+    "numbers in turn": ([[0, 0, 2, 0, 2, 2]], r"points as \[x, y\]; got 0"),
+    "run lengths": ({"size": [4, 4], "counts": [16]}, "list.*got dict"),
+    "one point": ([[[0, 0]]], "at least 2 points; got 1"),
+    "three numbers": ([[[0, 0], [1, 1, 1]]], r"got \[1, 1, 1\]"),
+    "a text": ([[[0, 0], [1, "1"]]], "'1' among"),
+    "true": ([[[0, 0], [1, True]]], "True among"),
+    "none": ([[[0, 0], [None, 1]]], "None among"),
+    "NaN": ([[[0, 0], [1, float("nan")]]], "nan"),
+    "far outside": ([[[0, 0], [1, 8.5]]], "8.5"),
+    "far outside to the left": ([[[0, 0], [-4.5, 8]]], "-4.5"),
+    "the second polygon": ([[[0, 0], [1, 1]], [[0, 0]]], "Part 1 of 2"),
+}
+
+
+@pytest.mark.parametrize(("polygons", "says"), BROKEN_POINTS.values(), ids=BROKEN_POINTS)
+def test_broken_polygons_of_points_are_refused(polygons, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        drawn(polygons)
+    words = outcome_of(check_segmentation, polygons, HW, rule=MaskRule.PHRASECUT)
+    assert words == str(caught.value)

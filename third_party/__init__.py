@@ -1,1 +1,0 @@
-"""Other people's systems: what the suite compares with or takes input from."""
