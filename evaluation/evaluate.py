@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from evaluation.counts import ImageEvaluation, Outcome, running_k_limits
 from evaluation.methods import Method
 from evaluation.proposals import ProposalSource
-from evaluation.records import Pick, Record
+from evaluation.records import PredictionCounts, Record
 from hybridgl.errors import ImageError
 from hybridgl.images import RgbImage
 from hybridgl.language import ParsedExpression
 from hybridgl.methods.hybridgl import Scores
+from hybridgl.metrics import resize_nearest
 from hybridgl.proposals import Proposals
 from refer.dataset import Id, Ref, ReferSplit, Sentence
 from refer.images import open_image, warn_unreadable
@@ -234,6 +235,7 @@ def _records(
     k_limits: Mapping[Id, Sequence[int]],
 ) -> dict[SampleId, VariantsByCap]:
     evaluation = ImageEvaluation(loaded.proposals, loaded.gt_masks_SHW)
+    gt_areas_480 = resize_nearest(loaded.gt_masks_SHW, 480).sum(axis=(1, 2)).tolist()
     nothing: dict[str, int | None] = dict.fromkeys(method.picks)
     variants: dict[SampleId, VariantsByCap] = {}
     for row, (ref, sentence) in enumerate(loaded.samples):
@@ -244,7 +246,7 @@ def _records(
             "ref_id": ref.ref_id,
             "sent_id": sentence.sent_id,
             "image_id": loaded.image_id,
-            "image_missing": loaded.image is None,
+            "image_error": loaded.image is None,
             "sentence": sentence.raw,
             "kind": sentence.kind,
             **_parse_fields(expression),
@@ -256,8 +258,12 @@ def _records(
             picks = dict(nothing)
             if scores:
                 picks.update(method.choose(scores[row], k_limit).picks)
-            of_cap[k_limit] = Record(**described, **_outcome_fields(evaluation.outcome(row, picks)))
+            outcome = evaluation.outcome(row, picks)
+            of_cap[k_limit] = Record(**described, **_outcome_fields(outcome, gt_areas_480[row]))
     return variants
+
+
+_VARIANTS = {"pure": "features", "no_gem": "relations", "guided": "guided"}
 
 
 def _parse_fields(expression: ParsedExpression) -> dict[str, Any]:
@@ -269,23 +275,23 @@ def _parse_fields(expression: ParsedExpression) -> dict[str, Any]:
     }
 
 
-def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
+def _outcome_fields(outcome: Outcome, gt_area_480: int) -> dict[str, Any]:
     best = outcome.best
     return {
-        "target_area": outcome.target_area,
-        "best_intersection": best.intersection,
-        "best_union": best.union,
-        "best_iou": best.intersection / best.union if best.union else 0.0,
-        "random_iou": outcome.random_iou,
-        "picks": {
-            name: Pick(
-                index=pick.index,
+        "gt_area": outcome.target_area,
+        "gt_area_480": gt_area_480,
+        "oracle_area": best.union - outcome.target_area + best.intersection,
+        "oracle_intersection": best.intersection,
+        "chance_iou": outcome.random_iou,
+        "predictions": {
+            variant: PredictionCounts(
+                proposal=pick.index,
                 area=pick.area,
                 intersection=pick.overlap.intersection,
-                union=pick.overlap.union,
+                area_480=pick.overlap_480.union - gt_area_480 + pick.overlap_480.intersection,
                 intersection_480=pick.overlap_480.intersection,
-                union_480=pick.overlap_480.union,
             )
-            for name, pick in outcome.picks.items()
+            for name, variant in _VARIANTS.items()
+            if (pick := outcome.picks.get(name))
         },
     }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from evaluation.breakdowns import BREAKDOWNS
 from evaluation.methods import (
     Method,
     add_run_arguments,
@@ -20,23 +21,17 @@ from evaluation.methods import (
 )
 from evaluation.proposals import ProposalSource
 from evaluation.records import Record, read_records, write_records, write_summary
-from evaluation.report import (
-    breakdown_table,
-    draw_samples,
-    intervals_by_pick,
-    points_lost,
-    report_text,
-    score_by_pick,
-    scored_records,
-)
+from evaluation.report import Report, ReportContext
 from hybridgl.arguments import add_method_arguments
 from hybridgl.config import FusionMode, Profile
 from hybridgl.errors import HybridGLError
-from hybridgl.files import atomic_write_bytes
+from hybridgl.figures import GalleryItem, draw_gallery, draw_prediction
+from hybridgl.files import atomic_write_bytes, sweep_partials
 from hybridgl.metrics import PROTOCOLS
 from hybridgl.store import Store
 from refer.arguments import SplitChoice, check_split_arguments, split_from_arguments
 from refer.dataset import Id, ReferSplit
+from refer.images import open_image
 from utils.runtime import (
     Stopwatch,
     check_output_folder,
@@ -55,6 +50,11 @@ __all__ = [
     "run_warnings",
     "write_results",
 ]
+
+_FIGURE = re.compile(r"(worst|best|random)-\d+\.png|gallery\.png")
+_FIGURES_OF_EACH_SORT = 3
+_GALLERY_ITEMS = 8
+_VARIANTS = {"pure": "features", "guided": "guided"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -267,32 +267,35 @@ def rescore(run: Run, records: Sequence[Record]) -> str:
 
 def _write_scores(run: Run, records: Sequence[Record], made: Mapping[str, Any]) -> str:
     """Write report and summary; returns the report in short."""
-    protocol = PROTOCOLS[run.protocol]
-    skips = run.method.skips_without_proposals
-    scored = scored_records(records, skips_without_proposals=skips)
-    scores = score_by_pick(scored, protocol)
-    tables = {
-        name: breakdown_table(scored, protocol, groups) for name, groups in BREAKDOWNS.items()
-    }
+    report = Report.of(
+        records,
+        PROTOCOLS[run.protocol],
+        skips_without_proposals=run.method.skips_without_proposals,
+    )
     content = (run.output / "records.jsonl").read_bytes()
     summary: dict[str, Any] = {
         "settings": run.settings,
         "setting": _setting(run),
         "protocol": run.protocol,
-        "counts": _counts(run, records, len(records) - len(scored)),
+        "counts": _counts(run, records, report.left_out),
         "image_errors": image_errors_of(run.split),
         "warnings": [*run_warnings(run), *_unreadable(run.split, records)],
-        "scores": scores,
-        "lost": points_lost(scores, run.method.final_pick, protocol),
-        "intervals": intervals_by_pick(scored, protocol),
-        "breakdowns": {name: table.by_row() for name, table in tables.items()},
+        **report.json(),
         **made,
         "records_sha256": hashlib.sha256(content).hexdigest(),
     }
-    report = report_text(run.split, scored, summary, protocol, tables.values())
-    atomic_write_bytes(run.output / "report.md", f"{report}\n".encode())
+    context = ReportContext(
+        dataset=run.split.dataset,
+        split_by=run.split.split_by,
+        split=run.split.split,
+        method=run.settings["method"]["name"],
+        setting=summary["setting"],
+        counts=summary["counts"],
+        warnings=summary["warnings"],
+    )
+    atomic_write_bytes(run.output / "report.md", f"{report.markdown(context)}\n".encode())
     write_summary(run.output / "summary.json", summary)
-    return report_text(run.split, scored, summary, protocol, [tables["kind"]])
+    return report.text(context)
 
 
 def run_warnings(run: Run) -> list[str]:
@@ -303,7 +306,7 @@ def run_warnings(run: Run) -> list[str]:
 
 def _unreadable(split: ReferSplit, records: Sequence[Record]) -> list[str]:
     """A line on the images that turned out to be damaged when they were needed."""
-    ids = {record.image_id: None for record in records if record.image_missing}
+    ids = {record.image_id: None for record in records if record.image_error}
     later = [i for i in ids if i not in (*split.image_errors.missing, *split.image_errors.damaged)]
     if not later:
         return []
@@ -335,7 +338,7 @@ def _setting(run: Run) -> str:
 
 def _counts(run: Run, records: Sequence[Record], left_out: int) -> dict[str, int]:
     split = run.split
-    unreadable = {record.image_id for record in records if record.image_missing}
+    unreadable = {record.image_id for record in records if record.image_error}
     unreadable |= {*split.image_errors.missing, *split.image_errors.damaged}
     return {
         "refs": len(split.refs),
@@ -350,3 +353,67 @@ def _counts(run: Run, records: Sequence[Record], left_out: int) -> dict[str, int
         "refs_without_mask": len(split.refs_without_mask),
         "refs_without_sentences": len(split.refs_without_sentences),
     }
+
+
+def draw_samples(
+    method: Method,
+    source: ProposalSource,
+    split: ReferSplit,
+    records: Sequence[Record],
+    k_limits: Mapping[Id, int],
+    folder: Path,
+) -> None:
+    """Figures of the best, the worst and some random picks, and a gallery of random ones.
+
+    Args:
+        method: with what the records were made from in its store.
+        source: proposals.
+        split: the data.
+        records: of one run, at least one.
+        k_limits: effective k_limit of every ref.
+        folder: gets ``best-1.png`` and so on, and ``gallery.png``; made if missing.
+    """
+    sweep_partials(folder)
+    for earlier in folder.glob("*.png"):
+        if _FIGURE.fullmatch(earlier.name):
+            earlier.unlink()
+    variant = _VARIANTS[method.final_pick]
+    shown = [record for record in records if not record.image_error]
+    order = sorted(shown, key=lambda record: record.iou(variant))
+    few = min(_FIGURES_OF_EACH_SORT, len(order))
+    shuffled = Random(0).sample(order, len(order))
+    sorts = {"worst": order[:few], "best": order[::-1][:few], "random": shuffled[:few]}
+    refs = {ref.ref_id: ref for ref in split.refs}
+    drop_overlaps = method.quirks.overlapping_polygons_dropped
+    for sort, chosen in sorts.items():
+        for rank, record in enumerate(chosen, start=1):
+            image = open_image(split, record.image_id)
+            proposals = source.propose(record.image_id, image)
+            (sample,) = method.score(image, proposals, method.parse([record.sentence]))
+            prediction = method.choose(sample, k_limits[record.ref_id])
+            figure = draw_prediction(
+                image.pixels_HW3,
+                proposals,
+                prediction,
+                method.attention_map(prediction, image.hw),
+                title=f"ref {record.ref_id}, sentence {record.sent_id}: {record.sentence!r}",
+                gt_mask_HW=split.gt_mask(refs[record.ref_id], drop_overlaps=drop_overlaps),
+            )
+            atomic_write_bytes(folder / f"{sort}-{rank}.png", figure)
+    items = []
+    for record in [r for r in shuffled if r.predictions[variant].proposal is not None][
+        :_GALLERY_ITEMS
+    ]:
+        image = open_image(split, record.image_id)
+        items.append(
+            GalleryItem(
+                image_HW3=image.pixels_HW3,
+                mask_HW=source.propose(record.image_id, image).masks_NHW[
+                    record.predictions[variant].proposal
+                ],
+                gt_mask_HW=split.gt_mask(refs[record.ref_id], drop_overlaps=drop_overlaps),
+                expression=record.sentence.strip(),
+            )
+        )
+    if items:
+        atomic_write_bytes(folder / "gallery.png", draw_gallery(items))

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from evaluation.evaluate import SampleId, VariantsByCap
 from evaluation.records import Record
 from hybridgl.errors import HybridGLError
@@ -116,7 +118,7 @@ def write_shard(
         # Most k_limits give the same record: each distinct one is written once, with its k_limits.
         caps_of: dict[str, list[int]] = {}
         for k_limit, record in of_cap.items():
-            caps_of.setdefault(record.to_json(), []).append(k_limit)
+            caps_of.setdefault(json.dumps(msgspec.to_builtins(record)), []).append(k_limit)
         lines += [
             f'{{"k_limits": {k_limits}, "record": {record}}}'
             for record, k_limits in caps_of.items()
@@ -218,7 +220,7 @@ def _read(
     variants: dict[SampleId, VariantsByCap] = {}
     for line in lines:
         row = json.loads(line)
-        record = Record.from_row(row["record"])
+        record = msgspec.convert(row["record"], Record)
         of_cap = variants.setdefault((record.ref_id, record.sent_id), {})
         of_cap |= dict.fromkeys(row["k_limits"], record)
     return dict(header["counts"]), variants
