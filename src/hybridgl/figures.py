@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,12 +111,11 @@ def draw_prediction(
         A PNG file.
     """
     figure = _figure(16, 6.8)
-    axes = figure.subplot_mosaic(
-        [
-            ["image", "ground truth", *_VARIANTS],
-            ["attention", "candidates", "scores", "scores", "expression"],
-        ]
-    )
+    rows: list[Any] = [
+        [name for name in ("image", "ground truth", *_VARIANTS) for _ in range(2)],
+        ["attention"] * 2 + ["candidates"] * 2 + ["scores"] * 3 + ["expression"] * 3,
+    ]
+    axes = figure.subplot_mosaic(rows)
     for axis in axes.values():
         axis.set_axis_off()
     _show(axes["image"], image_HW3, "image")
@@ -259,7 +258,7 @@ def _show_candidates(
 ) -> None:
     shown_HW3 = image_HW3.copy()
     candidates_K = [] if prediction.choice is None else prediction.choice.candidates_K.tolist()
-    for rank, index in enumerate(candidates_K):
+    for rank, index in reversed(list(enumerate(candidates_K))):
         color = _CANDIDATES_RGB[rank % len(_CANDIDATES_RGB)]
         shown_HW3[_ring(proposals.masks_NHW[index], 0, 2)] = color
         x, y, w, h = proposals.boxes_xywh[index]
@@ -292,15 +291,13 @@ def _write_expression(axis: Axes, prediction: Prediction) -> None:
     expression = prediction.expression
     if expression is None:
         return
-    _write(
-        axis,
-        [
-            f"noun phrase  {_cut(expression.noun_phrase)}",
-            f"other nouns  {_cut(', '.join(expression.other_noun_phrases)) or '-'}",
-            f"position     {expression.position.value}",
-            f"relation     {expression.relation.value}",
-        ],
-    )
+    lines = [
+        f"noun phrase  {_cut(expression.noun_phrase)}",
+        f"other nouns  {_cut(', '.join(expression.other_noun_phrases)) or '-'}",
+        f"position     {expression.position.value}",
+        f"relation     {expression.relation.value}",
+    ]
+    _write(axis, [fill(line, 60, subsequent_indent=" " * 13) for line in lines])
 
 
 def _write(axis: Axes, lines: Sequence[str]) -> None:
