@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hybridgl.methods.hybridgl import Prediction
-    from hybridgl.proposals import Proposals
+    from hybridgl.masks import Proposals
+    from hybridgl.methods import Prediction
 
 __all__ = [
     "GT_RGB",
@@ -121,7 +121,7 @@ def draw_prediction(
     _show(axes["image"], image_HW3, "image")
     if gt_mask_HW is not None:
         _show(axes["ground truth"], overlay(image_HW3, None, gt_mask_HW), "ground truth")
-    predicted = _proposal_by_variant(prediction)
+    predicted = prediction.proposals
     for variant, name in _VARIANTS.items():
         if variant in predicted:
             mask_HW = proposals.masks_NHW[predicted[variant]]
@@ -174,12 +174,6 @@ def draw_gallery(items: Sequence[GalleryItem], *, columns: int = 4) -> bytes:
         _show(axis, overlay(item.image_HW3, item.mask_HW, item.gt_mask_HW), title)
     _add_legend(figure)
     return _png(figure)
-
-
-def _proposal_by_variant(prediction: Prediction) -> Mapping[str, int]:
-    """Return the index of the proposal that each variant predicts; empty without proposals."""
-    renamed = {"pure": "features", "no_gem": "relations"}
-    return {renamed.get(name, name): index for name, index in prediction.picks.items()}
 
 
 def _ring(mask_HW: NDArray[np.bool_], near: int, far: int) -> NDArray[np.bool_]:
@@ -269,18 +263,17 @@ def _show_candidates(
 
 
 def _write_scores(axis: Axes, prediction: Prediction) -> None:
-    choice = prediction.choice
-    if choice is None:
-        highest = sorted(prediction.similarity_N, reverse=True)[:3]
+    choice, similarity_N = prediction.choice, prediction.similarity_N
+    if choice is None or similarity_N is None:
+        highest = [] if similarity_N is None else sorted(similarity_N, reverse=True)[:3]
         lines = ["highest similarities", *(f"{value:9.2f}" for value in highest)]
         _write(axis, lines if highest else ["no proposals"])
         return
-    guided = _proposal_by_variant(prediction).get("guided")
     lines = ["     similarity  relation  coherence   final"]
     for rank, index in enumerate(choice.candidates_K):
-        mark = "*" if index == guided else " "
+        mark = "*" if index == choice.guided else " "
         lines.append(
-            f"{mark}{rank + 1:>3}  {prediction.similarity_N[index]:9.2f} "
+            f"{mark}{rank + 1:>3}  {similarity_N[index]:9.2f} "
             f"{choice.relation_K[rank]:9.3f} {choice.coherence_N[index]:10.3f} "
             f"{choice.final_K[rank]:7.3f}"
         )
