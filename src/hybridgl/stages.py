@@ -18,12 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridgl import mask_rle
 from hybridgl.config import ProposalConfig
 from hybridgl.images import RgbImage
+from hybridgl.masks import Proposals
 from hybridgl.models.models import Models
 from hybridgl.models.sam_generator import IMAGES_AT_ONCE
-from hybridgl.proposals import Proposals
 
 __all__ = [
     "ArtefactStore",
@@ -34,7 +33,7 @@ __all__ = [
     "stage_key",
 ]
 
-_STAGE_VERSION = 2
+_STAGE_VERSION = 3
 """Part of every key: raised when a stage's code gives other results than before."""
 
 _VIEW_BYTES = 512 * 2**20
@@ -125,7 +124,7 @@ class SamProposals:
     def propose(self, image: RgbImage) -> Proposals:
         """Masks of an image, in the generator's order."""
         entry = self._load(image)
-        return _unpack(entry) if entry else self.begin([image])[0]()
+        return Proposals.from_entry(entry.arrays, entry.meta) if entry else self.begin([image])[0]()
 
     def stored_count(self, image: RgbImage) -> int | None:
         """Number of an image's masks, without decoding them; None where the store lacks them."""
@@ -154,7 +153,7 @@ class SamProposals:
     def _finish(self, key: str, finish: Callable[[], Proposals]) -> Proposals:
         proposals = finish()
         if self._store is not None:
-            self._store.save("proposals", key, *_pack(proposals))
+            self._store.save("proposals", key, *proposals.to_entry())
         return proposals
 
     def _key(self, image: RgbImage) -> str:
@@ -164,28 +163,3 @@ class SamProposals:
             "config": dataclasses.asdict(self.config),
         }
         return stage_key(image, "proposals", settings)
-
-
-def _pack(proposals: Proposals) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    packed = mask_rle.pack_rles(mask_rle.encode_masks(proposals.masks_NHW), proposals.hw)
-    arrays: dict[str, NDArray[Any]] = {
-        "rle_counts": packed.counts,
-        "rle_offsets": packed.offsets,
-        "boxes_xywh": proposals.boxes_xywh,
-        "predicted_iou": proposals.predicted_iou,
-        "stability": proposals.stability,
-    }
-    return arrays, {"hw": list(proposals.hw)}
-
-
-def _unpack(entry: StoredEntry) -> Proposals:
-    height, width = entry.meta["hw"]
-    packed = mask_rle.PackedRles(
-        entry.arrays["rle_counts"], entry.arrays["rle_offsets"], (height, width)
-    )
-    return Proposals(
-        masks_NHW=mask_rle.decode_masks(mask_rle.unpack_rles(packed), packed.hw),
-        boxes_xywh=entry.arrays["boxes_xywh"],
-        predicted_iou=entry.arrays["predicted_iou"],
-        stability=entry.arrays["stability"],
-    )
