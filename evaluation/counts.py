@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridgl.metrics import PixelCounts, intersection_and_union, resize_nearest
-from hybridgl.proposals import Proposals
+from hybridgl.masks import Proposals, resize_nearest
+from hybridgl.metrics import PixelCounts, intersection_and_union
 
 __all__ = ["ImageEvaluation", "Outcome", "PickOutcome", "running_k_limits"]
 

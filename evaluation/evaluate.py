@@ -21,8 +21,8 @@ from evaluation.records import Pick, Record
 from hybridgl.errors import ImageError
 from hybridgl.images import RgbImage
 from hybridgl.language import ParsedExpression
+from hybridgl.masks import Proposals
 from hybridgl.methods.hybridgl import Scores
-from hybridgl.proposals import Proposals
 from refer.dataset import Id, Ref, ReferSplit, Sentence
 from refer.images import open_image, warn_unreadable
 from utils.runtime import prefetch, progress
@@ -210,8 +210,11 @@ def _load(
     parsed: Mapping[str, ParsedExpression],
 ) -> _Loaded:
     image_id = samples[0][0].image_id
-    drop_overlaps = method.quirks.overlapping_polygons_dropped
-    gt_mask_of = {ref.ref_id: split.gt_mask(ref, drop_overlaps=drop_overlaps) for ref, _ in samples}
+    overlapping_polygons_dropped = method.quirks.overlapping_polygons_dropped
+    gt_mask_of = {
+        ref.ref_id: split.gt_mask(ref, overlapping_polygons_dropped=overlapping_polygons_dropped)
+        for ref, _ in samples
+    }
     gt_masks_SHW = np.stack([gt_mask_of[ref.ref_id] for ref, _ in samples])
     height, width = gt_masks_SHW.shape[1:]
     image, proposals = None, Proposals.empty((height, width))

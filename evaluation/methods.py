@@ -20,11 +20,11 @@ from hybridgl.config import Profile, ReferenceQuirks
 from hybridgl.errors import HybridGLError
 from hybridgl.images import RgbImage
 from hybridgl.language import ParsedExpression
+from hybridgl.masks import Proposals
 from hybridgl.methods.global_local import GlobalLocalClip, GlobalLocalConfig, mixing_weight
 from hybridgl.methods.hybridgl import HybridGL, Prediction, Scores
 from hybridgl.metrics import PROTOCOLS
 from hybridgl.models.models import Models
-from hybridgl.proposals import Proposals
 from hybridgl.stages import ArtefactStore
 from refer.dataset import ReferSplit
 
@@ -170,5 +170,7 @@ def source_from_arguments(
         return SamSource(models, proposal_config_from_arguments(arguments), store, split)
     if arguments.proposals == "gt":
         quirks = ReferenceQuirks.of(Profile(arguments.profile))
-        return GroundTruthSource(split, drop_overlaps=quirks.overlapping_polygons_dropped)
+        return GroundTruthSource(
+            split, overlapping_polygons_dropped=quirks.overlapping_polygons_dropped
+        )
     return FileSource(Path(arguments.proposals.removeprefix(_COCO)), split)

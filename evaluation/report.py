@@ -242,7 +242,7 @@ def draw_samples(
     shuffled = Random(0).sample(order, len(order))
     sorts = {"worst": order[:few], "best": order[::-1][:few], "random": shuffled[:few]}
     refs = {ref.ref_id: ref for ref in split.refs}
-    drop_overlaps = method.quirks.overlapping_polygons_dropped
+    overlapping_polygons_dropped = method.quirks.overlapping_polygons_dropped
     for sort, chosen in sorts.items():
         for rank, record in enumerate(chosen, start=1):
             image = open_image(split, record.image_id)
@@ -255,7 +255,9 @@ def draw_samples(
                 prediction,
                 method.attention_map(prediction, image.hw),
                 title=f"ref {record.ref_id}, sentence {record.sent_id}: {record.sentence!r}",
-                gt_mask_HW=split.gt_mask(refs[record.ref_id], drop_overlaps=drop_overlaps),
+                gt_mask_HW=split.gt_mask(
+                    refs[record.ref_id], overlapping_polygons_dropped=overlapping_polygons_dropped
+                ),
             )
             atomic_write_bytes(folder / f"{sort}-{rank}.png", figure)
     items = []
@@ -267,7 +269,9 @@ def draw_samples(
                 mask_HW=source.propose(record.image_id, image).masks_NHW[
                     record.picks[pick_of].index
                 ],
-                gt_mask_HW=split.gt_mask(refs[record.ref_id], drop_overlaps=drop_overlaps),
+                gt_mask_HW=split.gt_mask(
+                    refs[record.ref_id], overlapping_polygons_dropped=overlapping_polygons_dropped
+                ),
                 expression=record.sentence.strip(),
             )
         )

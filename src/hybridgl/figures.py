@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
+from hybridgl.masks import Proposals
 from hybridgl.methods.hybridgl import Prediction
-from hybridgl.proposals import Proposals
 
 __all__ = ["GUIDED_COLOR", "GalleryItem", "draw_gallery", "draw_prediction", "overlay"]
 

@@ -32,10 +32,10 @@ from hybridgl.fusion import mask_features
 from hybridgl.guidance import similarity_scores
 from hybridgl.images import RgbImage
 from hybridgl.language import ParsedExpression
+from hybridgl.masks import Proposals
 from hybridgl.methods.hybridgl import Prediction, Scores
 from hybridgl.models.clip import ClipEncoder, ResNetTower
 from hybridgl.models.models import Models
-from hybridgl.proposals import Proposals
 from hybridgl.stages import ArtefactStore, masks_per_chunk, masks_sha256, stage_key
 from hybridgl.text import expression_features
 

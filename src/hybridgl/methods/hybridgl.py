@@ -35,9 +35,9 @@ from hybridgl.errors import HybridGLError
 from hybridgl.fusion import fuse, stream_tokens
 from hybridgl.images import ImageSource, RgbImage
 from hybridgl.language import ParsedExpression, Position
+from hybridgl.masks import Proposals
 from hybridgl.models.clip import ClipEncoder
 from hybridgl.models.models import Models, select_device, select_dtype
-from hybridgl.proposals import Proposals
 from hybridgl.stages import (
     ArtefactStore,
     SamProposals,
