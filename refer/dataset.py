@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridgl.errors import DataError
-from refer.segmentation import MaskRule, check_segmentation, ground_truth
+from refer.segmentation import MaskRule, check_segmentation, gt_mask
 
 __all__ = ["Annotation", "Id", "ImageErrors", "ImageInfo", "Ref", "ReferSplit", "Sentence"]
 
@@ -198,12 +198,12 @@ class ReferSplit:
                 distinct[ann_id] = segmentation
         return tuple(distinct)
 
-    def instance_mask(self, ann_id: Id, *, drop_overlaps: bool) -> NDArray[np.bool_]:
+    def instance_mask(self, ann_id: Id, *, overlapping_polygons_dropped: bool) -> NDArray[np.bool_]:
         """The mask of one annotated object.
 
         Args:
             ann_id: One of `annotations`.
-            drop_overlaps: Quirk Q9; see `refer.segmentation.ground_truth`.
+            overlapping_polygons_dropped: Quirk Q9; see `refer.segmentation.gt_mask`.
 
         Returns:
             Bool, (H, W); empty where the annotation has no segmentation.
@@ -215,10 +215,10 @@ class ReferSplit:
         if not ann.segmentation:
             return np.zeros(self._hw(ann.image_id), dtype=np.bool_)
         try:
-            return ground_truth(
+            return gt_mask(
                 ann.segmentation,
                 self._hw(ann.image_id),
-                drop_overlaps=drop_overlaps,
+                overlapping_polygons_dropped=overlapping_polygons_dropped,
                 rule=self.mask_rule,
             )
         except DataError as error:
@@ -237,12 +237,12 @@ class ReferSplit:
             except DataError as error:
                 raise self._named(ann, error) from error
 
-    def gt_mask(self, ref: Ref, *, drop_overlaps: bool) -> NDArray[np.bool_]:
+    def gt_mask(self, ref: Ref, *, overlapping_polygons_dropped: bool) -> NDArray[np.bool_]:
         """The mask that a ref's sentences refer to: the union of its objects.
 
         Args:
             ref: One of the split.
-            drop_overlaps: Quirk Q9; see `refer.segmentation.ground_truth`.
+            overlapping_polygons_dropped: Quirk Q9; see `refer.segmentation.gt_mask`.
 
         Returns:
             Bool, (H, W); objects without a segmentation, which `refs_without_mask` tells, add
@@ -253,7 +253,9 @@ class ReferSplit:
         """
         gt_mask_HW = np.zeros(self._hw(ref.image_id), dtype=np.bool_)
         for ann_id in ref.ann_ids:
-            gt_mask_HW |= self.instance_mask(ann_id, drop_overlaps=drop_overlaps)
+            gt_mask_HW |= self.instance_mask(
+                ann_id, overlapping_polygons_dropped=overlapping_polygons_dropped
+            )
         return gt_mask_HW
 
     def limited(self, n_images: int) -> ReferSplit:

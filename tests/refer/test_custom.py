@@ -141,7 +141,7 @@ def test_categories_boxes_and_areas_may_be_left_out(folder, as_null):
     split = load_own_data(folder, "val")
     annotation = split.annotations[split.refs[0].ann_ids[0]]
     assert (annotation.category_id, annotation.bbox_xywh, annotation.area) == (None, None, None)
-    assert split.gt_mask(split.refs[0], drop_overlaps=True).sum() == 768
+    assert split.gt_mask(split.refs[0], overlapping_polygons_dropped=True).sum() == 768
 
 
 @pytest.mark.parametrize("place", ["images", "."])
@@ -175,7 +175,7 @@ def test_a_coco_file_becomes_refs(written):
     assert split.mask_rule is MaskRule.COCO
     assert split.warnings == ()
     assert split.sha256_by_file == {"birds.json": hashlib.sha256(path.read_bytes()).hexdigest()}
-    gt_mask_HW = split.gt_mask(second, drop_overlaps=False)
+    gt_mask_HW = split.gt_mask(second, overlapping_polygons_dropped=False)
     assert gt_mask_HW.shape == HW
     np.testing.assert_array_equal(np.flatnonzero(gt_mask_HW.any(axis=0)), np.arange(56, 88))
 
@@ -207,7 +207,7 @@ def test_run_lengths_and_crowds_are_read(written):
     content["annotations"][2] |= {"segmentation": runs, "iscrowd": 1}
     split = load_own_data(written(content))
     assert (split.instances(2), split.instances(1)) == ((10,), ("twelve",))
-    assert split.gt_mask(split.refs[1], drop_overlaps=True)[:, 95].all()
+    assert split.gt_mask(split.refs[1], overlapping_polygons_dropped=True)[:, 95].all()
 
 
 def test_splits_are_those_of_annotations_before_those_of_images(written):
@@ -364,4 +364,4 @@ def test_the_examples_of_the_readme_can_be_read(tmp_path):
     for path in (tmp_path / "birds", tmp_path / "birds.json"):
         split = load_own_data(path)
         assert split.num_sentences == 2
-        assert split.gt_mask(split.refs[0], drop_overlaps=True).sum() == 100
+        assert split.gt_mask(split.refs[0], overlapping_polygons_dropped=True).sum() == 100

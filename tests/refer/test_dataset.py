@@ -38,11 +38,13 @@ def as_rows(mask_HW):
     return ["".join(".#"[int(pixel)] for pixel in row) for row in mask_HW]
 
 
-@pytest.mark.parametrize("drop_overlaps", [True, False])
-def test_the_truth_of_several_objects_is_their_union(drop_overlaps):
+@pytest.mark.parametrize("overlapping_polygons_dropped", [True, False])
+def test_the_truth_of_several_objects_is_their_union(overlapping_polygons_dropped):
     """Q9 is about the polygons of one object: pixels that two objects share stay in the truth."""
     split = split_of([ref(1, "a", "b")], [Annotation("a", 1, [TOP]), Annotation("b", 1, [LEFT])])
-    gt_mask_HW = split.gt_mask(split.refs[0], drop_overlaps=drop_overlaps)
+    gt_mask_HW = split.gt_mask(
+        split.refs[0], overlapping_polygons_dropped=overlapping_polygons_dropped
+    )
     assert as_rows(gt_mask_HW) == ["######", "######", "##....", "##...."]
     assert gt_mask_HW.dtype == bool
 
@@ -51,16 +53,16 @@ def test_overlaps_are_dropped_within_an_object():
     both = Annotation(7, 1, [TOP, LEFT])
     split = split_of([ref(1, 7)], [both])
     rows = ["..####", "..####", "##....", "##...."]
-    assert as_rows(split.instance_mask(7, drop_overlaps=True)) == rows
-    assert as_rows(split.gt_mask(split.refs[0], drop_overlaps=True)) == rows
+    assert as_rows(split.instance_mask(7, overlapping_polygons_dropped=True)) == rows
+    assert as_rows(split.gt_mask(split.refs[0], overlapping_polygons_dropped=True)) == rows
     rows = ["######", "######", "##....", "##...."]
-    assert as_rows(split.instance_mask(7, drop_overlaps=False)) == rows
+    assert as_rows(split.instance_mask(7, overlapping_polygons_dropped=False)) == rows
 
 
 def test_the_rule_of_the_dataset_draws_and_checks():
     square = [[[1.9, 1], [3, 1], [3, 2]]]
     split = split_of([ref("t", "t.0")], [Annotation("t.0", 1, square)], rule=MaskRule.PHRASECUT)
-    assert as_rows(split.instance_mask("t.0", drop_overlaps=True))[1] == ".###.."
+    assert as_rows(split.instance_mask("t.0", overlapping_polygons_dropped=True))[1] == ".###.."
     split.check_mask("t.0")
     as_coco = split_of([ref("t", "t.0")], [Annotation("t.0", 1, square)])
     with pytest.raises(ValueError, match="3 numbers"):
@@ -73,20 +75,20 @@ def test_an_object_without_a_segmentation_adds_nothing(segmentation):
     split = split_of([ref(1, 1), ref(2, 1, 2), ref(3, 2), ref(4)], annotations)
     assert split.refs_without_mask == (1, 2, 4)
     split.check_mask(1)
-    masks_HW = [split.gt_mask(one, drop_overlaps=True) for one in split.refs]
+    masks_HW = [split.gt_mask(one, overlapping_polygons_dropped=True) for one in split.refs]
     assert [mask_HW.sum() for mask_HW in masks_HW] == [0, 12, 12, 0]
     assert {mask_HW.shape for mask_HW in masks_HW} == {HW}
 
 
 def test_a_broken_mask_is_named_by_its_annotation_and_image():
     split = split_of([ref(1, 5)], [Annotation(5, 1, [TOP[:-1]])])
-    says = r"^Annotation 5 of image 1\.jpg: Part 0 of 1 .* got 7 numbers"
+    says = r"^Annotation 5 of image 1\.jpg: Expected a polygon .* got 7 numbers"
     with pytest.raises(ValueError, match=says):
         split.check_mask(5)
     with pytest.raises(ValueError, match=says):
-        split.instance_mask(5, drop_overlaps=True)
+        split.instance_mask(5, overlapping_polygons_dropped=True)
     with pytest.raises(ValueError, match=says):
-        split.gt_mask(split.refs[0], drop_overlaps=False)
+        split.gt_mask(split.refs[0], overlapping_polygons_dropped=False)
 
 
 def test_instances_are_what_can_serve_as_a_proposal():

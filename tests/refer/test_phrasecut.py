@@ -88,15 +88,15 @@ def test_images_come_in_the_order_of_the_tasks(mini_root):
     assert split.image_path(2405711).is_file()
 
 
-@pytest.mark.parametrize("drop_overlaps", [True, False])
-def test_the_truth_is_the_union_of_all_instances(mini_root, drop_overlaps):
+@pytest.mark.parametrize("overlapping_polygons_dropped", [True, False])
+def test_the_truth_is_the_union_of_all_instances(mini_root, overlapping_polygons_dropped):
     split, tasks = load(mini_root), mini_phrasecut().tasks
     for ref, task in zip(split.refs, tasks, strict=True):
-        gt_mask_HW = split.gt_mask(ref, drop_overlaps=drop_overlaps)
+        gt_mask_HW = split.gt_mask(ref, overlapping_polygons_dropped=overlapping_polygons_dropped)
         np.testing.assert_array_equal(gt_mask_HW, slow_truth(task))
         assert len(ref.ann_ids) == len(task["Polygons"])
     # The box is 25 x 33 pixels with its border.
-    assert split.gt_mask(split.refs[0], drop_overlaps=True).sum() == 25 * 33
+    assert split.gt_mask(split.refs[0], overlapping_polygons_dropped=True).sum() == 25 * 33
 
 
 def test_repeated_instances_are_proposals_once(mini_root):
@@ -197,7 +197,7 @@ def test_a_task_without_any_polygon_is_named_not_dropped(tmp_path, polygons):
     split = write_and_load(tmp_path, mini)
     assert split.refs_without_mask == (FIRST,)
     assert f"1 of 9 refs of phrasecut val lack a mask: {FIRST}." in split.warnings
-    assert not split.gt_mask(split.refs[0], drop_overlaps=True).any()
+    assert not split.gt_mask(split.refs[0], overlapping_polygons_dropped=True).any()
     assert len(split.refs) == 9
 
 
@@ -211,7 +211,7 @@ def test_polygons_of_one_point_are_left_out_and_counted(tmp_path):
     assert problem.endswith(f"2 tasks: {FIRST}, 2405711__1.")
     for place in (0, 4):
         np.testing.assert_array_equal(
-            split.gt_mask(split.refs[place], drop_overlaps=True),
+            split.gt_mask(split.refs[place], overlapping_polygons_dropped=True),
             slow_truth(mini_phrasecut().tasks[place]),
         )
 
@@ -220,7 +220,7 @@ def test_a_polygon_of_two_points_is_a_line(tmp_path):
     mini = mini_phrasecut()
     mini.tasks[0]["Polygons"] = [[[[3.9, 4], [3, 9]]]]
     split = write_and_load(tmp_path, mini)
-    gt_mask_HW = split.gt_mask(split.refs[0], drop_overlaps=True)
+    gt_mask_HW = split.gt_mask(split.refs[0], overlapping_polygons_dropped=True)
     assert gt_mask_HW.sum() == gt_mask_HW[4:10, 3].sum() == 6
     assert doubts_of(split) == []
 
@@ -243,15 +243,15 @@ def test_a_polygon_of_two_points_is_a_line(tmp_path):
         ("phrase_structure", {}, "name as str; got None"),
         ("Polygons", None, "Polygons as list; got None"),
         ("Polygons", [5], "instance 0: expected its polygons as a list; got int"),
-        ("Polygons", [[5]], r"instance 0: Part 0 of 1 .*polygon \(list\) of points; got int"),
-        ("Polygons", [[[5, 6]]], r"instance 0: .*points as \[x, y\]; got 5"),
+        ("Polygons", [[5]], r"instance 0: Expected a polygon as a list of points \[x, y\], got 5"),
+        ("Polygons", [[[5, 6]]], r"instance 0: .*list of points \[x, y\], got 5"),
         ("Polygons", [[[[1, 2], [3, 4]], [[1, 2], [3]]]], r"Part 1 of 2 .*got \[3\]"),
         ("Polygons", [[], [[[1, 2], [3, "4"]]]], "instance 1: .*got '4' among them"),
-        ("Polygons", [[[[1, 2], [3, float("nan")]]]], "height 64 and width 96; got .* nan"),
-        ("Polygons", [[[[1, 2], [3, float("inf")]]]], "height 64 and width 96; got .* inf"),
-        ("Polygons", [[[[1, 2], [193, 4]]]], "height 64 and width 96; got the coordinate 193"),
-        ("Polygons", [[[[1, 2], [96, 129]]]], "height 64 and width 96; got the coordinate 129"),
-        ("Polygons", [[[[1, 2], [96, -65]]]], "height 64 and width 96; got the coordinate -65"),
+        ("Polygons", [[[[1, 2], [3, float("nan")]]]], "height 64 and width 96, got .* nan"),
+        ("Polygons", [[[[1, 2], [3, float("inf")]]]], "height 64 and width 96, got .* inf"),
+        ("Polygons", [[[[1, 2], [193, 4]]]], "height 64 and width 96, got the coordinate 193"),
+        ("Polygons", [[[[1, 2], [96, 129]]]], "height 64 and width 96, got the coordinate 129"),
+        ("Polygons", [[[[1, 2], [96, -65]]]], "height 64 and width 96, got the coordinate -65"),
     ],
 )
 def test_a_malformed_task_is_named(tmp_path, key, value, says):

@@ -16,7 +16,7 @@ from refer import reader, splits
 from refer.dataset import Sentence
 from refer.pickles import UnsafePickleError
 from refer.refer import load_refer
-from refer.segmentation import ground_truth
+from refer.segmentation import gt_mask
 from tests.refer_factories import (
     HW,
     IMAGES_PER_SPLIT,
@@ -92,7 +92,7 @@ def test_fields_arrive_as_written(mini_root):
     assert (image.height, image.width) == HW
     ann = split.annotations[ref.ann_ids[0]]
     assert ann.bbox_xywh == (8.0, 16.0, 24.0, 32.0)
-    assert ann.area == ground_truth(ann.segmentation, HW, drop_overlaps=True).sum() == 768
+    assert ann.area == gt_mask(ann.segmentation, HW, overlapping_polygons_dropped=True).sum() == 768
     assert not ann.iscrowd
 
 
