@@ -25,7 +25,6 @@ from refer.arguments import (
     split_from_arguments,
 )
 from refer.dataset import Ref
-from refer.images import open_image, warn_unreadable
 from utils.runtime import add_store_arguments, prefetch, progress, run_program, store_from_arguments
 
 
@@ -60,10 +59,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     def read(image_id: int) -> tuple[int, RgbImage | None]:
         try:
-            image = open_image(split, image_id)
+            image = split.open_image(image_id)
             _ = image.pil
         except ImageError as error:
-            warn_unreadable(split, image_id, error)
+            split.warn_unreadable(image_id, error)
             return image_id, None
         return image_id, image
 

@@ -24,7 +24,6 @@ from hybridgl.language import ParsedExpression
 from hybridgl.methods.hybridgl import Scores
 from hybridgl.proposals import Proposals
 from refer.dataset import Id, Ref, ReferSplit, Sentence
-from refer.images import open_image, warn_unreadable
 from utils.runtime import prefetch, progress
 
 __all__ = [
@@ -61,7 +60,7 @@ def count_proposals(
     source: ProposalSource, split: ReferSplit, image_ids: Iterable[int]
 ) -> dict[int, int]:
     """Number of proposals of images, each made if it is not stored; 0 where there is no image."""
-    unreadable = {*split.image_errors.missing, *split.image_errors.damaged}
+    unreadable = set(split.image_errors.unreadable)
     counts = dict.fromkeys(image_ids, 0)
     readable = [image_id for image_id in counts if image_id not in unreadable]
     counts.update(progress(source.counts(readable), "proposals", "image", total=len(readable)))
@@ -211,16 +210,19 @@ def _load(
 ) -> _Loaded:
     image_id = samples[0][0].image_id
     drop_overlaps = method.quirks.overlapping_polygons_dropped
-    gt_mask_of = {ref.ref_id: split.gt_mask(ref, drop_overlaps=drop_overlaps) for ref, _ in samples}
+    gt_mask_of = {
+        ref.ref_id: split.gt_mask(ref, overlapping_polygons_dropped=drop_overlaps)
+        for ref, _ in samples
+    }
     gt_masks_SHW = np.stack([gt_mask_of[ref.ref_id] for ref, _ in samples])
     height, width = gt_masks_SHW.shape[1:]
     image, proposals = None, Proposals.empty((height, width))
     try:
-        image = open_image(split, image_id)
+        image = split.open_image(image_id)
         _ = image.pil  # decoded here, while the device works on the image before
         proposals = source.propose(image_id, image)
     except ImageError as error:
-        warn_unreadable(split, image_id, error)
+        split.warn_unreadable(image_id, error)
         image = None
     expressions = [parsed[sentence.raw] for _, sentence in samples]
     return _Loaded(image_id, samples, expressions, gt_masks_SHW, image, proposals)

@@ -25,7 +25,6 @@ from hybridgl.models.models import Models
 from hybridgl.proposals import Proposals
 from hybridgl.stages import ArtefactStore, SamProposals
 from refer.dataset import ReferSplit
-from refer.images import open_image
 from refer.segmentation import check_segmentation, ground_truth
 from utils.runtime import prefetch, progress
 
@@ -93,7 +92,7 @@ class SamSource(ProposalSource):
 
     def count(self, image_id: int) -> int:
         """Number of an image's masks, which are made if the store lacks them."""
-        image = open_image(self._split, image_id)
+        image = self._split.open_image(image_id)
         stored = self._sam.stored_count(image)
         return len(self._sam.propose(image)) if stored is None else stored
 
@@ -118,7 +117,7 @@ class SamSource(ProposalSource):
     def _open(self, image_id: int) -> tuple[int, RgbImage | None, int | None]:
         """An image, decoded where its masks are not stored; their number where they are."""
         try:
-            image = open_image(self._split, image_id)
+            image = self._split.open_image(image_id)
             count = self._sam.stored_count(image)
             if count is None:
                 _ = image.pixels_HW3
@@ -166,7 +165,7 @@ class FileSource(ProposalSource):
         Raises:
             ImageError: the image cannot be read, so that nothing is predicted for it.
         """
-        _ = open_image(self._split, image_id).pil
+        _ = self._split.open_image(image_id).pil
         return len(self._file.by_image.get(image_id, ()))
 
     def propose(self, image_id: int, image: RgbImage) -> Proposals:
@@ -209,13 +208,13 @@ class GroundTruthSource(ProposalSource):
         Raises:
             ImageError: the image cannot be read, so that nothing is predicted for it.
         """
-        _ = open_image(self._split, image_id).pil
+        _ = self._split.open_image(image_id).pil
         return len(self._split.instances(image_id))
 
     def propose(self, image_id: int, image: RgbImage) -> Proposals:
         """Masks of an image's annotated objects, in the order of their file."""
         masks = [
-            self._split.instance_mask(ann_id, drop_overlaps=self._drop_overlaps)
+            self._split.instance_mask(ann_id, overlapping_polygons_dropped=self._drop_overlaps)
             for ann_id in self._split.instances(image_id)
         ]
         return _proposals_of(masks, image.hw, [1.0] * len(masks))

@@ -19,7 +19,6 @@ from hybridgl.figures import GalleryItem, draw_gallery, draw_prediction
 from hybridgl.files import atomic_write_bytes, sweep_partials
 from hybridgl.metrics import EvaluationProtocol, bootstrap_intervals, scores
 from refer.dataset import Id, ReferSplit
-from refer.images import open_image
 from utils.tables import Table, breakdown
 
 __all__ = [
@@ -245,7 +244,7 @@ def draw_samples(
     drop_overlaps = method.quirks.overlapping_polygons_dropped
     for sort, chosen in sorts.items():
         for rank, record in enumerate(chosen, start=1):
-            image = open_image(split, record.image_id)
+            image = split.open_image(record.image_id)
             proposals = source.propose(record.image_id, image)
             (sample,) = method.score(image, proposals, method.parse([record.sentence]))
             prediction = method.choose(sample, k_limits[record.ref_id])
@@ -255,19 +254,23 @@ def draw_samples(
                 prediction,
                 method.attention_map(prediction, image.hw),
                 title=f"ref {record.ref_id}, sentence {record.sent_id}: {record.sentence!r}",
-                gt_mask_HW=split.gt_mask(refs[record.ref_id], drop_overlaps=drop_overlaps),
+                gt_mask_HW=split.gt_mask(
+                    refs[record.ref_id], overlapping_polygons_dropped=drop_overlaps
+                ),
             )
             atomic_write_bytes(folder / f"{sort}-{rank}.png", figure)
     items = []
     for record in [r for r in shuffled if r.picks[pick_of].index is not None][:_GALLERY_ITEMS]:
-        image = open_image(split, record.image_id)
+        image = split.open_image(record.image_id)
         items.append(
             GalleryItem(
                 image_HW3=image.pixels_HW3,
                 mask_HW=source.propose(record.image_id, image).masks_NHW[
                     record.picks[pick_of].index
                 ],
-                gt_mask_HW=split.gt_mask(refs[record.ref_id], drop_overlaps=drop_overlaps),
+                gt_mask_HW=split.gt_mask(
+                    refs[record.ref_id], overlapping_polygons_dropped=drop_overlaps
+                ),
                 expression=record.sentence.strip(),
             )
         )

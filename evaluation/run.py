@@ -210,8 +210,8 @@ def image_errors_of(split: ReferSplit) -> dict[str, list[Any]]:
     image_errors = split.image_errors
     return {
         "missing": list(image_errors.missing),
-        "damaged": list(image_errors.damaged),
-        "other_size": [[image_id, *hw] for image_id, hw in image_errors.other_size.items()],
+        "damaged": list(image_errors.corrupt),
+        "other_size": [[image_id, *hw] for image_id, hw in image_errors.wrong_size.items()],
     }
 
 
@@ -304,7 +304,7 @@ def run_warnings(run: Run) -> list[str]:
 def _unreadable(split: ReferSplit, records: Sequence[Record]) -> list[str]:
     """A line on the images that turned out to be damaged when they were needed."""
     ids = {record.image_id: None for record in records if record.image_missing}
-    later = [i for i in ids if i not in (*split.image_errors.missing, *split.image_errors.damaged)]
+    later = [i for i in ids if i not in split.image_errors.unreadable]
     if not later:
         return []
     names = ", ".join(split.images[image_id].file_name for image_id in later[:5])
@@ -336,7 +336,7 @@ def _setting(run: Run) -> str:
 def _counts(run: Run, records: Sequence[Record], left_out: int) -> dict[str, int]:
     split = run.split
     unreadable = {record.image_id for record in records if record.image_missing}
-    unreadable |= {*split.image_errors.missing, *split.image_errors.damaged}
+    unreadable |= set(split.image_errors.unreadable)
     return {
         "refs": len(split.refs),
         "images": len(split.images),
@@ -346,7 +346,7 @@ def _counts(run: Run, records: Sequence[Record], left_out: int) -> dict[str, int
         "truncated": sum(record.truncated for record in records),
         "images_missing": len(split.image_errors.missing),
         "images_damaged": len(unreadable) - len(split.image_errors.missing),
-        "images_of_other_size": len(split.image_errors.other_size),
+        "images_of_other_size": len(split.image_errors.wrong_size),
         "refs_without_mask": len(split.refs_without_mask),
         "refs_without_sentences": len(split.refs_without_sentences),
     }

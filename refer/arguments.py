@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hybridgl.errors import DataError
-from refer.custom import load_own_data, name_of, resolve_split
+from refer.coco import custom_name, load_custom, resolve_split
 from refer.dataset import ReferSplit
 from refer.image_errors import describe_image_errors, find_image_errors
 from refer.phrasecut import load_phrasecut
@@ -59,12 +59,12 @@ def add_split_arguments(parser: argparse.ArgumentParser) -> None:
         type=_dataset,
         default="shapes",
         metavar="NAME|PATH",
-        help=f"{', '.join(DATASETS)}; or the path of one's own data, a folder in REFER form or a "
+        help=f"{', '.join(DATASETS)}; or the path of a custom dataset, a folder in REFER form or a "
         "JSON file in COCO form, see refer/README.md (default: shapes)",
     )
     group.add_argument(
         "--split",
-        help=f"val, testA, ... (default: {DEFAULT_SPLIT}; of one's own data the only one)",
+        help=f"val, testA, ... (default: {DEFAULT_SPLIT}; of a custom dataset the only one)",
     )
     group.add_argument(
         "--split_by",
@@ -97,7 +97,7 @@ def _dataset(text: str) -> str:
 def check_split_arguments(arguments: argparse.Namespace) -> SplitChoice:
     """Check the arguments without writing a file, and fill in their defaults.
 
-    Nothing is read either, unless it takes a file of one's own data to tell what its only split is.
+    Nothing is read either, unless it takes a file of a custom dataset to find its only split.
 
     Raises:
         DataError: A wrong name or limit; or several splits to choose from.
@@ -108,7 +108,7 @@ def check_split_arguments(arguments: argparse.Namespace) -> SplitChoice:
     if arguments.dataset not in DATASETS:
         path = Path(arguments.dataset)
         split, split_by = resolve_split(path, arguments.split, arguments.split_by)
-        return SplitChoice(name_of(path), split, split_by)
+        return SplitChoice(custom_name(path), split, split_by)
     split = DEFAULT_SPLIT if arguments.split is None else arguments.split
     split_by = validate(arguments.dataset, split, arguments.split_by)
     return SplitChoice(arguments.dataset, split, split_by)
@@ -144,7 +144,7 @@ def split_from_arguments(arguments: argparse.Namespace) -> ReferSplit:
 def _load(arguments: argparse.Namespace, choice: SplitChoice) -> ReferSplit:
     dataset, root = arguments.dataset, arguments.refer_data_root
     if dataset not in DATASETS:
-        return load_own_data(Path(dataset), choice.split, choice.split_by)
+        return load_custom(Path(dataset), choice.split, choice.split_by)
     if dataset == "phrasecut":
         return load_phrasecut(root, choice.split, check_counts=False)
     if dataset == "shapes":
@@ -154,11 +154,11 @@ def _load(arguments: argparse.Namespace, choice: SplitChoice) -> ReferSplit:
 
 def _with_image_errors(split: ReferSplit) -> ReferSplit:
     image_errors = find_image_errors(split)
-    unreadable = [*image_errors.missing, *image_errors.damaged]
+    unreadable = [*image_errors.missing, *image_errors.corrupt]
     if len(unreadable) == len(split.images):
         raise FileNotFoundError(
             f"Expected {len(split.images)} images of {split.dataset} {split.split}, "
-            f"{len(image_errors.missing)} are missing and {len(image_errors.damaged)} damaged, the first of "
+            f"{len(image_errors.missing)} are missing and {len(image_errors.corrupt)} damaged, the first of "
             f"them {split.image_path(unreadable[0])}. "
             f"See refer/README.md for where they come from."
         )
