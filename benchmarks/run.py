@@ -347,7 +347,7 @@ def run_ours(name: str, setting: Setting) -> Measurement:
     peak, device_peak = peaks(device)
     picks = {
         f"{record.ref_id} {record.sent_id}": [
-            record.picks[pick].index for pick in ("pure", "guided")
+            record.predictions[variant].proposal for variant in ("features", "guided")
         ]
         for record in read_records(output / "records.jsonl")
     }

@@ -1,307 +1,286 @@
-"""What a run leaves behind: one row per referring sentence, and one summary.
+"""What a run leaves behind: one record per sentence, and one summary.
 
-Every table and image is made from these two files alone, so a row holds the integer counts (any
-protocol of oIoU, mIoU or precision is a function of them), the yardsticks (best and random
-proposal) and what the parse found, to break scores down by. Rows are JSON lines in plain ASCII;
-both files are written whole or not at all.
+Every table and figure is made from these two files alone. So a record holds the integer counts that
+every protocol of oIoU, mIoU or precision is a function of, the counts of oracle and chance, and
+what the parse found, to break scores down by; whatever follows from these is derived, never stored.
+Records are JSON lines in plain ASCII; both files are written whole or not at all.
+
+Counts are pixels of the annotated image, with ``_480`` in the name those after prediction and
+ground truth are resized to 480 x 480.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
+import msgspec
+
+from hybridgl.errors import DataError
 from hybridgl.files import atomic_write_bytes, sweep_partials
 from hybridgl.store import require_json
 
-__all__ = ["Pick", "Record", "read_records", "write_records", "write_summary"]
+__all__ = [
+    "SCHEMA",
+    "PredictionCounts",
+    "Record",
+    "read_records",
+    "read_summary",
+    "write_records",
+    "write_summary",
+]
 
-_ALLOWED_TYPES: Mapping[str, tuple[type, ...]] = {
-    "bool": (bool,),
-    "int": (int,),
-    "int | str": (int, str),
-    "int | None": (int, type(None)),
-    "float": (float,),
-    "str": (str,),
-    "str | None": (str, type(None)),
-    "dict[str, Pick]": (dict,),
-}
-_IOU_TOLERANCE = 1e-6  # IoUs may come from float32 arithmetic
+SCHEMA: Final = 2
+"""Of the records; files of schema 1 stored what is derived now."""
+
+_PIXELS_480 = 480 * 480
+_TOLERANCE = 1e-6
+"""Of an IoU that may come from float32 arithmetic."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pick:
-    """What one way of picking took, and how it covers the truth; all in pixels.
+class PredictionCounts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One variant's predicted mask and how it meets the ground truth.
 
     Attributes:
-        index: Index into the image's proposals; None where there are none.
-        area: Of the picked proposal; 0 where there is none.
-        intersection: Both of the pick and of the truth.
-        union: Of the pick, of the truth or of both.
-        intersection_480: As above, after pick and truth are resized to 480 x 480.
-        union_480: Likewise.
+        proposal: index into the image's proposals; None where there are none, or where the method
+            predicts a mask directly.
+        area: pixels of the mask; 0 where nothing is predicted.
+        intersection: pixels of the mask and of the ground truth.
+        area_480: as ``area``.
+        intersection_480: as ``intersection``.
     """
 
-    index: int | None
+    proposal: int | None
     area: int
     intersection: int
-    union: int
+    area_480: int
     intersection_480: int
-    union_480: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """The outcome for one sentence of one ref.
-
-    Areas, intersections and unions are in pixels of the annotated image. Every field is checked
-    when a record is made.
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The outcome of one sentence.
 
     Attributes:
-        dataset: Name of the dataset, such as "refcoco+".
-        split: Name of the split, such as "testA".
-        ref_id: The dataset's id of the referred object.
-        sent_id: The dataset's id of the sentence, unique among those of its ref.
-        image_id: The dataset's id of the image.
-        image_missing: Whether the image's file was missing or damaged, so that nothing was
-            predicted.
-        sentence: The sentence as it was given.
-        kind: Kind of expression, where the dataset tells it.
-        noun_phrase: What the parse takes to be referred to.
-        num_other_nouns: How many other nouns the parse found.
-        position: The position word that the parse found, if any.
-        relation: The relation word that the parse found, if any.
-        truncated: Whether the sentence was too long for the text encoder and cut.
-        num_proposals: How many proposals the image has.
-        target_area: Pixels of the truth.
-        best_intersection: Intersection of the proposal with the highest IoU; 0 where there is none.
-        best_union: Its union; `target_area` where there is none.
-        best_iou: Its IoU, in 0..1; 0 where there is none.
-        random_iou: Mean IoU over the proposals, which is what a random pick expects, in 0..1; 0
+        schema: of the record.
+        dataset: such as "refcoco+".
+        split: such as "testA".
+        ref_id: the dataset's id of the object that is referred to.
+        sent_id: the dataset's id of the sentence, unique among those of its ref.
+        image_id: the dataset's id of the image.
+        image_error: whether the image is missing or corrupt, so that nothing was predicted.
+        sentence: as it was given.
+        kind: of the expression, where the dataset says it.
+        noun_phrase: what the parse takes to be referred to; None, as the next three, where the
+            method reads none.
+        num_other_nouns: of the parse.
+        position: the position word.
+        relation: the relation word.
+        truncated: whether the sentence was too long for the text encoder.
+        num_proposals: of the image; None, as the next three, for a method without proposals.
+        oracle_area: pixels of the proposal with the highest IoU; 0 where there is none.
+        oracle_intersection: pixels of it and of the ground truth.
+        chance_iou: mean IoU of the proposals, what a random one is expected to score, in 0..1; 0
             where there is none.
-        picks: By the name of the way of picking.
+        gt_area: pixels of the ground truth.
+        gt_area_480: as ``gt_area``.
+        predictions: by variant; the last one is the method.
 
     Raises:
-        ValueError: A field has another type (numpy's numbers included), or the counts contradict
-            each other.
+        ValueError: counts contradict each other.
     """
 
+    schema: Literal[2] = SCHEMA
     dataset: str
     split: str
     ref_id: int | str
     sent_id: int
     image_id: int
-    image_missing: bool
+    image_error: bool
     sentence: str
     kind: str | None
-    noun_phrase: str
-    num_other_nouns: int
+    noun_phrase: str | None
+    num_other_nouns: int | None
     position: str | None
     relation: str | None
     truncated: bool
-    num_proposals: int
-    target_area: int
-    best_intersection: int
-    best_union: int
-    best_iou: float
-    random_iou: float
-    picks: dict[str, Pick]
+    num_proposals: int | None
+    oracle_area: int | None
+    oracle_intersection: int | None
+    chance_iou: float | None
+    gt_area: int
+    gt_area_480: int
+    predictions: dict[str, PredictionCounts]
 
     def __post_init__(self) -> None:
-        self._check_types(self, "")
-        for name in ("num_other_nouns", "num_proposals", "target_area"):
-            if getattr(self, name) < 0:
-                raise self._error(f"{name} of at least 0", getattr(self, name))
-        if self.image_missing and self.num_proposals:
-            raise self._error("no proposals of a missing image", self.num_proposals)
-        if not self.picks:
-            raise self._error("at least one pick", "none")
-        for name, pick in self.picks.items():
-            if not isinstance(pick, Pick):
-                raise self._error(f"a Pick as picks.{name}", f"{pick!r} of another type")
-            self._check_types(pick, f"picks.{name}.")
-            self._check_pick(name, pick)
-        self._check_yardsticks()
-
-    def to_json(self) -> str:
-        """Returns one line of JSON, without a line break, with the fields in the order declared."""
-        return json.dumps(asdict(self), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, line: str) -> Record:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ValueError: The text is no JSON object, a field is missing or unknown, or a value is
-                wrong. The message names it.
-        """
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise ValueError(f"Expected one JSON object, got {line[:60]!r}.")
-        return cls.from_row(row)
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Record:
-        """Reads the JSON object of a record.
-
-        Raises:
-            ValueError: A field is missing or unknown, or a value is wrong. The message names it.
-        """
-        names = {field.name for field in fields(cls)}
-        _require_names(row, names, "a record")
-        if not isinstance(row["picks"], dict):
-            raise ValueError(f"Expected picks by name, got {row['picks']!r}.")
-        pick_names = {field.name for field in fields(Pick)}
-        picks = {}
-        for name, pick in row["picks"].items():
-            _require_names(pick, pick_names, f"the pick {name}")
-            picks[name] = Pick(**pick)
-        return cls(**{**row, "picks": picks})
-
-    def _check_types(self, whole: Record | Pick, prefix: str) -> None:
-        for field in fields(whole):
-            value = getattr(whole, field.name)
-            # `type` rather than isinstance: True is no count, and numpy's numbers are not JSON.
-            if type(value) not in _ALLOWED_TYPES[str(field.type)]:
-                raise self._error(
-                    f"{prefix}{field.name} of type {field.type}",
-                    f"{value!r} of type {type(value).__name__}",
-                )
-
-    def _check_pick(self, name: str, pick: Pick) -> None:
-        if (pick.index is None) != (self.num_proposals == 0):
-            raise self._error(
-                f"picks.{name}.index to be None exactly where num_proposals is 0",
-                f"{pick.index} with num_proposals {self.num_proposals}",
-            )
-        if pick.index is not None and not 0 <= pick.index < self.num_proposals:
-            raise self._error(f"picks.{name}.index in 0..{self.num_proposals - 1}", pick.index)
-        if pick.area < 0 or (pick.index is None and pick.area > 0):
-            raise self._error(
-                f"picks.{name}.area of at least 0, and 0 without a pick",
-                f"{pick.area} with pick {pick.index}",
-            )
-        if not 0 <= pick.intersection <= min(pick.area, self.target_area):
-            raise self._error(
-                f"picks.{name}.intersection in 0..{min(pick.area, self.target_area)}, the smaller "
-                "of its area and target_area",
-                pick.intersection,
-            )
-        if pick.union != pick.area + self.target_area - pick.intersection:
-            raise self._error(
-                f"picks.{name}.union = {pick.area} + {self.target_area} - {pick.intersection}, "
-                "that is area + target_area - intersection",
-                pick.union,
-            )
-        if not 0 <= pick.intersection_480 <= pick.union_480 <= 480 * 480:
-            raise self._error(
-                f"0 <= picks.{name}.intersection_480 <= union_480 <= 480 * 480",
-                f"{pick.intersection_480}, {pick.union_480}",
-            )
-        if pick.intersection * self.best_union > self.best_intersection * pick.union:
-            raise self._error(
-                f"no IoU above the best, {self.best_intersection}/{self.best_union}",
-                f"{pick.intersection}/{pick.union} for the {name} pick",
+        contradiction = next(_contradictions(self), None)
+        if contradiction:
+            raise ValueError(
+                f"Expected counts that agree for ref {self.ref_id}, sentence {self.sent_id}, got "
+                f"{contradiction}"
             )
 
-    def _check_yardsticks(self) -> None:
-        if not 0 <= self.best_intersection <= self.target_area <= self.best_union:
-            raise self._error(
-                "0 <= best_intersection <= target_area <= best_union",
-                f"{self.best_intersection}, {self.target_area}, {self.best_union}",
-            )
-        nothing = (0, self.target_area, 0.0)
-        yardsticks = (self.best_intersection, self.best_union, self.random_iou)
-        if self.num_proposals == 0 and yardsticks != nothing:
-            raise self._error(
-                f"best_intersection, best_union, random_iou of {nothing} without proposals",
-                yardsticks,
-            )
-        if not 0.0 <= self.best_iou <= 1.0:
-            raise self._error("best_iou in 0..1", self.best_iou)
-        # What the IoU of nothing with nothing is, 0 or 1, is a protocol of the caller's.
-        if self.best_union > 0 and not math.isclose(
-            self.best_iou,
-            self.best_intersection / self.best_union,
-            rel_tol=0,
-            abs_tol=_IOU_TOLERANCE,
-        ):
-            raise self._error(
-                f"best_iou = {self.best_intersection}/{self.best_union}", self.best_iou
-            )
-        if not 0.0 <= self.random_iou <= self.best_iou + _IOU_TOLERANCE:
-            raise self._error(f"random_iou in 0..best_iou ({self.best_iou})", self.random_iou)
+    def union(self, variant: str) -> int:
+        """Return the pixels of the prediction, of the ground truth or of both."""
+        counts = self.predictions[variant]
+        return counts.area + self.gt_area - counts.intersection
 
-    def _error(self, expected: str, got: object) -> ValueError:
-        return ValueError(
-            f"ref {self.ref_id}, sentence {self.sent_id}: expected {expected}; got {got}."
-        )
+    def union_480(self, variant: str) -> int:
+        """Return what ``union`` is at 480 x 480."""
+        counts = self.predictions[variant]
+        return counts.area_480 + self.gt_area_480 - counts.intersection_480
+
+    def iou(self, variant: str) -> float:
+        """Return intersection over union, in 0..1; 0 where both masks are empty."""
+        return _ratio(self.predictions[variant].intersection, self.union(variant))
+
+    @property
+    def oracle_union(self) -> int | None:
+        """Pixels of the oracle's proposal, of the ground truth or of both; None without one."""
+        if self.oracle_area is None or self.oracle_intersection is None:
+            return None
+        return self.oracle_area + self.gt_area - self.oracle_intersection
+
+    @property
+    def oracle_iou(self) -> float | None:
+        """Highest IoU of a proposal, in 0..1; None for a method without proposals."""
+        if self.oracle_union is None or self.oracle_intersection is None:
+            return None
+        return _ratio(self.oracle_intersection, self.oracle_union)
 
 
-def _require_names(row: object, names: set[str], what: str) -> None:
-    found: set[str] = set(row) if isinstance(row, dict) else set()
-    missing, unknown = sorted(names - found), sorted(found - names)
-    if missing or unknown:
-        raise ValueError(
-            f"Expected exactly the fields of {what}; "
-            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}."
-        )
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _contradictions(record: Record) -> Iterator[str]:
+    """Name what no sample can have."""
+    if not record.predictions:
+        yield "no prediction"
+    if min(record.num_other_nouns or 0, record.num_proposals or 0, record.gt_area) < 0:
+        yield "a number below 0"
+    if not 0 <= record.gt_area_480 <= _PIXELS_480:
+        yield f"gt_area_480 {record.gt_area_480} outside 0..480 * 480"
+    for variant, counts in record.predictions.items():
+        for contradiction in _of_prediction(record, counts):
+            yield f"{contradiction} of the prediction {variant!r}"
+    yield from _of_oracle(record)
+
+
+def _of_prediction(record: Record, counts: PredictionCounts) -> Iterator[str]:
+    proposal, num_proposals = counts.proposal, record.num_proposals or 0
+    if (proposal is None) != (num_proposals == 0):
+        yield f"proposal {proposal} where num_proposals is {record.num_proposals}"
+    if proposal is not None and not 0 <= proposal < num_proposals:
+        yield f"proposal {proposal} outside 0..{num_proposals - 1}"
+    nothing_there = record.image_error or record.num_proposals == 0
+    if counts.area and nothing_there:
+        yield f"area {counts.area} where nothing can be predicted"
+    if counts.area_480 and nothing_there:
+        yield f"area_480 {counts.area_480} where nothing can be predicted"
+    most = min(counts.area, record.gt_area)
+    if not 0 <= counts.intersection <= most:
+        yield f"intersection {counts.intersection} outside 0..{most}"
+    if counts.area_480 > _PIXELS_480:
+        yield f"area_480 {counts.area_480} above 480 * 480"
+    most = min(counts.area_480, record.gt_area_480)
+    if not 0 <= counts.intersection_480 <= most:
+        yield f"intersection_480 {counts.intersection_480} outside 0..{most}"
+
+
+def _of_oracle(record: Record) -> Iterator[str]:
+    inside, area, chance = record.oracle_intersection, record.oracle_area, record.chance_iou
+    if inside is None or area is None or chance is None or record.num_proposals is None:
+        if (inside, area, chance, record.num_proposals) != (None,) * 4:
+            yield "only some of num_proposals, oracle_area, oracle_intersection and chance_iou"
+        return
+    if record.num_proposals and record.image_error:
+        yield f"num_proposals {record.num_proposals} where the image cannot be read"
+    if not record.num_proposals and (area, chance) != (0, 0):
+        yield f"oracle_area {area} and chance_iou {chance} without proposals"
+    most = min(area, record.gt_area)
+    if not 0 <= inside <= most:
+        yield f"oracle_intersection {inside} outside 0..{most}"
+    oracle_union = area + record.gt_area - inside
+    for variant, counts in record.predictions.items():
+        union = record.union(variant)
+        if counts.intersection * oracle_union > inside * union:
+            yield (
+                f"IoU {counts.intersection}/{union} of the prediction {variant!r} above the "
+                f"oracle's {inside}/{oracle_union}"
+            )
+    highest = _ratio(inside, oracle_union)
+    if not 0.0 <= chance <= highest + _TOLERANCE:
+        yield f"chance_iou {chance} outside 0..{highest}, the oracle's"
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Writes rows as JSON lines, in the order given, atomically.
+    """Write records as JSON lines, in the order given, atomically.
 
     Raises:
-        OSError: The folder cannot be written or the disk is full; the message says what to do.
+        OSError: the folder cannot be written or the disk is full; the message says what to do.
     """
-    _write(path, "".join(f"{record.to_json()}\n" for record in records))
+    rows = map(msgspec.to_builtins, records)
+    _write(path, "".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows))
 
 
 def read_records(path: Path) -> list[Record]:
-    """Reads the rows that `write_records` wrote, in their order.
+    """Read the records that ``write_records`` wrote, in their order.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line is damaged or not of this version; the message names file, line and
-            field.
+        FileNotFoundError: there is no such file.
+        DataError: a line is damaged or of another schema; the message names file, line and field.
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"Expected the records of a run at {path}, found none. Run it first."
+            f"Expected the records of a run at {path}, got no such file; make the run first."
         )
-    records = []
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(Record.from_json(line.decode()))
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}, line {number}: {error} Make the file again by repeating the run."
-                ) from error
-    return records
+        return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _record(line: bytes, place: str) -> Record:
+    try:
+        row = json.loads(line)
+        if isinstance(row, dict) and "schema" not in row and "picks" in row:
+            raise DataError(
+                f"Expected a record of schema {SCHEMA} in {place}, got one of schema 1, which an "
+                f"earlier version wrote; repeat the run, whose store holds the heavy work."
+            )
+        return msgspec.convert(row, Record)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(
+            f"Expected a record of schema {SCHEMA} in {place}, got {line[:60]!r} ({error}); repeat "
+            f"the run."
+        ) from error
 
 
 def write_summary(path: Path, summary: Mapping[str, object]) -> None:
-    """Writes the summary of a run as indented JSON, names in the order given, atomically.
+    """Write the summary of a run as indented JSON, names in the order given, atomically.
 
     Args:
-        path: Where the file goes.
-        summary: A value that `hybridgl.store.require_json` accepts.
+        path: the file.
+        summary: what ``hybridgl.store.require_json`` accepts.
 
     Raises:
-        ValueError: A value is NaN, infinite or not JSON; the message says which. Nothing is
-            written.
-        OSError: The folder cannot be written or the disk is full; the message says what to do.
+        ValueError: a value is NaN, infinite or not JSON; nothing is written.
+        OSError: the folder cannot be written or the disk is full; the message says what to do.
     """
     require_json(dict(summary), "summary")
     _write(path, json.dumps(dict(summary), indent=2, allow_nan=False) + "\n")
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """Read the summary of a run; None where the file is missing or is no summary."""
+    try:
+        summary = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    settings = summary.get("settings") if isinstance(summary, dict) else None
+    return summary if isinstance(settings, dict) else None
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,298 +1,312 @@
-"""What a run leaves for people: scores, printed and as files, and figures of some samples."""
+"""Scores of a run for people: records in, text and JSON out."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from random import Random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from evaluation.breakdowns import Breakdown
-from evaluation.methods import Method
-from evaluation.proposals import ProposalSource
 from evaluation.published import SOURCES, published
-from evaluation.records import Pick, Record
-from hybridgl.figures import GalleryItem, draw_gallery, draw_prediction
-from hybridgl.files import atomic_write_bytes, sweep_partials
-from hybridgl.metrics import EvaluationProtocol, bootstrap_intervals, scores
-from refer.dataset import Id, ReferSplit
-from utils.tables import Table, breakdown
+from evaluation.records import Record
+from hybridgl import metrics
+from hybridgl.metrics import EvaluationProtocol
+from utils.tables import Table
 
-__all__ = [
-    "breakdown_table",
-    "draw_samples",
-    "intervals_by_pick",
-    "points_lost",
-    "report_text",
-    "score_by_pick",
-    "scored_records",
-]
+__all__ = ["BREAKDOWNS", "Breakdown", "Report", "ReportContext"]
 
-_FIGURE = re.compile(r"(worst|best|random)-\d+\.png|gallery\.png")
-_FIGURES_OF_EACH_SORT = 3
-_GALLERY_ITEMS = 8
-
-_PICK_NAMES = {
-    "pure": "pure features",
+_VARIANT_NAMES = {
+    "features": "mask features alone",
+    "relations": "with guidance, without GEM",
     "guided": "with guidance",
-    "no_gem": "with guidance, without GEM",
 }
-
+_LEGEND = {
+    "features": "by mask features alone",
+    "relations": "relations without GEM (alpha 0)",
+    "guided": "the method",
+    "chance": "mean over all proposals",
+    "oracle": "the proposal nearest the ground truth",
+}
 _PUBLISHED_NAMES = {"hybridgl": "HybridGL", "global_local": "Global-Local CLIP"}
 
-_LEGEND = {
-    "pure": "by mask features alone",
-    "guided": "the method",
-    "no_gem": "relations without GEM (alpha 0)",
-    "random": "mean over all proposals",
-    "best": "the proposal nearest the truth",
+_SMALL, _LARGE = 32**2, 96**2
+_WORDS = ((2, "1-2"), (5, "3-5"), (10, "6-10"))
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """A way to group records.
+
+    Attributes:
+        title: what the groups are of.
+        group_of: name of a record's group.
+        order: of the groups whose order is not that of their names.
+    """
+
+    title: str
+    group_of: Callable[[Record], str]
+    order: tuple[str, ...] = ()
+
+
+def _other_nouns(record: Record) -> str:
+    if record.num_other_nouns is None:
+        return "none"
+    return str(record.num_other_nouns) if record.num_other_nouns < 3 else "3 or more"
+
+
+def _length(record: Record) -> str:
+    words = len(record.sentence.split())
+    return next((name for most, name in _WORDS if words <= most), "11 or more")
+
+
+def _target_size(record: Record) -> str:
+    if record.gt_area < _SMALL:
+        return "small"
+    return "medium" if record.gt_area < _LARGE else "large"
+
+
+BREAKDOWNS: Mapping[str, Breakdown] = {
+    "kind": Breakdown("kind", lambda record: record.kind or "none"),
+    "position": Breakdown("position word", lambda record: record.position or "none", ("none",)),
+    "relation": Breakdown("relation word", lambda record: record.relation or "none", ("none",)),
+    "other_nouns": Breakdown("other nouns", _other_nouns),
+    "length": Breakdown("words", _length, (*(name for _, name in _WORDS), "11 or more")),
+    "target_size": Breakdown("target size", _target_size, ("small", "medium", "large")),
 }
+"""By name. Sizes are COCO's: small below 32 x 32 pixels, large from 96 x 96."""
 
 
-def scored_records(records: Sequence[Record], *, skips_without_proposals: bool) -> list[Record]:
-    """The records that scores are computed from.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportContext:
+    """What a report says besides scores.
 
-    Args:
-        records: of a run.
-        skips_without_proposals: quirk Q8: those without proposals are left out, but for those whose
-            image cannot be read, which are a error of the data. Where that leaves none, all stay.
+    Attributes:
+        dataset: of the run.
+        split_by: author of its splits.
+        split: of the run.
+        method: name of the method.
+        setting: what the run was made with, in a line.
+        counts: of the run; ``sentences`` and ``without_proposals`` are shown.
+        warnings: what speaks against taking the scores as they are, a line each.
     """
-    kept = [record for record in records if record.num_proposals or record.image_missing]
-    return kept if skips_without_proposals and kept else list(records)
+
+    dataset: str
+    split_by: str
+    split: str
+    method: str
+    setting: str
+    counts: Mapping[str, int]
+    warnings: Sequence[str] = ()
 
 
-def score_by_pick(
-    records: Sequence[Record], protocol: EvaluationProtocol
-) -> dict[str, dict[str, float]]:
-    """All scores of every pick, and the mean IoU of the yardsticks, in percent.
+@dataclass(frozen=True)
+class Report:
+    """Scores of records under one protocol, in percent.
 
-    Yardsticks are compared at the annotated size under every protocol.
-
-    Args:
-        records: at least one, of one run.
-        protocol: how scores are computed.
+    Attributes:
+        records: that are scored, at least one, of one run.
+        protocol: how.
+        left_out: how many records of the run are not among them.
     """
-    by_pick = {
-        pick: scores(*_counts(records, pick, protocol), protocol) for pick in _picks(records)
-    }
-    for name in ("random", "best"):
-        mean = sum(getattr(record, f"{name}_iou") for record in records) / len(records)
-        by_pick[name] = {protocol.mean_name: 100 * mean}
-    return by_pick
 
+    records: Sequence[Record]
+    protocol: EvaluationProtocol
+    left_out: int = 0
 
-def points_lost(
-    by_pick: Mapping[str, Mapping[str, float]], pick: str, protocol: EvaluationProtocol
-) -> dict[str, float]:
-    """What keeps the mean IoU of a pick from 100, in points: the proposals, or the choice.
+    @classmethod
+    def of(
+        cls,
+        records: Sequence[Record],
+        protocol: EvaluationProtocol,
+        *,
+        skips_without_proposals: bool = False,
+    ) -> Report:
+        """Score the records of a run.
 
-    Args:
-        by_pick: from ``score_by_pick``.
-        pick: way of picking.
-        protocol: of the scores. Where it is not the yardsticks' own, at the annotated size and 0
-            for two empty masks, the result is empty.
-    """
-    if protocol.at_480 or protocol.empty_union:
-        return {}
-    best, picked = by_pick["best"][protocol.mean_name], by_pick[pick][protocol.mean_name]
-    return {"proposals": 100 - best, "choice": best - picked}
+        Args:
+            records: at least one.
+            protocol: how scores are computed.
+            skips_without_proposals: quirk Q8: those without proposals are left out, but for those
+                whose image cannot be read, which are errors of the data. Where that leaves none,
+                all stay.
+        """
+        kept = [r for r in records if r.num_proposals != 0 or r.image_error]
+        scored = kept if skips_without_proposals and kept else list(records)
+        return cls(scored, protocol, len(records) - len(scored))
 
+    @property
+    def variants(self) -> list[str]:
+        """Ways of predicting; the last one is the method."""
+        return list(self.records[0].predictions)
 
-def intervals_by_pick(
-    records: Sequence[Record], protocol: EvaluationProtocol
-) -> dict[str, dict[str, list[float]]]:
-    """95 % intervals of all scores of every pick, by bootstrap over images, in percent."""
-    image_ids = [record.image_id for record in records]
-    return {
-        pick: {
-            name: list(interval)
-            for name, interval in bootstrap_intervals(
-                image_ids, *_counts(records, pick, protocol), protocol
-            ).items()
+    @cached_property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """All scores of every variant; the mean IoU of chance and oracle, where there are any.
+
+        These two are compared at the annotated size under every protocol.
+        """
+        by_variant = {
+            name: metrics.scores(*self._counts(name), self.protocol) for name in self.variants
         }
-        for pick in _picks(records)
-    }
+        for name in ("chance", "oracle"):
+            ious = [getattr(record, f"{name}_iou") for record in self.records]
+            if None not in ious:
+                by_variant[name] = {self.protocol.mean_name: 100 * sum(ious) / len(ious)}
+        return by_variant
+
+    @cached_property
+    def intervals(self) -> dict[str, dict[str, list[float]]]:
+        """95 % intervals of all scores of every variant, by bootstrap over images."""
+        image_ids = [record.image_id for record in self.records]
+        by_variant = {
+            name: metrics.bootstrap_intervals(image_ids, *self._counts(name), self.protocol)
+            for name in self.variants
+        }
+        return {
+            variant: {name: list(interval) for name, interval in by_name.items()}
+            for variant, by_name in by_variant.items()
+        }
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """What keeps the method's mean IoU from 100, in points: the proposals, or the choice.
+
+        Empty where the protocol is not that of oracle and chance (at the annotated size, 0 for two
+        empty masks), and for a method without proposals.
+        """
+        if self.protocol.at_480 or self.protocol.empty_union or "oracle" not in self.scores:
+            return {}
+        mean = self.protocol.mean_name
+        oracle, own = self.scores["oracle"][mean], self.scores[self.variants[-1]][mean]
+        return {"proposals": 100 - oracle, "choice": oracle - own}
+
+    def groups(self, name: str) -> dict[str, Report]:
+        """Divide the records by a breakdown.
+
+        Args:
+            name: key of ``BREAKDOWNS``.
+
+        Returns:
+            A report for each group, in the order of the breakdown; none where there is one group.
+        """
+        breakdown = BREAKDOWNS[name]
+        members: dict[str, list[Record]] = {}
+        for record in self.records:
+            members.setdefault(breakdown.group_of(record), []).append(record)
+        names = [group for group in breakdown.order if group in members]
+        names += sorted(members.keys() - set(breakdown.order))
+        return {n: Report(members[n], self.protocol) for n in names} if len(names) > 1 else {}
+
+    def breakdown(self, name: str) -> dict[str, dict[str, float]]:
+        """Return number of records, mean IoUs and precision of every group, "all" the last.
+
+        Args:
+            name: key of ``BREAKDOWNS``.
+        """
+        mean_name, precisions = self.protocol.mean_name, self.protocol.precisions
+        wanted = [(mean_name, variant) for variant in self.scores]
+        if precisions:
+            wanted += [(f"P@{precisions[0]:g}", variant) for variant in self.variants]
+        return {
+            group: {"n": len(report.records)}
+            | {f"{score} {by}": round(report.scores[by][score], 2) for score, by in wanted}
+            for group, report in {**self.groups(name), "all": self}.items()
+        }
+
+    def json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {
+            "scores": self.scores,
+            "lost": self.lost,
+            "intervals": self.intervals,
+            "breakdowns": {name: self.breakdown(name) for name in BREAKDOWNS},
+            "left_out": self.left_out,
+        }
+
+    def text(self, context: ReportContext) -> str:
+        """Return what the program prints: the table by kind, the totals, what is published."""
+        lines = ["    " * deep + line for deep, line in self._lines(context)]
+        return "\n".join([self._table("kind"), "", *lines])
+
+    def markdown(self, context: ReportContext) -> str:
+        """Return a page with the tables of all breakdowns, then the lines of ``text``."""
+        tables = [f"{self._table(name)}\n" for name in BREAKDOWNS]
+        lines = ["  " * deep + f"* {line}" for deep, line in self._lines(context)]
+        return "\n".join([*tables, *lines])
+
+    def _table(self, name: str) -> str:
+        rows = self.breakdown(name)
+        return Table(
+            (BREAKDOWNS[name].title, *rows["all"]),
+            tuple(
+                (group, *(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
+                for group, row in rows.items()
+            ),
+        ).markdown()
+
+    def _lines(self, context: ReportContext) -> Iterator[tuple[int, str]]:
+        """What is said below the tables, each line with its depth."""
+        legend = [f"{name}: {_LEGEND[name]}" for name in self.scores if name in _LEGEND]
+        yield 0, f"{'; '.join(legend)}. All in percent."
+        for variant in self.variants:
+            yield from self._totals(variant)
+        if "oracle" in self.scores:
+            oracle = (
+                f"{self.protocol.mean_name} {self.scores['oracle'][self.protocol.mean_name]:.2f}"
+            )
+            lost = ", ".join(f"the {what} lost {points:.2f}" for what, points in self.lost.items())
+            yield 0, f"oracle: {oracle}" + (f"; of 100, {lost}" if lost else "")
+        yield (
+            0,
+            f"{context.counts['sentences']} samples, {context.counts['without_proposals']} without "
+            f"proposals"
+            + (f", {self.left_out} of them left out (Q8)" if self.left_out else "")
+            + f"; protocol {self.protocol.name}",
+        )
+        yield from ((0, f"note: {warning}") for warning in context.warnings)
+        yield 0, f"this run: {context.setting}"
+        yield from _published_lines(context)
+
+    def _totals(self, variant: str) -> Iterator[tuple[int, str]]:
+        by_name, intervals = self.scores[variant], self.intervals[variant]
+        overall_and_mean, precisions = list(by_name)[:2], list(by_name)[2:]
+        named = "  ".join(f"{name} {by_name[name]:.2f}" for name in overall_and_mean)
+        spans = ", ".join(f"{name} {_span(intervals[name])}" for name in overall_and_mean)
+        yield 0, f"{_VARIANT_NAMES.get(variant, variant)}: {named}  (95 %: {spans})"
+        if precisions:
+            yield 1, "  ".join(f"{name} {by_name[name]:.2f}" for name in precisions)
+
+    def _counts(self, variant: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Intersections and unions of a variant, at the resolution of the protocol."""
+        if self.protocol.at_480:
+            pairs = [
+                (r.predictions[variant].intersection_480, r.union_480(variant))
+                for r in self.records
+            ]
+        else:
+            pairs = [(r.predictions[variant].intersection, r.union(variant)) for r in self.records]
+        intersections, unions = np.array(pairs, dtype=np.int64).T
+        return intersections, unions
 
 
-def breakdown_table(
-    records: Sequence[Record], protocol: EvaluationProtocol, groups: Breakdown
-) -> Table:
-    """Scores of every group of records.
-
-    Args:
-        records: at least one, of one run.
-        protocol: how scores are computed.
-        groups: what they are grouped by.
-    """
-    mean_name = protocol.mean_name
-    wanted = [(mean_name, name) for name in (*_picks(records), "random", "best")]
-    if protocol.precisions:
-        wanted += [(f"P@{protocol.precisions[0]:g}", name) for name in _picks(records)]
-
-    def scores_of(group: Sequence[Record]) -> dict[str, float]:
-        scored = score_by_pick(group, protocol)
-        return {f"{score} {name}": scored[name][score] for score, name in wanted}
-
-    return breakdown(records, groups.group_of, scores_of, title=groups.title, order=groups.order)
+def _span(interval: Sequence[float]) -> str:
+    return "{:.2f} to {:.2f}".format(*interval)
 
 
-def report_text(
-    split: ReferSplit,
-    records: Sequence[Record],
-    summary: Mapping[str, Any],
-    protocol: EvaluationProtocol,
-    tables: Iterable[Table],
-) -> str:
-    """Tables by groups of expressions, the totals, and what is published.
-
-    Args:
-        split: the data.
-        records: that are scored, at least one.
-        summary: of the run.
-        protocol: how scores are computed.
-        tables: from ``breakdown_table``.
-    """
-    lines: list[str] = []
-    for table in tables:
-        lines += [table.markdown(), ""]
-    legend = [f"{name}: {_LEGEND[name]}" for name in (*_picks(records), "random", "best")]
-    lines += [f"{'; '.join(legend)}. All in percent.", ""]
-    lines += _totals(records, summary, protocol)
-    lines += [f"note: {problem}" for problem in summary["warnings"]]
-    method_name = summary["settings"]["method"]["name"]
-    lines.append(f"this run: {summary['setting']}")
-    lines += _published(split, method_name)
-    return "\n".join(lines)
-
-
-def _published(split: ReferSplit, method_name: str) -> list[str]:
-    """What is published for a method on a split, with the sources."""
-    cell = (split.dataset, split.split_by, split.split)
-    rows = published(*cell, method=_PUBLISHED_NAMES[method_name])
-    lines = []
+def _published_lines(context: ReportContext) -> Iterator[tuple[int, str]]:
+    """What is published for the method on the split, then the sources."""
+    if context.method not in _PUBLISHED_NAMES:
+        return
+    cell = (context.dataset, context.split_by, context.split)
+    rows = published(cell, method=_PUBLISHED_NAMES[context.method])
     for row_id in dict.fromkeys(row.row_id for row in rows):
         of_id = [row for row in rows if row.row_id == row_id]
         values = "  ".join(
             f"{row.metric} {row.text(cell)} [{SOURCES[row.source].mark}]" for row in of_id
         )
-        lines.append(f"published, {of_id[0].method}, {of_id[0].setting}: {values}")
-    for key in dict.fromkeys(row.source for row in rows):
-        source = SOURCES[key]
-        secondary = "secondary source: " if source.secondary else ""
-        lines.append(f"    [{source.mark}] {secondary}{source.text}")
-    return lines
-
-
-def _totals(
-    records: Sequence[Record], summary: Mapping[str, Any], protocol: EvaluationProtocol
-) -> list[str]:
-    lines = []
-    for pick in _picks(records):
-        by_name, intervals = summary["scores"][pick], summary["intervals"][pick]
-        named = "  ".join(f"{name} {by_name[name]:.2f}" for name in list(by_name)[:2])
-        spans = ", ".join(
-            f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in list(intervals.items())[:2]
-        )
-        lines.append(f"{_PICK_NAMES.get(pick, pick)}: {named}  (95 %: {spans})")
-        precisions = [f"{name} {value:.2f}" for name, value in list(by_name.items())[2:]]
-        if precisions:
-            lines.append(f"    {'  '.join(precisions)}")
-    best = f"{protocol.mean_name} {summary['scores']['best'][protocol.mean_name]:.2f}"
-    lost = ", ".join(f"the {what} lost {points:.2f}" for what, points in summary["lost"].items())
-    lines.append(f"best proposal: {best}" + (f"; of 100, {lost}" if lost else ""))
-    counts = summary["counts"]
-    lines.append(
-        f"{counts['sentences']} samples, {counts['without_proposals']} without proposals"
-        + (f", {counts['left_out']} of them left out (Q8)" if counts["left_out"] else "")
-        + f"; protocol {protocol.name}"
-    )
-    return lines
-
-
-def draw_samples(
-    method: Method,
-    source: ProposalSource,
-    split: ReferSplit,
-    records: Sequence[Record],
-    k_limits: Mapping[Id, int],
-    folder: Path,
-) -> None:
-    """Figures of the best, the worst and some random picks, and a gallery of random ones.
-
-    Args:
-        method: with what the records were made from in its store.
-        source: proposals.
-        split: the data.
-        records: of one run, at least one.
-        k_limits: effective k_limit of every ref.
-        folder: gets ``best-1.png`` and so on, and ``gallery.png``; made if missing.
-    """
-    sweep_partials(folder)
-    for earlier in folder.glob("*.png"):
-        if _FIGURE.fullmatch(earlier.name):
-            earlier.unlink()
-    pick_of = method.final_pick
-    shown = [record for record in records if not record.image_missing]
-    order = sorted(shown, key=lambda record: _iou(record.picks[pick_of]))
-    few = min(_FIGURES_OF_EACH_SORT, len(order))
-    shuffled = Random(0).sample(order, len(order))
-    sorts = {"worst": order[:few], "best": order[::-1][:few], "random": shuffled[:few]}
-    refs = {ref.ref_id: ref for ref in split.refs}
-    drop_overlaps = method.quirks.overlapping_polygons_dropped
-    for sort, chosen in sorts.items():
-        for rank, record in enumerate(chosen, start=1):
-            image = split.open_image(record.image_id)
-            proposals = source.propose(record.image_id, image)
-            (sample,) = method.score(image, proposals, method.parse([record.sentence]))
-            prediction = method.choose(sample, k_limits[record.ref_id])
-            figure = draw_prediction(
-                image.pixels_HW3,
-                proposals,
-                prediction,
-                method.attention_map(prediction, image.hw),
-                title=f"ref {record.ref_id}, sentence {record.sent_id}: {record.sentence!r}",
-                gt_mask_HW=split.gt_mask(
-                    refs[record.ref_id], overlapping_polygons_dropped=drop_overlaps
-                ),
-            )
-            atomic_write_bytes(folder / f"{sort}-{rank}.png", figure)
-    items = []
-    for record in [r for r in shuffled if r.picks[pick_of].index is not None][:_GALLERY_ITEMS]:
-        image = split.open_image(record.image_id)
-        items.append(
-            GalleryItem(
-                image_HW3=image.pixels_HW3,
-                mask_HW=source.propose(record.image_id, image).masks_NHW[
-                    record.picks[pick_of].index
-                ],
-                gt_mask_HW=split.gt_mask(
-                    refs[record.ref_id], overlapping_polygons_dropped=drop_overlaps
-                ),
-                expression=record.sentence.strip(),
-            )
-        )
-    if items:
-        atomic_write_bytes(folder / "gallery.png", draw_gallery(items))
-
-
-def _picks(records: Sequence[Record]) -> list[str]:
-    return list(records[0].picks)
-
-
-def _counts(
-    records: Sequence[Record], pick: str, protocol: EvaluationProtocol
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Intersections and unions of a pick, at the resolution of the protocol."""
-    suffix = "_480" if protocol.at_480 else ""
-    taken = [record.picks[pick] for record in records]
-    return (
-        np.array([getattr(one, f"intersection{suffix}") for one in taken], dtype=np.int64),
-        np.array([getattr(one, f"union{suffix}") for one in taken], dtype=np.int64),
-    )
-
-
-def _iou(pick: Pick) -> float:
-    return pick.intersection / pick.union if pick.union else 0.0
+        yield 0, f"published, {of_id[0].method}, {of_id[0].setting}: {values}"
+    for source in dict.fromkeys(row.source for row in rows):
+        yield 1, SOURCES[source].footnote

@@ -5,7 +5,6 @@ Shapes: H x W image pixels, hw = (height, width).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hybridgl.errors import DataError, ImageError
+from hybridgl.errors import DataError
 from hybridgl.images import RgbImage
 from refer.segmentation import MaskRule, check_segmentation, ground_truth
 
 __all__ = ["Annotation", "Id", "ImageErrors", "ImageInfo", "Ref", "ReferSplit", "Sentence"]
-
-_logger = logging.getLogger(__name__)
 
 Id = int | str
 """REFER counts its refs and annotations; PhraseCut and custom datasets may name them."""
@@ -199,11 +196,6 @@ class ReferSplit:
             return image
         resized = image.pil.resize((width, height), Image.Resampling.BILINEAR)
         return RgbImage(resized, apply_orientation=False)
-
-    def warn_unreadable(self, image_id: int, error: ImageError) -> None:
-        """Log that an image cannot be read, unless ``image_errors`` names it."""
-        if image_id not in self.image_errors.unreadable:
-            _logger.warning("%s Nothing is predicted for it.", error)
 
     def instances(self, image_id: int) -> tuple[Id, ...]:
         """List the annotated objects of an image that can serve as proposals, in file order.

@@ -1,10 +1,10 @@
 """Intersection over union, exact in integers, under the protocols of the field.
 
 oIoU (overall, cumulative IoU) is the sum of all intersections over the sum of all unions; mIoU is
-the mean of the samples' own ratios; precision at X is the share of samples with a ratio above X.
-All are functions of the integer counts alone.
+the mean of the samples' own IoUs; precision at X is the share of samples with an IoU above X. All
+are functions of the integer counts alone.
 
-Shapes: N proposals, S truths or samples, H x W image pixels, B resamples.
+Shapes: N predictions, S ground truths or samples, H x W image pixels, B resamples.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class EvaluationProtocol:
 
     Attributes:
         name: as on the command line.
-        mean_name: what it calls the mean of the ratios.
-        overall_name: what it calls the ratio of the sums.
-        at_480: whether prediction and truth are resized to 480 x 480 pixels first.
-        empty_union: ratio of a sample whose prediction and truth are both empty.
-        precisions: X of every precision at X, as ratios.
-        at_least: whether a ratio of exactly X counts.
+        mean_name: what it calls the mean of the samples' IoUs.
+        overall_name: what it calls the IoU of the sums.
+        at_480: whether prediction and ground truth are resized to 480 x 480 pixels first.
+        empty_union: IoU of a sample whose prediction and ground truth are both empty.
+        precisions: X of every precision at X, 0 to 1.
+        at_least: whether an IoU of exactly X counts.
     """
 
     name: str
@@ -71,7 +71,7 @@ which large models follow; PhraseCut's, at the annotated size of the image."""
 
 @dataclass(frozen=True, slots=True)
 class PixelCounts:
-    """Pixel counts of one prediction and its truth.
+    """Pixel counts of one prediction and its ground truth.
 
     Attributes:
         intersection: pixels in both.
@@ -85,7 +85,7 @@ class PixelCounts:
 def intersection_and_union(
     predictions_NHW: NDArray[np.bool_], gt_masks_SHW: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Intersections and unions of every prediction with every truth.
+    """Count the intersection and union of every prediction with every ground truth.
 
     Args:
         predictions_NHW: bool, (N, H, W).
@@ -104,15 +104,15 @@ def intersection_and_union(
     """
     if predictions_NHW.shape[1:] != gt_masks_SHW.shape[1:]:
         raise ValueError(
-            f"Expected predictions and truths of one size, got {predictions_NHW.shape[1:]} "
-            f"and {gt_masks_SHW.shape[1:]}."
+            f"Expected predictions and ground truths of one size, got {predictions_NHW.shape[1:]} "
+            f"and {gt_masks_SHW.shape[1:]}; resize the predictions."
         )
     pixels = math.prod(gt_masks_SHW.shape[1:])
     flat_N = predictions_NHW.reshape(len(predictions_NHW), pixels)
     flat_S = gt_masks_SHW.reshape(len(gt_masks_SHW), pixels)
     intersections = np.zeros((len(flat_N), len(flat_S)), dtype=np.int64)
-    for column, truth in enumerate(flat_S):
-        intersections[:, column] = np.count_nonzero(flat_N[:, truth], axis=1)
+    for column, gt_mask in enumerate(flat_S):
+        intersections[:, column] = np.count_nonzero(flat_N[:, gt_mask], axis=1)
     areas_N1 = np.count_nonzero(flat_N, axis=1)[:, None]
     areas_1S = np.count_nonzero(flat_S, axis=1)[None]
     return intersections, areas_N1 + areas_1S - intersections
@@ -141,7 +141,7 @@ def resize_nearest(masks_NHW: NDArray[np.bool_], side: int) -> NDArray[np.bool_]
 def scores(
     intersections_S: NDArray[np.int64], unions_S: NDArray[np.int64], protocol: EvaluationProtocol
 ) -> dict[str, float]:
-    """All scores of a protocol, in percent, by their names in it.
+    """Compute all scores of a protocol, in percent, by their names in it.
 
     Args:
         intersections_S: pixels in both masks, of every sample, at least one.
@@ -153,8 +153,8 @@ def scores(
         >>> scores(*counts, EvaluationProtocol(name="one threshold", precisions=(0.5,)))
         {'oIoU': 60.0, 'mIoU': 50.0, 'P@0.5': 25.0}
     """
-    sums_C = _sample_terms(intersections_S, unions_S, protocol).sum(axis=0)
-    return dict(zip(_names(protocol), _ratios(sums_C[None], protocol)[0].tolist(), strict=True))
+    sums = _sample_terms(intersections_S, unions_S, protocol).sum(axis=0)
+    return dict(zip(_names(protocol), _ratios(sums[None], protocol)[0].tolist(), strict=True))
 
 
 def bootstrap_intervals(
@@ -167,7 +167,7 @@ def bootstrap_intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """How far the scores would move with other images: percentile bootstrap over images.
+    """Compute how far the scores would move with other images: percentile bootstrap over images.
 
     The sentences of an image share its proposals and are not independent: images are drawn with
     replacement, each with all its samples.
@@ -185,19 +185,19 @@ def bootstrap_intervals(
         Lower and upper end in percent, by the scores' names.
     """
     index_of = {image_id: index for index, image_id in enumerate(dict.fromkeys(image_ids))}
-    terms_SC = _sample_terms(intersections_S, unions_S, protocol)
-    sums_IC = np.zeros((len(index_of), terms_SC.shape[1]))
-    np.add.at(sums_IC, [index_of[image_id] for image_id in image_ids], terms_SC)
+    terms = _sample_terms(intersections_S, unions_S, protocol)
+    sums_by_image = np.zeros((len(index_of), terms.shape[1]))
+    np.add.at(sums_by_image, [index_of[image_id] for image_id in image_ids], terms)
     rng = np.random.default_rng(seed)
-    shares_I = np.full(len(index_of), 1 / len(index_of))
+    shares = np.full(len(index_of), 1 / len(index_of))
     drawn = []
     for start in range(0, resamples, _RESAMPLES_PER_CHUNK):
         size = min(_RESAMPLES_PER_CHUNK, resamples - start)
-        drawn.append(rng.multinomial(len(index_of), shares_I, size=size) @ sums_IC)
-    ratios_BC = _ratios(np.concatenate(drawn), protocol)
+        drawn.append(rng.multinomial(len(index_of), shares, size=size) @ sums_by_image)
+    drawn_scores = _ratios(np.concatenate(drawn), protocol)
     tail = 100 * (1 - level) / 2
-    low_C, high_C = np.percentile(ratios_BC, [tail, 100 - tail], axis=0)
-    pairs = zip(low_C.tolist(), high_C.tolist(), strict=True)
+    low, high = np.percentile(drawn_scores, [tail, 100 - tail], axis=0)
+    pairs = zip(low.tolist(), high.tolist(), strict=True)
     return dict(zip(_names(protocol), pairs, strict=True))
 
 
@@ -209,21 +209,21 @@ def _names(protocol: EvaluationProtocol) -> list[str]:
 def _sample_terms(
     intersections_S: NDArray[np.int64], unions_S: NDArray[np.int64], protocol: EvaluationProtocol
 ) -> NDArray[np.float64]:
-    """What scores are sums of, (S, C): 1, intersection, union, ratio, a precision's hits each."""
-    ratios_S = np.full(len(unions_S), protocol.empty_union)
-    np.divide(intersections_S, unions_S, out=ratios_S, where=unions_S > 0)
+    """List what scores are sums of: 1, intersection, union, IoU, a precision's hits each."""
+    ious = np.full(len(unions_S), protocol.empty_union)
+    np.divide(intersections_S, unions_S, out=ious, where=unions_S > 0)
     hits = [
-        ratios_S >= threshold if protocol.at_least else ratios_S > threshold
+        ious >= threshold if protocol.at_least else ious > threshold
         for threshold in protocol.precisions
     ]
-    ones_S = np.ones(len(unions_S))
-    return np.stack([ones_S, intersections_S, unions_S, ratios_S, *hits], axis=1).astype(np.float64)
+    ones = np.ones(len(unions_S))
+    return np.stack([ones, intersections_S, unions_S, ious, *hits], axis=1).astype(np.float64)
 
 
-def _ratios(sums_BC: NDArray[np.float64], protocol: EvaluationProtocol) -> NDArray[np.float64]:
-    """Scores in percent, in the order of ``_names``, from sums of ``_sample_terms``."""
-    count_B, intersection_B, union_B = sums_BC[:, :3].T
-    overall_B = np.full(len(sums_BC), protocol.empty_union)
-    np.divide(intersection_B, union_B, out=overall_B, where=union_B > 0)
-    means_BC = sums_BC[:, 3:] / count_B[:, None]
-    return 100 * np.concatenate([overall_B[:, None], means_BC], axis=1)
+def _ratios(sums: NDArray[np.float64], protocol: EvaluationProtocol) -> NDArray[np.float64]:
+    """Compute scores in percent, in the order of ``_names``, from sums of ``_sample_terms``."""
+    counts, intersections, unions = sums[:, :3].T
+    overall = np.full(len(sums), protocol.empty_union)
+    np.divide(intersections, unions, out=overall, where=unions > 0)
+    means = sums[:, 3:] / counts[:, None]
+    return 100 * np.concatenate([overall[:, None], means], axis=1)

@@ -10,29 +10,17 @@ import pytest
 
 import hybridgl_main
 from evaluation.published import ROWS, SOURCES
-from evaluation.records import Pick, Record
-from evaluation.report import intervals_by_pick, score_by_pick
-from evaluation.tables import (
-    TABLES,
-    Choices,
-    Entry,
-    Measured,
-    PaperTable,
-    TableRow,
-    filled_table,
-    group_scores,
-    paper_table,
-)
+from evaluation.report import Report
+from evaluation.tables import TABLES, Entry, PaperTable, TableRow, filled_table, paper_tables
 from hybridgl.config import FusionMode
-from hybridgl.methods.global_local import GlobalLocalClip
-from hybridgl.methods.hybridgl import HybridGL
 from hybridgl.metrics import PROTOCOLS
 from refer.splits import SPLITS
+from tests.evaluation.factories import record_of
 
 CHOICES = {
-    "tiny": Choices(tiny=True),
-    "paper": Choices(tiny=False),
-    "FreeSOLO": Choices(tiny=False, freesolo=Path("masks.json")),
+    "tiny": {"tiny": True},
+    "paper": {"tiny": False},
+    "FreeSOLO": {"tiny": False, "freesolo": Path("masks.json")},
 }
 CELLS = [
     (dataset, split_by, split)
@@ -40,63 +28,33 @@ CELLS = [
     for split_by, splits in ways.items()
     for split in splits
 ]
+VARIANTS = {"hybridgl": ("features", "relations", "guided"), "global_local": ("features",)}
 VAL = ("refcoco", "unc", "val")
 ZERO_SHOT = PROTOCOLS["zero-shot"]
 
 
-def pick_of(intersection, union, target=100):
-    return Pick(
-        index=0,
-        area=union - target + intersection,
-        intersection=intersection,
-        union=union,
-        intersection_480=2 * intersection,
-        union_480=3 * union,
-    )
-
-
-def record_of(sent_id, intersection, union, kind=None):
-    """A record of three picks: as told with guidance, half of it alone, all without GEM."""
-    return Record(
-        dataset="refcoco",
-        split="val",
-        ref_id=sent_id,
-        sent_id=sent_id,
-        image_id=sent_id // 2,
-        image_missing=False,
-        sentence="the cat",
-        kind=kind,
-        noun_phrase="the cat",
-        num_other_nouns=0,
-        position="none",
-        relation="none",
-        truncated=False,
-        num_proposals=1,
-        target_area=100,
-        best_intersection=100,
-        best_union=100,
-        best_iou=1.0,
-        random_iou=0.25,
-        picks={
-            "pure": pick_of(intersection // 2, union),
-            "guided": pick_of(intersection, union),
-            "no_gem": pick_of(100, 100),
-        },
-    )
+def sample(sent_id, intersection, union, kind=None):
+    """A record of three variants: as given with guidance, half of it alone, all without GEM."""
+    predictions = {
+        "features": (intersection // 2, union),
+        "relations": (100, 100),
+        "guided": (intersection, union),
+    }
+    return record_of(sent_id, predictions, kind=kind, image_id=sent_id // 2)
 
 
 RECORDS = [
-    record_of(0, 50, 100, "seen"),
-    record_of(1, 0, 200, "unseen"),
-    record_of(2, 100, 100, "seen"),
-    record_of(3, 30, 120, "seen"),
+    sample(0, 50, 100, "seen"),
+    sample(1, 0, 200, "unseen"),
+    sample(2, 100, 100, "seen"),
+    sample(3, 30, 120, "seen"),
 ]
 """Guided: ratios 0.5, 0, 1, 0.25, so mIoU 43.75; sums 180 of 520, so oIoU 34.615."""
 
 
-def measured(protocol=ZERO_SHOT, *, records=RECORDS, **changes):
-    groups = group_scores(records, protocol)
-    return replace(Measured(groups=groups, final_pick="guided", profile="reference"), **changes)
+def entry_of(row, cell=VAL, protocol=ZERO_SHOT, *, records=RECORDS, warnings=()):
+    """A row with a run."""
+    return Entry(row, cell, Report.of(records, protocol), "reference", warnings)
 
 
 OURS = TableRow(method="HybridGL", setting="with guidance", arguments=(), published_id="hybridgl")
@@ -113,7 +71,7 @@ def filled(*entries, protocol=ZERO_SHOT, by_kind=False):
 
 
 def all_rows(choices):
-    return [(name, row) for name in TABLES for row in paper_table(name, choices).rows]
+    return [(name, row) for name, table in paper_tables(**choices).items() for row in table.rows]
 
 
 @pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
@@ -124,10 +82,10 @@ def test_arguments_of_every_row_are_arguments_of_the_program(choices):
 
 
 @pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
-def test_pick_of_every_row_is_one_of_its_method(choices):
+def test_variant_of_every_row_is_one_of_its_method(choices):
     for _, row in all_rows(choices):
         baseline = "global_local" in (row.arguments or ())
-        assert row.pick in (None, *(GlobalLocalClip if baseline else HybridGL).picks)
+        assert row.variant in (None, *VARIANTS["global_local" if baseline else "hybridgl"])
 
 
 @pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
@@ -142,7 +100,7 @@ def test_every_published_row_is_there_and_of_the_same_method(choices):
 @pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 def test_rows_of_a_table_can_be_told_apart(choices):
     for name in TABLES:
-        labels = [(row.method, row.setting) for row in paper_table(name, choices).rows]
+        labels = [(row.method, row.setting) for row in paper_tables(**choices)[name].rows]
         assert len(set(labels)) == len(labels), name
 
 
@@ -151,7 +109,7 @@ def test_every_published_number_is_in_some_table():
     assert shown >= {row.row_id for row in ROWS}
 
 
-def test_carried_weights_are_not_held_against_published_settings_of_clip():
+def test_bundled_weights_are_not_held_against_published_settings_of_clip():
     for _, row in all_rows(CHOICES["tiny"]):
         assert "--clip_model" not in (row.arguments or ())
         if row.published_id and row.published_id.startswith("global_local-sam"):
@@ -160,7 +118,9 @@ def test_carried_weights_are_not_held_against_published_settings_of_clip():
 
 def test_freesolo_is_run_only_where_its_masks_are_given():
     rows = {
-        name: next(row for row in paper_table("baselines", choices).rows if "Free" in row.setting)
+        name: next(
+            row for row in paper_tables(**choices)["baselines"].rows if "Free" in row.setting
+        )
         for name, choices in CHOICES.items()
     }
     assert rows["paper"].arguments is None
@@ -168,29 +128,31 @@ def test_freesolo_is_run_only_where_its_masks_are_given():
 
 
 def test_fusion_ablation_has_every_mode_with_and_without_guidance():
-    rows = paper_table("ablation-fusion", CHOICES["tiny"]).rows
+    rows = paper_tables(tiny=True)["ablation-fusion"].rows
     expected = [
-        (("--fusion_mode", mode.value), pick) for mode in FusionMode for pick in ("pure", "guided")
+        (("--fusion_mode", mode.value), variant)
+        for mode in FusionMode
+        for variant in ("features", "guided")
     ]
-    assert [(row.arguments, row.pick) for row in rows] == expected
+    assert [(row.arguments, row.variant) for row in rows] == expected
 
 
 def test_guidance_ablation_leaves_out_the_terms_that_a_row_does_not_name():
-    for row in paper_table("ablation-guidance", CHOICES["tiny"]).rows:
+    for row in paper_tables(tiny=True)["ablation-guidance"].rows:
         left_out = set(row.arguments[1:])
-        if row.pick is None:
+        if row.variant is None:
             named = set(row.setting.split(", "))
             assert named | left_out == {"relationship", "coherence", "position"}
             assert not named & left_out
         else:
-            assert (row.setting, row.pick, left_out) == ("no guidance", "pure", set())
+            assert (row.setting, row.variant, left_out) == ("no guidance", "features", set())
 
 
 def test_settings_ablation_contains_the_default_of_every_setting():
     parse = hybridgl_main.build_parser().parse_args
     plain = vars(parse([]))
     by_option = {}
-    for row in paper_table("ablation-settings", CHOICES["tiny"]).rows:
+    for row in paper_tables(tiny=True)["ablation-settings"].rows:
         by_option.setdefault(row.arguments[0], []).append(vars(parse(row.arguments)))
     for option, parsed in by_option.items():
         name = option.lstrip("-")
@@ -204,26 +166,26 @@ def test_settings_ablation_contains_the_default_of_every_setting():
 
 
 def test_scores_intervals_and_n_are_those_of_the_records():
-    ((line,), _) = filled(Entry(OURS, VAL, measured()))
+    ((line,), _) = filled(entry_of(OURS))
     assert (line["n"], line["mIoU"], line["oIoU"]) == ("4", "43.75", "34.62")
-    intervals = intervals_by_pick(RECORDS, ZERO_SHOT)["guided"]
+    intervals = Report.of(RECORDS, ZERO_SHOT).intervals["guided"]
     for name in ("mIoU", "oIoU"):
         assert line[f"{name} 95 %"] == "{:.2f} to {:.2f}".format(*intervals[name])
-    assert line["best proposal"] == "100.00"
+    assert line["oracle"] == "100.00"
     assert (line["profile"], line["protocol"]) == ("reference", "zero-shot")
 
 
-@pytest.mark.parametrize(("pick", "miou"), [("pure", "21.88"), ("no_gem", "100.00")])
-def test_row_shows_its_own_pick(pick, miou):
-    ((line,), _) = filled(Entry(replace(OURS, pick=pick), VAL, measured()))
+@pytest.mark.parametrize(("variant", "miou"), [("features", "21.88"), ("relations", "100.00")])
+def test_row_shows_its_own_variant(variant, miou):
+    ((line,), _) = filled(entry_of(replace(OURS, variant=variant)))
     assert line["mIoU"] == miou
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_columns_are_named_and_computed_by_the_convention(name):
+def test_columns_are_named_and_computed_by_the_protocol(name):
     protocol = PROTOCOLS[name]
-    ((line,), _) = filled(Entry(OURS, VAL, measured(protocol)), protocol=protocol)
-    scores = score_by_pick(RECORDS, protocol)["guided"]
+    ((line,), _) = filled(entry_of(OURS, protocol=protocol), protocol=protocol)
+    scores = Report.of(RECORDS, protocol).scores["guided"]
     for score in (protocol.mean_name, protocol.overall_name):
         assert line[score] == f"{scores[score]:.2f}"
     assert line["protocol"] == name
@@ -234,9 +196,9 @@ def test_kinds_follow_all_records_and_have_no_published_value():
     row = replace(row, published_id="global_local-phrasecut")
     cell = ("phrasecut", "-", "test")
     protocol = PROTOCOLS["phrasecut"]
-    lines, _ = filled(Entry(row, cell, measured(protocol)), protocol=protocol, by_kind=True)
-    told = [(line["setting"], line["n"], line["mIoU"], line["oIoU published"]) for line in lines]
-    assert told == [
+    lines, _ = filled(entry_of(row, cell, protocol), protocol=protocol, by_kind=True)
+    shown = [(line["setting"], line["n"], line["mIoU"], line["oIoU published"]) for line in lines]
+    assert shown == [
         ("SAM", "4", "43.75", "23.64 [f]"),
         ("SAM, seen", "3", "58.33", "-"),
         ("SAM, unseen", "1", "0.00", "-"),
@@ -245,12 +207,12 @@ def test_kinds_follow_all_records_and_have_no_published_value():
 
 
 def test_kinds_are_left_out_of_other_tables():
-    assert len(filled(Entry(OURS, VAL, measured()))[0]) == 1
+    assert len(filled(entry_of(OURS))[0]) == 1
 
 
 def test_kind_that_all_expressions_have_is_not_repeated():
-    ours = measured(records=[RECORDS[0], RECORDS[2]])
-    assert len(filled(Entry(OURS, VAL, ours), by_kind=True)[0]) == 1
+    entry = entry_of(OURS, records=[RECORDS[0], RECORDS[2]])
+    assert len(filled(entry, by_kind=True)[0]) == 1
 
 
 # Published values
@@ -261,12 +223,12 @@ def test_every_published_cell_is_what_its_source_prints(choices):
     values = {
         (row.row_id, cell, row.metric): f"{row.text(cell)} [{SOURCES[row.source].mark}]"
         for row in ROWS
-        for cell in row.values
+        for cell in row.cells
     }
-    shown, ours = set(), measured()
+    shown, ours = set(), entry_of(OURS)
     for name, row in all_rows(choices):
         for cell in CELLS:
-            entry = Entry(row, cell, ours if row.arguments is not None else None)
+            entry = Entry(row, cell) if row.arguments is None else replace(ours, row=row, cell=cell)
             lines, notes = filled(entry, by_kind=name == "phrasecut")
             for line in lines[:1]:
                 for metric in ("mIoU", "oIoU"):
@@ -278,64 +240,63 @@ def test_every_published_cell_is_what_its_source_prints(choices):
                 secondary = "secondary source: " if source.secondary else ""
                 assert f"[{mark}] {secondary}{source.text}" in notes
     expected = values.keys()
-    if choices.tiny:
+    if choices["tiny"]:
         expected = {key for key in expected if not key[0].startswith("global_local-sam")}
     assert shown == expected
 
 
 def test_secondary_sources_are_called_so():
-    _, notes = filled(Entry(OURS, VAL, None))
+    _, notes = filled(Entry(OURS, VAL))
     assert notes[0].startswith("[a] secondary source: survey")
     rerun = TableRow(method="HybridGL", setting="", published_id="hybridgl-rerun-pure")
-    _, notes = filled(Entry(rerun, ("refcocog", "umd", "val"), None))
+    _, notes = filled(Entry(rerun, ("refcocog", "umd", "val")))
     assert notes[0].startswith("[e] independent run of the released program")
 
 
-def test_setting_that_a_source_does_not_tell_is_not_claimed_for_it():
+def test_setting_that_a_source_does_not_report_is_not_claimed_for_it():
     (tas,) = [row for _, row in all_rows(CHOICES["paper"]) if row.published_id == "tas"]
-    ((line,), notes) = filled(Entry(tas, VAL, None))
+    ((line,), notes) = filled(Entry(tas, VAL))
     assert (line["setting"], line["mIoU published"]) == ("CLIP ViT-B/32", "39.8 [c]")
     assert line["oIoU published"] == "29.5 [d]"
-    assert "[d] tells no setting of TAS" in notes
+    assert "[d] reports no setting of TAS" in notes
 
 
 def test_difference_is_ours_less_theirs():
-    ((line,), notes) = filled(Entry(OURS, VAL, measured()))
+    ((line,), notes) = filled(entry_of(OURS))
     assert (line["mIoU published"], line["mIoU difference"]) == ("49.48 [a]", "-5.73")
     assert (line["oIoU published"], line["oIoU difference"]) == ("-", "-")
     assert not any("not compared" in note for note in notes)
 
 
-def test_difference_is_not_given_for_doubtful_runs():
-    doubtful = measured(warnings=("the data is not whole",))
-    ((line,), notes) = filled(Entry(OURS, VAL, doubtful))
+def test_difference_is_not_given_for_runs_with_warnings():
+    ((line,), notes) = filled(entry_of(OURS, warnings=("the data is not whole",)))
     assert (line["mIoU"], line["mIoU published"]) == ("43.75", "49.48 [a]")
     assert line["mIoU difference"] == "-"
     assert "not compared with published values: the data is not whole" in notes
 
 
 @pytest.mark.parametrize("name", ["lavt", "lisa", "phrasecut"])
-def test_difference_is_not_given_across_conventions(name):
+def test_difference_is_not_given_across_protocols(name):
     protocol = PROTOCOLS[name]
-    ((line,), notes) = filled(Entry(OURS, VAL, measured(protocol)), protocol=protocol)
+    ((line,), notes) = filled(entry_of(OURS, protocol=protocol), protocol=protocol)
     mean = protocol.mean_name
     assert (line["mIoU published"], line[f"{mean} difference"]) == ("49.48 [a]", "-")
     note = f"not compared with published values: protocol {name}, theirs is zero-shot"
     assert note in notes
 
 
-def test_phrasecut_is_compared_under_its_own_convention_only():
+def test_phrasecut_is_compared_under_its_own_protocol_only():
     row = TableRow(method="Global-Local CLIP", setting="SAM", arguments=())
     row = replace(row, published_id="global_local-phrasecut")
-    ((line,), notes) = filled(Entry(row, ("phrasecut", "-", "test"), measured()))
+    ((line,), notes) = filled(entry_of(row, ("phrasecut", "-", "test")))
     assert (line["oIoU published"], line["oIoU difference"]) == ("23.64 [f]", "-")
     note = "not compared with published values: protocol zero-shot, theirs is phrasecut"
     assert note in notes
 
 
 def test_reasons_are_not_given_where_there_is_nothing_to_compare_with():
-    doubtful = measured(warnings=("the data is not whole",))
-    _, notes = filled(Entry(replace(OURS, published_id=None), VAL, doubtful))
+    row = replace(OURS, published_id=None)
+    _, notes = filled(entry_of(row, warnings=("the data is not whole",)))
     assert not any("not compared" in note for note in notes)
 
 
@@ -343,7 +304,7 @@ def test_reasons_are_not_given_where_there_is_nothing_to_compare_with():
 
 
 def test_run_that_could_not_be_made_keeps_its_line_and_the_published_value():
-    ((line,), _) = filled(Entry(OURS, VAL, None))
+    ((line,), _) = filled(Entry(OURS, VAL))
     assert (line["n"], line["mIoU published"]) == ("not made", "49.48 [a]")
     others = {name: cell for name, cell in line.items() if name not in ("n", "mIoU published")}
     assert set(list(others.values())[3:]) == {"-"}
@@ -368,7 +329,7 @@ def test_row_that_is_left_out_of_one_split_is_named_with_it():
 
 
 def test_nothing_is_said_to_be_left_out_where_nothing_is():
-    _, notes = filled(Entry(OURS, VAL, measured()))
+    _, notes = filled(entry_of(OURS))
     assert not any("left out" in note for note in notes)
 
 

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from utils.tables import Table, breakdown, latex_escaped
+from utils.tables import Table, latex_escaped
 
 PLAIN = Table(("name", "n", "mIoU"), (("left", "2", "7.50"), ("a longer name", "10", "-")))
 AWKWARD = (
@@ -134,34 +134,3 @@ def printed(latex):
 
 def test_escaped_text_is_left_alone_where_nothing_is_special():
     assert latex_escaped("49.48 [a], n = 12") == "49.48 [a], n = 12"
-
-
-def test_numbers_are_found_by_row_and_column():
-    table = Table(("name", "n", "mIoU"), (("left", "2", "7.50"), ("right", "1", "0.00")))
-    assert table.by_row() == {"left": {"n": 2.0, "mIoU": 7.5}, "right": {"n": 1.0, "mIoU": 0.0}}
-
-
-def mean_and_sum(rows):
-    return {"mean": sum(rows) / len(rows), "sum": sum(rows)}
-
-
-def test_breakdown_scores_every_group_and_all():
-    table = breakdown(
-        [1, 2, 3, 30], lambda x: "odd" if x % 2 else "even", mean_and_sum, title="parity"
-    )
-    assert table.header == ("parity", "n", "mean", "sum")
-    assert table.rows == (
-        ("even", "2", "16.00", "32.00"),
-        ("odd", "2", "2.00", "4.00"),
-        ("all", "4", "9.00", "36.00"),
-    )
-
-
-def test_breakdown_of_one_group_is_that_of_all():
-    table = breakdown([1, 3], lambda _: "odd", mean_and_sum, title="parity")
-    assert table.rows == (("all", "2", "2.00", "4.00"),)
-
-
-def test_breakdown_lists_the_ordered_groups_first_and_the_others_by_name():
-    table = breakdown(list("cabz"), str, lambda _: {}, title="letter", order=("z", "y", "c"))
-    assert [row[0] for row in table.rows] == ["z", "c", "a", "b", "all"]
