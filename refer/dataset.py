@@ -15,7 +15,7 @@ from PIL import Image
 
 from hybridgl.errors import DataError
 from hybridgl.images import RgbImage
-from refer.segmentation import MaskRule, check_segmentation, ground_truth
+from refer.segmentation import MaskRule, check_segmentation, gt_mask
 
 __all__ = ["Annotation", "Id", "ImageErrors", "ImageInfo", "Ref", "ReferSplit", "Sentence"]
 
@@ -215,7 +215,7 @@ class ReferSplit:
 
         Args:
             ann_id: one of ``annotations``.
-            overlapping_polygons_dropped: quirk Q9; see ``refer.segmentation.ground_truth``.
+            overlapping_polygons_dropped: quirk Q9; see ``refer.segmentation.gt_mask``.
 
         Returns:
             Bool, (H, W); empty where the annotation has no segmentation.
@@ -227,10 +227,10 @@ class ReferSplit:
         if not ann.segmentation:
             return np.zeros(self._hw(ann.image_id), dtype=np.bool_)
         try:
-            return ground_truth(
+            return gt_mask(
                 ann.segmentation,
                 self._hw(ann.image_id),
-                drop_overlaps=overlapping_polygons_dropped,
+                overlapping_polygons_dropped=overlapping_polygons_dropped,
                 rule=self.mask_rule,
             )
         except DataError as error:
@@ -254,7 +254,7 @@ class ReferSplit:
 
         Args:
             ref: one of the split.
-            overlapping_polygons_dropped: quirk Q9; see ``refer.segmentation.ground_truth``.
+            overlapping_polygons_dropped: quirk Q9; see ``refer.segmentation.gt_mask``.
 
         Returns:
             Bool, (H, W); objects without a segmentation, which ``refs_without_mask`` names, add

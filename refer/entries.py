@@ -78,9 +78,9 @@ def unexpected(expected: str, found: object) -> DataError:
     """Make the error of an entry that holds something else than expected.
 
     >>> print(unexpected("ref_id as int", "7"))
-    expected ref_id as int, got '7'; correct the file or fetch it again.
+    Expected ref_id as int, got '7'; correct the file or fetch it again.
     """
-    return DataError(f"expected {expected}, got {reprlib.repr(found)}; {FIX}.")
+    return DataError(f"Expected {expected}, got {reprlib.repr(found)}; {FIX}.")
 
 
 def required(entry: Entry, key: str, kind: type[T]) -> T:

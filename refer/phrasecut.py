@@ -165,7 +165,7 @@ def _parse_task(
     image = images.get(_image_id(entry))
     if image is None:
         raise DataError(
-            f"expected the size of image {entry['image_id']} in {sizes_path}, got none; {FIX}."
+            f"Expected the size of image {entry['image_id']} in {sizes_path}, got none; {FIX}."
         )
     phrase = required(entry, "phrase", str)
     if not phrase.strip():

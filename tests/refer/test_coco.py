@@ -311,7 +311,7 @@ def test_malformed_expressions_are_named(written, key, value):
     content = custom_coco()
     del content["annotations"][0]["sentences"]
     content["annotations"][0][key] = value
-    with pytest.raises(ValueError, match=f"Entry 0 of the annotations in .*expected {key}"):
+    with pytest.raises(ValueError, match=f"Entry 0 of the annotations in .*Expected {key}"):
         load_custom(written(content))
 
 

@@ -83,7 +83,7 @@ def test_an_object_without_a_segmentation_adds_nothing(segmentation):
 
 def test_a_broken_mask_is_named_by_its_annotation_and_image():
     split = split_of([ref(1, 5)], [Annotation(5, 1, [TOP[:-1]])])
-    says = r"^Annotation 5 of image 1\.jpg: Part 0 of 1 .* got 7 numbers"
+    says = r"^Annotation 5 of image 1\.jpg: Expected a polygon .* got 7 numbers"
     with pytest.raises(ValueError, match=says):
         split.check_mask(5)
     with pytest.raises(ValueError, match=says):

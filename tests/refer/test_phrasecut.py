@@ -242,16 +242,16 @@ def test_a_polygon_of_two_points_is_a_line(tmp_path):
         ("phrase_structure", {"name": 3}, "name as str, got 3"),
         ("phrase_structure", {}, "name as str, got None"),
         ("Polygons", None, "Polygons as list, got None"),
-        ("Polygons", [5], "instance 0: expected its polygons as a list, got 5"),
-        ("Polygons", [[5]], r"instance 0: Part 0 of 1 .*polygon \(list\) of points; got int"),
-        ("Polygons", [[[5, 6]]], r"instance 0: .*points as \[x, y\]; got 5"),
+        ("Polygons", [5], "instance 0: Expected its polygons as a list, got 5"),
+        ("Polygons", [[5]], r"instance 0: Expected a polygon as a list of points \[x, y\], got 5"),
+        ("Polygons", [[[5, 6]]], r"instance 0: .*list of points \[x, y\], got 5"),
         ("Polygons", [[[[1, 2], [3, 4]], [[1, 2], [3]]]], r"Part 1 of 2 .*got \[3\]"),
         ("Polygons", [[], [[[1, 2], [3, "4"]]]], "instance 1: .*got '4' among them"),
-        ("Polygons", [[[[1, 2], [3, float("nan")]]]], "height 64 and width 96; got .* nan"),
-        ("Polygons", [[[[1, 2], [3, float("inf")]]]], "height 64 and width 96; got .* inf"),
-        ("Polygons", [[[[1, 2], [193, 4]]]], "height 64 and width 96; got the coordinate 193"),
-        ("Polygons", [[[[1, 2], [96, 129]]]], "height 64 and width 96; got the coordinate 129"),
-        ("Polygons", [[[[1, 2], [96, -65]]]], "height 64 and width 96; got the coordinate -65"),
+        ("Polygons", [[[[1, 2], [3, float("nan")]]]], "height 64 and width 96, got .* nan"),
+        ("Polygons", [[[[1, 2], [3, float("inf")]]]], "height 64 and width 96, got .* inf"),
+        ("Polygons", [[[[1, 2], [193, 4]]]], "height 64 and width 96, got the coordinate 193"),
+        ("Polygons", [[[[1, 2], [96, 129]]]], "height 64 and width 96, got the coordinate 129"),
+        ("Polygons", [[[[1, 2], [96, -65]]]], "height 64 and width 96, got the coordinate -65"),
     ],
 )
 def test_a_malformed_task_is_named(tmp_path, key, value, says):
@@ -285,7 +285,7 @@ def test_a_malformed_size_is_named(tmp_path, key, value, says):
 def test_a_missing_size_names_the_task(tmp_path):
     mini = mini_phrasecut()
     del mini.sizes[2]
-    says = r"task 2405711__0: expected the size of image 2405711 in \S*image_data_split.json"
+    says = r"task 2405711__0: Expected the size of image 2405711 in \S*image_data_split.json"
     with pytest.raises(ValueError, match=says):
         write_and_load(tmp_path, mini)
 
@@ -304,7 +304,7 @@ def test_duplicates_are_named(tmp_path):
 @pytest.mark.parametrize("name", ["refer_val.json", "image_data_split.json"])
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("[{", "whole JSON in"), ("{}", "as a list, got {}"), ("[3]", "expected an object, got 3")],
+    [("[{", "whole JSON in"), ("{}", "as a list, got {}"), ("[3]", "Expected an object, got 3")],
 )
 def test_damaged_files_are_named(tmp_path, name, content, says):
     mini_phrasecut().write(tmp_path / "phrasecut", images=None)

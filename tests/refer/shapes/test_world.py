@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from refer.refer import load_refer
-from refer.segmentation import ground_truth
+from refer.segmentation import gt_mask
 from refer.shapes import world
 from refer.shapes.scene import sample_scene
 from refer.shapes.world import DEFAULT_SIZES, ensure_world, run_lengths, training_scene, write_world
@@ -91,7 +91,7 @@ def test_masks_are_the_visible_pixels_of_the_image_s_scene(root):
     assert len(annotations) == len(scene.objects)
     for index, annotation in enumerate(annotations):
         rle = annotation["segmentation"]
-        mask_HW = ground_truth(rle, scene.labels_HW.shape, drop_overlaps=True)
+        mask_HW = gt_mask(rle, scene.labels_HW.shape, overlapping_polygons_dropped=True)
         np.testing.assert_array_equal(mask_HW, scene.mask_HW(index))
         ys, xs = np.nonzero(mask_HW)
         left, top, width, height = annotation["bbox"]
