@@ -151,7 +151,7 @@ class Evaluation:
         self._drops_overlaps = overlapping_polygons_dropped
         self._limit_shrinks = top_k_shrinks_across_images
         self._refs_by_image = split.refs_by_image()
-        self._unreadable = {*split.image_errors.missing, *split.image_errors.damaged}
+        self._unreadable = set(split.image_errors.unreadable)
         self._cached_result = lru_cache(maxsize=_RESULTS_KEPT)(self._result)
 
     # ---- first pass

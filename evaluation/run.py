@@ -503,7 +503,7 @@ class Run:
         """A line on the images that proved corrupt when they were needed."""
         errors = self.split.image_errors
         ids = {record.image_id: None for record in records if record.image_error}
-        later = [i for i in ids if i not in (*errors.missing, *errors.damaged)]
+        later = [i for i in ids if i not in errors.unreadable]
         if not later:
             return []
         names = ", ".join(self.split.images[image_id].file_name for image_id in later[:5])
@@ -531,7 +531,7 @@ class Run:
     def _counts(self, records: Sequence[Record], report: Report) -> dict[str, int]:
         split, errors = self.split, self.split.image_errors
         unreadable = {record.image_id for record in records if record.image_error}
-        unreadable |= {*errors.missing, *errors.damaged}
+        unreadable |= set(errors.unreadable)
         return {
             "refs": len(split.refs),
             "images": len(split.images),
@@ -541,7 +541,7 @@ class Run:
             "truncated": sum(record.truncated for record in records),
             "images_missing": len(errors.missing),
             "images_corrupt": len(unreadable) - len(errors.missing),
-            "images_of_other_size": len(errors.other_size),
+            "images_of_other_size": len(errors.wrong_size),
             "refs_without_mask": len(split.refs_without_mask),
             "refs_without_sentences": len(split.refs_without_sentences),
         }
@@ -552,8 +552,8 @@ def _image_errors(split: ReferSplit) -> dict[str, Any]:
     errors = split.image_errors
     return {
         "missing": list(errors.missing),
-        "corrupt": list(errors.damaged),
-        "wrong_size": [[image_id, *hw] for image_id, hw in errors.other_size.items()],
+        "corrupt": list(errors.corrupt),
+        "wrong_size": [[image_id, *hw] for image_id, hw in errors.wrong_size.items()],
     }
 
 

@@ -51,7 +51,7 @@ class Counting:
 
 def split_of(image_ids: list[int]) -> ReferSplit:
     """Refs 0, 1, ... of the images in turn, without sentences."""
-    refs = tuple(Ref(i, (), image_id, None, ()) for i, image_id in enumerate(image_ids))
+    refs = tuple(Ref(i, (), image_id, ()) for i, image_id in enumerate(image_ids))
     images = {i: ImageInfo(i, "", 1, 1) for i in dict.fromkeys(image_ids)}
     return ReferSplit("mini", "val", "-", refs, images, {}, (), {})
 
@@ -308,7 +308,7 @@ def test_image_that_is_known_to_be_unreadable_is_not_counted_and_has_no_pick(
 ):
     first, second, third = split.images
     known = dataclasses.replace(with_faults, image_errors=find_image_errors(with_faults))
-    assert (known.image_errors.missing, known.image_errors.damaged) == ((first,), (third,))
+    assert (known.image_errors.missing, known.image_errors.corrupt) == ((first,), (third,))
     source = Halves()
     counts = count_proposals(source, known, split.images)
     assert counts == {first: 0, second: 3, third: 0}
@@ -394,7 +394,7 @@ def test_broken_truth_is_found_without_a_image(tmp_path):
 
 def test_sentence_ids_need_not_be_unique_beyond_their_ref():
     """PhraseCut's tasks have one sentence each, always number 0."""
-    refs = [Ref(f"{i}__0", (), 5, None, (Sentence(0, f"no. {i}", ""),)) for i in range(3)]
+    refs = [Ref(f"{i}__0", (), 5, (Sentence(0, f"no. {i}"),)) for i in range(3)]
     variants = {(ref.ref_id, 0): {1: ref.sentences[0].raw} for ref in refs}
     split = dataclasses.replace(split_of([5]), refs=tuple(refs))
     assert in_dataset_order(split, variants, dict.fromkeys((r.ref_id for r in refs), 1)) == [
