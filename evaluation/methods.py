@@ -23,7 +23,7 @@ from hybridgl.language import ParsedExpression
 from hybridgl.methods.global_local import GlobalLocalClip, GlobalLocalConfig, mixing_weight
 from hybridgl.methods.hybridgl import HybridGL, Prediction, Scores
 from hybridgl.metrics import PROTOCOLS
-from hybridgl.models.models import Models
+from hybridgl.models import Models
 from hybridgl.proposals import Proposals
 from hybridgl.stages import ArtefactStore
 from refer.dataset import ReferSplit

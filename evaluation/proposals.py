@@ -21,7 +21,7 @@ from evaluation.coco_masks import ProposalFile, check_images, read_proposal_file
 from hybridgl.config import ProposalConfig
 from hybridgl.errors import DataError, HybridGLError, ImageError
 from hybridgl.images import RgbImage
-from hybridgl.models.models import Models
+from hybridgl.models import Models
 from hybridgl.proposals import Proposals
 from hybridgl.stages import ArtefactStore, SamProposals
 from refer.dataset import ReferSplit

@@ -112,7 +112,7 @@ def prepare(arguments: argparse.Namespace, split: ReferSplit | None = None) -> R
         "data": split.sha256_by_file,
         "method": method.describe(),
         "proposals": source.describe(),
-        **method.models.describe("clip", *source.models),
+        **method.models.settings("clip", *source.models),
     }
     changed = _changed_settings(arguments)
     return Run(method, source, split, settings, changed, output, store, arguments.protocol)

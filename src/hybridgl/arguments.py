@@ -20,7 +20,7 @@ from hybridgl.config import (
 )
 from hybridgl.errors import HybridGLError
 from hybridgl.methods.hybridgl import HybridGL
-from hybridgl.models.models import Models, select_device, select_dtype
+from hybridgl.models import Models, select_device, select_dtype
 from hybridgl.weights.registry import CLIP_FILES, SAM_FILES, weight_set
 
 __all__ = [

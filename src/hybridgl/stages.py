@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hybridgl import mask_rle
 from hybridgl.config import ProposalConfig
 from hybridgl.images import RgbImage
-from hybridgl.models.models import Models
+from hybridgl.models import Models
 from hybridgl.models.sam_generator import IMAGES_AT_ONCE
 from hybridgl.proposals import Proposals
 
@@ -142,7 +142,7 @@ class SamProposals:
         if not images:
             return []  # without loading SAM
         pixels = [image.pixels_HW3 for image in images]
-        unfinished = self._models.proposer.begin(pixels, self.config)
+        unfinished = self._models.sam.submit(pixels, self.config)
         return [
             partial(self._finish, self._key(image), finish)
             for image, finish in zip(images, unfinished, strict=True)

@@ -31,7 +31,7 @@ from hybridgl.config import MethodConfig
 from hybridgl.errors import HybridGLError
 from hybridgl.images import MAX_ASPECT_RATIO, RgbImage
 from hybridgl.methods.hybridgl import HybridGL
-from hybridgl.models.models import Models
+from hybridgl.models import Models
 from hybridgl.proposals import Proposals
 from hybridgl.weights.registry import weight_set
 from tests.factories_clip import clip_state, save_npz
@@ -567,7 +567,7 @@ def model_of(clip_file: Path, proposer=None) -> HybridGL:
     weights = weight_set("tiny", clip_weights=clip_file)
     models = Models(weights, device=torch.device("cpu"))
     if proposer:
-        models.proposer = proposer
+        models.sam = proposer
     return HybridGL(models, MethodConfig())
 
 

@@ -23,7 +23,7 @@ from evaluation.report import draw_samples
 from evaluation.run import prepare
 from hybridgl.config import PROPOSALS_PHRASECUT, PROPOSALS_SHAPES, FusionConfig, GuidanceConfig
 from hybridgl.metrics import PROTOCOLS
-from hybridgl.models.clip import ClipEncoder
+from hybridgl.models import LOADERS
 from refer.images import open_image
 from refer.refer import load_refer
 from tests.factories_clip import resnet_clip_state, save_npz
@@ -71,8 +71,7 @@ def caps_noted(folder) -> str:
 def each_clip_loaded_once():
     """Most of a small run's time goes into loading the same file."""
     with pytest.MonkeyPatch.context() as patch:
-        loaded = SimpleNamespace(from_file=lru_cache(ClipEncoder.from_file))
-        patch.setattr("hybridgl.models.models.ClipEncoder", loaded)
+        patch.setitem(LOADERS, "clip", lru_cache(LOADERS["clip"]))
         yield
 
 

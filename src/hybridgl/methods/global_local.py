@@ -22,8 +22,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
-from torchvision.transforms.v2.functional import resize as resize_shorter_side
 
 from hybridgl import views
 from hybridgl.config import FusionConfig, FusionMode, ReferenceQuirks, TextConfig
@@ -33,8 +31,8 @@ from hybridgl.guidance import similarity_scores
 from hybridgl.images import RgbImage
 from hybridgl.language import ParsedExpression
 from hybridgl.methods.hybridgl import Prediction, Scores
+from hybridgl.models import Models
 from hybridgl.models.clip import ClipEncoder, ResNetTower
-from hybridgl.models.models import Models
 from hybridgl.proposals import Proposals
 from hybridgl.stages import ArtefactStore, masks_per_chunk, masks_sha256, stage_key
 from hybridgl.text import expression_features
@@ -87,8 +85,11 @@ def resized_image(image: Image.Image) -> Tensor:
         float32, (3, h, w), the shorter side 800 pixels (bilinear, antialiased), normalised with
         ImageNet's statistics.
     """
-    resized = pil_to_tensor(resize_shorter_side(image, [_SHORTER_SIDE])).float()
-    return views.normalise(resized / 255, views.IMAGENET_MEAN, views.IMAGENET_STD)
+    # torchvision's rounding: the longer side is cut, not rounded.
+    width, height = (_SHORTER_SIDE * side // min(image.size) for side in image.size)
+    resized_hw3 = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+    resized_3hw = torch.from_numpy(resized_hw3).permute(2, 0, 1).float()
+    return views.normalise(resized_3hw / 255, views.IMAGENET_MEAN, views.IMAGENET_STD)
 
 
 def mask_boxes(masks_NHW: Tensor) -> Tensor:

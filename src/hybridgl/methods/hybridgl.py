@@ -35,8 +35,8 @@ from hybridgl.errors import HybridGLError
 from hybridgl.fusion import fuse, stream_tokens
 from hybridgl.images import ImageSource, RgbImage
 from hybridgl.language import ParsedExpression, Position
+from hybridgl.models import Models, select_device, select_dtype
 from hybridgl.models.clip import ClipEncoder
-from hybridgl.models.models import Models, select_device, select_dtype
 from hybridgl.proposals import Proposals
 from hybridgl.stages import (
     ArtefactStore,

@@ -26,7 +26,7 @@ from hybridgl.methods.global_local import (
     mixing_weight,
     resized_image,
 )
-from hybridgl.models.models import Models
+from hybridgl.models import Models
 from hybridgl.proposals import Proposals
 from hybridgl.store import Store
 from hybridgl.weights.registry import weight_set
