@@ -1,4 +1,4 @@
-"""Stage 1: write the GEM map of every noun phrase of a split to the store, one file per image.
+"""Stage 1: write the GEM map of every noun phrase of a split to the store.
 
 Example:
     python save_attn_gem.py --dataset shapes --split val
@@ -7,83 +7,82 @@ Example:
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
-from evaluation.shards import add_shard_argument
-from hybridgl.arguments import (
-    add_model_arguments,
-    method_config_from_arguments,
-    models_from_arguments,
-)
-from hybridgl.errors import DataError, HybridGLError, ImageError
+from evaluation.manifest import find_manifest, write_manifest
+from evaluation.run import StoreConfig
+from hybridgl.build import build_models
+from hybridgl.config import HybridGLConfig, ModelConfig, ProfileConfig, ReferenceQuirks
+from hybridgl.errors import HybridGLError, ImageError
 from hybridgl.images import RgbImage
 from hybridgl.methods.hybridgl import HybridGL
-from refer.arguments import (
-    add_split_arguments,
-    check_split_arguments,
-    split_from_arguments,
-)
-from refer.dataset import Ref
-from refer.images import open_image, warn_unreadable
-from utils.runtime import add_store_arguments, prefetch, progress, run_program, store_from_arguments
+from hybridgl.settings import add_arguments
+from refer.config import SplitConfig, load_split
+from utils.runtime import prefetch, progress, run_program
+
+_logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the program's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser, "data", SplitConfig)
+    add_arguments(parser, "models", ModelConfig, ProfileConfig)
+    add_arguments(parser, "store", StoreConfig)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_split_arguments(parser)
-    add_model_arguments(parser)
-    add_store_arguments(parser)
-    add_shard_argument(parser)
-    arguments = parser.parse_args(argv)
-    return run_program(lambda: run(arguments), expected=(HybridGLError, DataError, OSError))
+    arguments = build_parser().parse_args(argv)
+    return run_program(lambda: run(arguments), expected=(HybridGLError, OSError))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Make what the store lacks."""
-    check_split_arguments(arguments)
-    store = store_from_arguments(arguments)
-    models = models_from_arguments(arguments)
+    data = SplitConfig.from_arguments(arguments).resolved()
+    storage = StoreConfig.from_arguments(arguments)
+    chosen = ModelConfig.from_arguments(arguments)
+    quirks = ReferenceQuirks.of(ProfileConfig.from_arguments(arguments).profile)
+    store = storage.open()
+    models = build_models(chosen.resolved(data.dataset, published_clip=HybridGL.published_clip))
     models.require("clip")
-    model = HybridGL(models, method_config_from_arguments(arguments), store)
-    model.load()
-    split = split_from_arguments(arguments)
-    image_ids = arguments.shard.image_ids(split) if arguments.shard else list(split.images)
+    method = HybridGL(models, HybridGLConfig(quirks=quirks), store)
+    _ = method.clip  # a wrong file is found before any work
+    split = load_split(data)
+    image_ids = storage.shard.of(split.images) if storage.shard else list(split.images)
+    write_manifest(store, find_manifest(store, models, ("clip", "parser")))
     refs_by_image = split.refs_by_image()
-    num_maps = num_images = 0
-    raws = {image_id: _raw_sentences(refs_by_image[image_id]) for image_id in image_ids}
-    every = list(dict.fromkeys(raw for some in raws.values() for raw in some))
-    phrase_of = {r: e.noun_phrase for r, e in zip(every, model.parse(every), strict=True)}
 
-    def read(image_id: int) -> tuple[int, RgbImage | None]:
+    def read(image_id: int) -> tuple[RgbImage | None, list[str]]:
+        sentences = [one.raw for ref in refs_by_image[image_id] for one in ref.sentences]
         try:
-            image = open_image(split, image_id)
+            image = split.open_image(image_id)
             _ = image.pil
         except ImageError as error:
-            warn_unreadable(split, image_id, error)
-            return image_id, None
-        return image_id, image
+            if image_id not in (*split.image_errors.missing, *split.image_errors.damaged):
+                _logger.warning("%s No map is made for it.", error)
+            return None, []
+        return image, [expression.noun_phrase for expression in method.parse(sentences)]
 
+    num_images = 0
     with store.background_writes():
-        opened = progress(prefetch(read, image_ids), "GEM maps", "image", total=len(image_ids))
-        for image_id, image in opened:
-            if image is not None:
-                phrases = {phrase_of[raw] for raw in raws[image_id]}
-                num_maps += len(model.patch_similarity(image, sorted(phrases)))
-                num_images += 1
+        for image, phrases in progress(
+            prefetch(read, image_ids), "GEM maps", "image", total=len(image_ids)
+        ):
+            if image is not None and phrases:
+                method.patch_similarity(image, phrases)
+            num_images += image is not None
     skipped = len(image_ids) - num_images
     print(
-        f"maps of {num_maps} noun phrases in {num_images} images in {store.root}/: "
-        f"{store.hits['gem']} images found there, {store.misses['gem']} made"
+        f"maps of noun phrases in {num_images} images in {store.root}/: {store.hits['gem']} found "
+        f"there, {store.misses['gem']} made"
         + (f"; {skipped} images cannot be read." if skipped else ".")
     )
-
-
-def _raw_sentences(refs: Sequence[Ref]) -> list[str]:
-    return [sentence.raw for ref in refs for sentence in ref.sentences]
 
 
 if __name__ == "__main__":

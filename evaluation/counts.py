@@ -1,134 +1,123 @@
-"""Predictions against the truth: integer counts for every pick, and the yardsticks.
+"""Pixel counts of proposals and ground truths: all that any protocol's scores are made from.
 
-Shapes: N proposals, S sentences of one image, H x W image pixels.
+Shapes: N proposals, S ground truths of one image, H x W image pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+from hybridgl.masks import resize_nearest
 from numpy.typing import NDArray
 
-from hybridgl.metrics import PixelCounts, intersection_and_union, resize_nearest
-from hybridgl.proposals import Proposals
+from evaluation.records import PredictionCounts
+from hybridgl.metrics import intersection_and_union
 
-__all__ = ["ImageEvaluation", "Outcome", "PickOutcome", "running_k_limits"]
+__all__ = ["ImageCounts"]
 
 _RESIZED_SIDE = 480
+_MASKS_PER_CHUNK = 64
+"""Masks that are resized at once: 15 MB."""
+
+_Counts = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class PickOutcome:
-    """One pick against the truth.
-
-    Attributes:
-        index: index of the proposal; None where there is none, which counts as an empty mask.
-        area: pixels of the proposal.
-        overlap: intersection and union with the truth.
-        overlap_480: the same after both are resized to 480 x 480 pixels, for the protocol
-            "lavt".
-    """
-
-    index: int | None
-    area: int
-    overlap: PixelCounts
-    overlap_480: PixelCounts
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One sentence's picks and yardsticks.
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageCounts:
+    """Pixels of an image's proposals, of its ground truths, and of both.
 
     Attributes:
-        picks: by the name of the way of picking.
-        best: the highest overlap of a proposal with the truth.
-        random_iou: mean IoU of the proposals, 0 to 1: what a random pick scores; 0 without any.
-        target_area: pixels of the truth.
+        areas_N: of the proposals.
+        gt_areas_S: of the ground truths.
+        intersections_NS: in both.
+        areas_480_N: after all masks are resized to 480 x 480, for the protocol "lavt".
+        gt_areas_480_S: likewise.
+        intersections_480_NS: likewise.
     """
 
-    picks: Mapping[str, PickOutcome]
-    best: PixelCounts
-    random_iou: float
-    target_area: int
+    areas_N: _Counts
+    gt_areas_S: _Counts
+    intersections_NS: _Counts
+    areas_480_N: _Counts
+    gt_areas_480_S: _Counts
+    intersections_480_NS: _Counts
 
-
-class ImageEvaluation:
-    """The proposals of one image against the truths of its sentences.
-
-    Args:
-        proposals: its masks.
-        gt_masks_SHW: the truth of every sentence, bool, (S, H, W).
-    """
-
-    def __init__(self, proposals: Proposals, gt_masks_SHW: NDArray[np.bool_]) -> None:
-        self._masks_NHW = proposals.masks_NHW
-        self._intersections_NS, self._unions_NS = intersection_and_union(
-            self._masks_NHW, gt_masks_SHW
-        )
-        self._ious_NS = self._intersections_NS / np.maximum(self._unions_NS, 1)
-        self._areas_N = self._masks_NHW.sum(axis=(1, 2), dtype=np.int64)
-        self._target_areas_S = gt_masks_SHW.sum(axis=(1, 2), dtype=np.int64)
-        self._truths_480_SHW = resize_nearest(gt_masks_SHW, _RESIZED_SIDE)
-        self._scored: dict[tuple[int | None, int], PickOutcome] = {}
-
-    def outcome(self, sentence: int, picks: Mapping[str, int | None]) -> Outcome:
-        """Score the picks of a sentence.
+    @classmethod
+    def of(cls, masks_NHW: NDArray[np.bool_], gt_masks_SHW: NDArray[np.bool_]) -> ImageCounts:
+        """Count the pixels of masks.
 
         Args:
-            sentence: its index.
-            picks: index of the picked proposal by the name of the way of picking; None for none.
+            masks_NHW: bool, (N, H, W).
+            gt_masks_SHW: bool, (S, H, W).
         """
-        best, random_iou = PixelCounts(0, int(self._target_areas_S[sentence])), 0.0
-        if len(self._masks_NHW):
-            best = self._overlap(int(self._ious_NS[:, sentence].argmax()), sentence)
-            random_iou = float(self._ious_NS[:, sentence].mean())
-        return Outcome(
-            picks={name: self._pick(index, sentence) for name, index in picks.items()},
-            best=best,
-            random_iou=random_iou,
-            target_area=int(self._target_areas_S[sentence]),
+        areas_N, gt_areas_S, intersections_NS = _counts(masks_NHW, gt_masks_SHW)
+        gt_480_SHW = resize_nearest(gt_masks_SHW, _RESIZED_SIDE)
+        parts = [
+            _counts(resize_nearest(chunk, _RESIZED_SIDE), gt_480_SHW)
+            for chunk in np.split(
+                masks_NHW, range(_MASKS_PER_CHUNK, len(masks_NHW), _MASKS_PER_CHUNK)
+            )
+        ]
+        return cls(
+            areas_N=areas_N,
+            gt_areas_S=gt_areas_S,
+            intersections_NS=intersections_NS,
+            areas_480_N=np.concatenate([areas for areas, _, _ in parts]),
+            gt_areas_480_S=parts[0][1],
+            intersections_480_NS=np.concatenate([shared for _, _, shared in parts]),
         )
 
-    def _pick(self, index: int | None, sentence: int) -> PickOutcome:
-        if (index, sentence) not in self._scored:
-            self._scored[index, sentence] = self._score(index, sentence)
-        return self._scored[index, sentence]
+    def arrays(self) -> dict[str, _Counts]:
+        """Return the counts by name, to be stored."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def _score(self, index: int | None, sentence: int) -> PickOutcome:
-        gt_mask_1HW = self._truths_480_SHW[sentence : sentence + 1]
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> ImageCounts:
+        """Build the counts from what ``arrays`` returned, among other arrays."""
+        return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+    def ious(self, column: int) -> NDArray[np.float64]:
+        """Compute the IoU, 0 to 1, of every proposal with a ground truth; 0 where both are empty.
+
+        Args:
+            column: index of the ground truth.
+        """
+        intersections_N = self.intersections_NS[:, column]
+        unions_N = self.areas_N + self.gt_areas_S[column] - intersections_N
+        return np.asarray(intersections_N / np.maximum(unions_N, 1))
+
+    def prediction(
+        self, index: int | None, column: int, *, indexed: bool = True
+    ) -> PredictionCounts:
+        """Return the counts of a proposal with a ground truth.
+
+        Args:
+            index: of the proposal; None predicts nothing, an empty mask.
+            column: index of the ground truth.
+            indexed: whether the mask is a proposal of the image, and not a method's own.
+        """
         if index is None:
-            nothing = PixelCounts(0, int(self._target_areas_S[sentence]))
-            return PickOutcome(None, 0, nothing, PixelCounts(0, int(gt_mask_1HW.sum())))
-        resized_1HW = resize_nearest(self._masks_NHW[index : index + 1], _RESIZED_SIDE)
-        counts_480 = (counts.item() for counts in intersection_and_union(resized_1HW, gt_mask_1HW))
-        return PickOutcome(
-            index=index,
-            area=int(self._areas_N[index]),
-            overlap=self._overlap(index, sentence),
-            overlap_480=PixelCounts(*counts_480),
-        )
-
-    def _overlap(self, index: int, sentence: int) -> PixelCounts:
-        return PixelCounts(
-            int(self._intersections_NS[index, sentence]), int(self._unions_NS[index, sentence])
+            return PredictionCounts(
+                proposal=None, area=0, intersection=0, area_480=0, intersection_480=0
+            )
+        return PredictionCounts(
+            proposal=index if indexed else None,
+            area=int(self.areas_N[index]),
+            intersection=int(self.intersections_NS[index, column]),
+            area_480=int(self.areas_480_N[index]),
+            intersection_480=int(self.intersections_480_NS[index, column]),
         )
 
 
-def running_k_limits(proposal_counts: Sequence[int], *, shrinks: bool) -> list[int]:
-    """Cap on the candidate counts of every ref, in dataset order.
-
-    Args:
-        proposal_counts: number of proposals of every ref's image, in dataset order.
-        shrinks: quirk Q5: the k_limit is the minimum over all refs so far. Images without proposals,
-            at which the released program stops, do not lower it.
-
-    Example:
-        >>> running_k_limits([9, 2, 0, 5], shrinks=True), running_k_limits([9, 2, 0, 5], shrinks=False)
-        ([9, 2, 2, 2], [9, 2, 0, 5])
-    """
-    if not shrinks:
-        return list(proposal_counts)
-    counts = np.array([count or np.iinfo(np.int64).max for count in proposal_counts], np.int64)
-    return [int(k_limit) for k_limit in np.minimum.accumulate(counts)]
+def _counts(
+    masks_NHW: NDArray[np.bool_], gt_masks_SHW: NDArray[np.bool_]
+) -> tuple[_Counts, _Counts, _Counts]:
+    """Areas of both kinds of masks, and of what they share."""
+    areas_N, gt_areas_S = (
+        np.count_nonzero(masks, axis=(1, 2)).astype(np.int64) for masks in (masks_NHW, gt_masks_SHW)
+    )
+    intersections_NS, _ = intersection_and_union(masks_NHW, gt_masks_SHW)
+    return areas_N, gt_areas_S, intersections_NS

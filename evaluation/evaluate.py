@@ -1,50 +1,51 @@
-"""A split through a method: one record for every sentence.
+"""A split through a method, in two passes.
 
-Quirk Q5 makes the picks of an image depend on the proposal counts of all images before it. The k_limits
-that it sets are derived from the counts, before or after the images are scored, so that results do
-not depend on the order of the work or on how it is divided.
+The first pass scores images: in any order, on any machine, each leaves one entry in the store. The
+second makes a record of every sentence from these entries: it is serial and cheap, needs no model,
+and holds quirk Q5 alone, the running limit on top-k that makes a prediction depend on all images
+before its own.
+
+Shapes: N proposals, S ground truths of one image, H x W image pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from hybridgl.masks import Proposals
 from numpy.typing import NDArray
 
-from evaluation.counts import ImageEvaluation, Outcome, running_k_limits
-from evaluation.methods import Method
+from evaluation.counts import ImageCounts
+from evaluation.executors import Executor, serial
 from evaluation.proposals import ProposalSource
-from evaluation.records import PredictionCounts, Record
+from evaluation.records import Record
 from hybridgl.errors import ImageError
+from hybridgl.files import file_sha256
 from hybridgl.images import RgbImage
-from hybridgl.language import ParsedExpression
-from hybridgl.methods.hybridgl import Scores
-from hybridgl.metrics import resize_nearest
-from hybridgl.proposals import Proposals
-from refer.dataset import Id, Ref, ReferSplit, Sentence
-from refer.images import open_image, warn_unreadable
-from utils.runtime import prefetch, progress
+from hybridgl.methods import Method, Prediction, Scores
+from hybridgl.store import Content, Entry, Store, entry_key
+from hybridgl.timing import timer
+from refer.dataset import Ref, ReferSplit, Sentence
+from utils.runtime import prefetch
 
-__all__ = [
-    "SampleId",
-    "VariantsByCap",
-    "all_k_limits",
-    "check_ground_truth",
-    "count_proposals",
-    "effective_k_limit",
-    "evaluate",
-    "in_dataset_order",
-    "k_limit_by_ref",
-]
+__all__ = ["Evaluation", "ImageResult", "check_ground_truth"]
 
-SampleId = tuple[Id, int]
-"""Ids of a ref and of one of its sentences."""
+_logger = logging.getLogger(__name__)
 
-VariantsByCap = dict[int, Record]
-"""A sample's record under every k_limit on the candidate counts that was asked for."""
+_KIND = "scores"
+
+_FINISHERS = min(os.cpu_count() or 1, 4)
+"""Threads that clean and store masks."""
+
+_RESULTS_KEPT = 64
+"""Images whose results stay in memory: refs of one image may be far apart in a dataset."""
 
 
 def check_ground_truth(split: ReferSplit) -> None:
@@ -58,240 +59,323 @@ def check_ground_truth(split: ReferSplit) -> None:
             split.check_mask(ann_id)
 
 
-def count_proposals(
-    source: ProposalSource, split: ReferSplit, image_ids: Iterable[int]
-) -> dict[int, int]:
-    """Number of proposals of images, each made if it is not stored; 0 where there is no image."""
-    unreadable = {*split.image_errors.missing, *split.image_errors.damaged}
-    counts = dict.fromkeys(image_ids, 0)
-    readable = [image_id for image_id in counts if image_id not in unreadable]
-    counts.update(progress(source.counts(readable), "proposals", "image", total=len(readable)))
-    return counts
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageResult:
+    """What the first pass leaves of an image.
 
-
-def effective_k_limit(method: Method, count: int, k_limit: int) -> int:
-    """The smallest k_limit on the candidate counts with the same picks.
-
-    Args:
-        method: knows from where on a k_limit changes nothing.
-        count: proposals of the image.
-        k_limit: at least the number of candidates that are looked at.
+    Attributes:
+        scores: of every sentence, refs and sentences in the order of the dataset; none where the
+            image cannot be read.
+        counts: of its proposals and its refs' ground truths; None where the image cannot be read.
+        error: why the image cannot be read; empty where it can.
     """
-    return max(1, min(k_limit, count, method.most_candidates))
 
+    scores: Sequence[Scores]
+    counts: ImageCounts | None
+    error: str = ""
 
-def k_limit_by_ref(method: Method, split: ReferSplit, counts: Mapping[int, int]) -> dict[Id, int]:
-    """Effective k_limit of every ref, from every image's proposal count.
+    def content(self) -> Content:
+        """Return the result as a store takes it."""
+        arrays = {
+            f"{row}/{name}": array
+            for row, one in enumerate(self.scores)
+            for name, array in one.arrays.items()
+        }
+        if self.counts is not None:
+            arrays |= self.counts.arrays()
+        return arrays, {"error": self.error, "scores": [dict(one.meta) for one in self.scores]}
 
-    Args:
-        method: the method.
-        split: the data.
-        counts: proposals of all its images.
-    """
-    shrinks = method.quirks.top_k_shrinks_across_images
-    k_limits = running_k_limits([counts[ref.image_id] for ref in split.refs], shrinks=shrinks)
-    return {
-        ref.ref_id: effective_k_limit(method, counts[ref.image_id], k_limit)
-        for ref, k_limit in zip(split.refs, k_limits, strict=True)
-    }
-
-
-def all_k_limits(method: Method, split: ReferSplit, counts: Mapping[int, int]) -> dict[Id, range]:
-    """Every effective k_limit that refs can get, whatever the images before theirs.
-
-    Args:
-        method: the method.
-        split: the data.
-        counts: proposals of the images whose refs are asked for.
-    """
-    shrinks = method.quirks.top_k_shrinks_across_images
-    k_limits = {}
-    for ref in split.refs:
-        if ref.image_id in counts:
-            largest = effective_k_limit(method, counts[ref.image_id], counts[ref.image_id])
-            k_limits[ref.ref_id] = range(1 if shrinks else largest, largest + 1)
-    return k_limits
-
-
-def evaluate(
-    method: Method,
-    source: ProposalSource,
-    split: ReferSplit,
-    counts: Mapping[int, int],
-    k_limits: Mapping[Id, Sequence[int]],
-) -> dict[SampleId, VariantsByCap]:
-    """Records of every sentence of some images, under every k_limit that is asked for.
-
-    Args:
-        method: the method.
-        source: proposals.
-        split: the data.
-        counts: proposals of the images, which are all that are looked at.
-        k_limits: effective k_limits of every ref of the images.
-    """
-    samples_of = _samples(split, counts)
-    raws = [sentence.raw for samples in samples_of.values() for _, sentence in samples]
-    parsed = dict(zip(raws, method.parse(raws), strict=True))
-
-    def load(image_id: int) -> _Loaded:
-        return _load(method, source, split, samples_of[image_id], parsed)
-
-    def score(loaded: _Loaded) -> tuple[_Loaded, list[Scores]]:
-        if loaded.image is None:
-            return loaded, []
-        return loaded, method.score(loaded.image, loaded.proposals, loaded.expressions)
-
-    def record(scored: tuple[_Loaded, list[Scores]]) -> dict[SampleId, VariantsByCap]:
-        return _records(method, split, *scored, k_limits)
-
-    # The device works in this thread, on what another one reads; a third one compares masks.
-    variants: dict[SampleId, VariantsByCap] = {}
-    done = prefetch(record, map(score, prefetch(load, samples_of)))
-    for of_image in progress(done, "picks", "image", total=len(samples_of)):
-        variants |= of_image
-    return variants
-
-
-def in_dataset_order(
-    split: ReferSplit, variants: Mapping[SampleId, VariantsByCap], k_limits: Mapping[Id, int]
-) -> list[Record]:
-    """The one record of every sentence, in the order of the split.
-
-    Args:
-        split: the data.
-        variants: of every sample of the split.
-        k_limits: effective k_limit of every ref.
-    """
-    return [
-        variants[ref.ref_id, sent.sent_id][k_limits[ref.ref_id]]
-        for ref in split.refs
-        for sent in ref.sentences
-    ]
+    @classmethod
+    def from_entry(cls, entry: Entry) -> ImageResult:
+        """Build a result from what a store gives back."""
+        arrays: list[dict[str, Any]] = [{} for _ in entry.meta["scores"]]
+        for path, array in entry.arrays.items():
+            row, _, name = path.partition("/")
+            if name:
+                arrays[int(row)][name] = array
+        error = str(entry.meta["error"])
+        return cls(
+            scores=[Scores(*one) for one in zip(arrays, entry.meta["scores"], strict=True)],
+            counts=None if error else ImageCounts.from_arrays(entry.arrays),
+            error=error,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Loaded:
-    """An image with all that its sentences are scored with.
-
-    Attributes:
-        image_id: its id.
-        samples: its sentences, each with its ref.
-        expressions: the sentences, parsed.
-        gt_masks_SHW: the truth of every sentence, bool.
-        image: None where it cannot be read.
-        proposals: its masks; none where it cannot be read.
-    """
+class _Opened:
+    """An image on its way through the first pass."""
 
     image_id: int
-    samples: Sequence[tuple[Ref, Sentence]]
-    expressions: Sequence[ParsedExpression]
-    gt_masks_SHW: NDArray[np.bool_]
+    key: str
     image: RgbImage | None
-    proposals: Proposals
+    error: str = ""
 
 
-def _samples(split: ReferSplit, image_ids: Iterable[int]) -> dict[int, list[tuple[Ref, Sentence]]]:
-    """Sentences of images, each with its ref; images of refs without sentences are left out.
+class Evaluation:
+    """A method on a split, with the store that holds what it has scored.
 
-    They are named among the split's warnings.
+    Args:
+        method: scores and chooses.
+        source: proposals.
+        split: the data.
+        store: gets an entry for every image.
+        made_by: everything besides data, method and source that decides the results, as JSON
+            values: hashes of the models, kind of device, number formats.
+        overlapping_polygons_dropped: quirk Q9.
+        top_k_shrinks_across_images: quirk Q5.
     """
-    refs_by_image = split.refs_by_image()
-    samples_of = {
-        image_id: [(ref, sent) for ref in refs_by_image[image_id] for sent in ref.sentences]
-        for image_id in image_ids
-    }
-    return {image_id: samples for image_id, samples in samples_of.items() if samples}
 
-
-def _load(
-    method: Method,
-    source: ProposalSource,
-    split: ReferSplit,
-    samples: Sequence[tuple[Ref, Sentence]],
-    parsed: Mapping[str, ParsedExpression],
-) -> _Loaded:
-    image_id = samples[0][0].image_id
-    drop_overlaps = method.quirks.overlapping_polygons_dropped
-    gt_mask_of = {ref.ref_id: split.gt_mask(ref, drop_overlaps=drop_overlaps) for ref, _ in samples}
-    gt_masks_SHW = np.stack([gt_mask_of[ref.ref_id] for ref, _ in samples])
-    height, width = gt_masks_SHW.shape[1:]
-    image, proposals = None, Proposals.empty((height, width))
-    try:
-        image = open_image(split, image_id)
-        _ = image.pil  # decoded here, while the device works on the image before
-        proposals = source.propose(image_id, image)
-    except ImageError as error:
-        warn_unreadable(split, image_id, error)
-        image = None
-    expressions = [parsed[sentence.raw] for _, sentence in samples]
-    return _Loaded(image_id, samples, expressions, gt_masks_SHW, image, proposals)
-
-
-def _records(
-    method: Method,
-    split: ReferSplit,
-    loaded: _Loaded,
-    scores: Sequence[Scores],
-    k_limits: Mapping[Id, Sequence[int]],
-) -> dict[SampleId, VariantsByCap]:
-    evaluation = ImageEvaluation(loaded.proposals, loaded.gt_masks_SHW)
-    gt_areas_480 = resize_nearest(loaded.gt_masks_SHW, 480).sum(axis=(1, 2)).tolist()
-    nothing: dict[str, int | None] = dict.fromkeys(method.picks)
-    variants: dict[SampleId, VariantsByCap] = {}
-    for row, (ref, sentence) in enumerate(loaded.samples):
-        expression = loaded.expressions[row]
-        described = {
-            "dataset": split.dataset,
-            "split": split.split,
-            "ref_id": ref.ref_id,
-            "sent_id": sentence.sent_id,
-            "image_id": loaded.image_id,
-            "image_error": loaded.image is None,
-            "sentence": sentence.raw,
-            "kind": sentence.kind,
-            **_parse_fields(expression),
-            "truncated": method.models.clip.is_truncated(expression.sentence),
-            "num_proposals": len(loaded.proposals),
+    def __init__(
+        self,
+        method: Method,
+        source: ProposalSource,
+        split: ReferSplit,
+        store: Store,
+        made_by: Mapping[str, Any],
+        *,
+        overlapping_polygons_dropped: bool,
+        top_k_shrinks_across_images: bool,
+    ) -> None:
+        self.method = method
+        self.source = source
+        self.split = split
+        self.store = store
+        self._inputs = {
+            "method": method.settings(late=False),
+            "proposals": source.settings(),
+            "made_by": dict(made_by),
+            "overlapping_polygons_dropped": overlapping_polygons_dropped,
+            "data": split.sha256_by_file,
+            "split": [split.dataset, split.split, split.split_by],
         }
-        of_cap = variants[ref.ref_id, sentence.sent_id] = {}
-        for k_limit in k_limits[ref.ref_id]:
-            picks = dict(nothing)
-            if scores:
-                picks.update(method.choose(scores[row], k_limit).picks)
-            outcome = evaluation.outcome(row, picks)
-            of_cap[k_limit] = Record(**described, **_outcome_fields(outcome, gt_areas_480[row]))
-    return variants
+        self._drops_overlaps = overlapping_polygons_dropped
+        self._limit_shrinks = top_k_shrinks_across_images
+        self._refs_by_image = split.refs_by_image()
+        self._unreadable = {*split.image_errors.missing, *split.image_errors.damaged}
+        self._cached_result = lru_cache(maxsize=_RESULTS_KEPT)(self._result)
+
+    # ---- first pass
+
+    def missing(self, image_ids: Iterable[int] | None = None) -> list[int]:
+        """Return the images that have not been scored.
+
+        Args:
+            image_ids: those that are asked for; None asks for all of the split.
+        """
+        asked = self.split.images if image_ids is None else image_ids
+        return [
+            image_id
+            for image_id in asked
+            if image_id not in self._unreadable
+            and self._samples(image_id)
+            and not self.store.has(_KIND, self._key(image_id))
+        ]
+
+    def score_images(
+        self, image_ids: Iterable[int], executor: Executor[int, int] = serial
+    ) -> Iterator[int]:
+        """Score images and store the results: in any order, on any machine.
+
+        Args:
+            image_ids: that can be read, as ``missing`` returns them.
+            executor: runs the work.
+
+        Returns:
+            The ids of the images, each when it is done.
+        """
+        return executor(self._work, image_ids)
+
+    def _work(self, image_ids: Iterable[int]) -> Iterator[int]:
+        """Score a stream of images; reading, the device and writing overlap."""
+        with self.store.background_writes():
+            opened = prefetch(self._open, image_ids)
+            proposed = prefetch(_finished, self._submitted(opened), threads=_FINISHERS)
+            scored = (self._score(one, proposals) for one, proposals in proposed)
+            yield from prefetch(self._save, scored)
+
+    def _open(self, image_id: int) -> _Opened:
+        key = self._key(image_id)
+        try:
+            with timer("decode"):
+                image = self.split.open_image(image_id)
+                _ = image.pixels_HW3  # decoded here, while the device works on the image before
+        except ImageError as error:
+            return _Opened(image_id, key, None, str(error))
+        return _Opened(image_id, key, image)
+
+    def _submitted(
+        self, opened: Iterator[_Opened]
+    ) -> Iterator[tuple[_Opened, Callable[[], Proposals] | None]]:
+        """Run the proposals' part on the device, a group of images at a time."""
+        needed = self.method.needs_proposals
+        while group := list(itertools.islice(opened, self.source.batch_size if needed else 1)):
+            readable = [(one.image_id, one.image) for one in group if one.image is not None]
+            with timer("proposals"):
+                finishers = iter(self.source.submit(readable) if needed else ())
+            for one in group:
+                yield one, next(finishers) if needed and one.image is not None else None
+
+    def _score(self, opened: _Opened, proposals: Proposals | None) -> tuple[_Opened, Any, Any]:
+        if opened.image is None:
+            return opened, None, []
+        if proposals is None:
+            proposals = Proposals.empty(opened.image.hw)
+        sentences = [sentence.raw for _, sentence in self._samples(opened.image_id)]
+        return opened, proposals, self.method.score(opened.image, sentences, proposals)
+
+    def _save(self, scored: tuple[_Opened, Proposals | None, Sequence[Scores]]) -> int:
+        opened, proposals, scores = scored
+        counts = None
+        if proposals is not None:
+            with timer("counts"):
+                gt_masks = [self.gt_mask(ref) for ref in self._refs_by_image[opened.image_id]]
+                counts = ImageCounts.of(proposals.masks_NHW, np.stack(gt_masks))
+        result = ImageResult(scores, counts, opened.error)
+        self.store.save(_KIND, opened.key, *result.content())
+        return opened.image_id
+
+    def gt_mask(self, ref: Ref) -> NDArray[np.bool_]:
+        """Return the ground truth of a ref, bool, (H, W)."""
+        return self.split.gt_mask(ref, overlapping_polygons_dropped=self._drops_overlaps)
+
+    # ---- second pass
+
+    def records(self) -> Iterator[tuple[Record, int | None]]:
+        """Make the record of every sentence, in the order of the dataset.
+
+        An image whose entry proves damaged is scored again.
+
+        Returns:
+            Records, each with the running limit on top-k that its prediction was made under; None
+            where none is kept.
+        """
+        limit: int | None = None
+        reported: set[int] = set()
+        for ref in self.split.refs:
+            result = self.result(ref.image_id)
+            if result.error and ref.image_id not in {*self._unreadable, *reported}:
+                reported.add(ref.image_id)
+                _logger.warning("%s Nothing is predicted for it.", result.error)
+            count = len(result.counts.areas_N) if result.counts else 0
+            if self._limit_shrinks and count:
+                limit = count if limit is None else min(limit, count)
+            for sentence in ref.sentences:
+                prediction = self.predict(ref, sentence.sent_id, limit)
+                yield self._record(ref, sentence, result, prediction), limit
+
+    def predict(self, ref: Ref, sent_id: int, k_limit: int | None) -> Prediction:
+        """Predict what a sentence refers to, from what the first pass left.
+
+        Args:
+            ref: of the split.
+            sent_id: of one of its sentences.
+            k_limit: running limit on top-k (quirk Q5).
+        """
+        scores = self.result(ref.image_id).scores
+        samples = self._samples(ref.image_id)
+        row = next(
+            place
+            for place, (one, sentence) in enumerate(samples)
+            if (one.ref_id, sentence.sent_id) == (ref.ref_id, sent_id)
+        )
+        return self.method.choose(scores[row], k_limit=k_limit) if scores else Prediction()
+
+    def result(self, image_id: int) -> ImageResult:
+        """Return what the first pass left of an image."""
+        return self._cached_result(image_id)
+
+    def _result(self, image_id: int) -> ImageResult:
+        if image_id in self._unreadable or not self._samples(image_id):
+            return ImageResult((), None, "the file is missing or corrupt")
+        key = self._key(image_id)
+        entry = self.store.load(_KIND, key)
+        if entry is None:
+            for _ in self.score_images([image_id]):
+                pass
+            entry = self.store.load(_KIND, key)
+            assert entry is not None
+        return ImageResult.from_entry(entry)
+
+    def _record(
+        self,
+        ref: Ref,
+        sentence: Sentence,
+        result: ImageResult,
+        prediction: Prediction,
+    ) -> Record:
+        counts = result.counts
+        ref_ids = [one.ref_id for one in self._refs_by_image[ref.image_id]]
+        column = ref_ids.index(ref.ref_id)
+        if counts is None:
+            gt_mask_1HW = self.gt_mask(ref)[None]
+            counts, column = ImageCounts.of(gt_mask_1HW[:0], gt_mask_1HW), 0
+        expression = prediction.expression
+        return Record(
+            dataset=self.split.dataset,
+            split=self.split.split,
+            ref_id=ref.ref_id,
+            sent_id=sentence.sent_id,
+            image_id=ref.image_id,
+            image_error=result.counts is None,
+            sentence=sentence.raw,
+            kind=sentence.kind,
+            noun_phrase=expression.noun_phrase if expression else None,
+            num_other_nouns=len(expression.other_nouns) if expression else None,
+            position=expression.position.value if expression else None,
+            relation=expression.relation.value if expression else None,
+            truncated=prediction.truncated,
+            **self._yardsticks(counts, column),
+            gt_area=int(counts.gt_areas_S[column]),
+            gt_area_480=int(counts.gt_areas_480_S[column]),
+            predictions={
+                variant: self._predicted(ref, variant, prediction, counts, column)
+                for variant in self.method.variants
+            },
+        )
+
+    def _yardsticks(self, counts: ImageCounts, column: int) -> dict[str, Any]:
+        """Number of proposals, the best of them, and what chance scores."""
+        names = ("num_proposals", "oracle_area", "oracle_intersection", "chance_iou")
+        if not self.method.needs_proposals:
+            return dict.fromkeys(names)
+        ious_N = counts.ious(column)
+        if not len(ious_N):
+            return dict(zip(names, (0, 0, 0, 0.0), strict=True))
+        best = counts.prediction(int(ious_N.argmax()), column)
+        values = (len(ious_N), best.area, best.intersection, float(ious_N.mean()))
+        return dict(zip(names, values, strict=True))
+
+    def _predicted(
+        self, ref: Ref, variant: str, prediction: Prediction, counts: ImageCounts, column: int
+    ) -> Any:
+        if variant in prediction.masks:
+            masks_1HW = prediction.masks[variant][None]
+            counts = ImageCounts.of(masks_1HW, self.gt_mask(ref)[None])
+            return counts.prediction(0, 0, indexed=False)
+        return counts.prediction(prediction.proposals.get(variant), column)
+
+    def _samples(self, image_id: int) -> list[tuple[Ref, Sentence]]:
+        """Sentences of an image, each with its ref; none for refs without sentences.
+
+        They are named among the split's warnings.
+        """
+        refs = self._refs_by_image[image_id]
+        return [(ref, sentence) for ref in refs for sentence in ref.sentences]
+
+    def _key(self, image_id: int) -> str:
+        info = self.split.images[image_id]
+        inputs = {
+            **self._inputs,
+            "image_id": image_id,
+            "image": file_sha256(self.split.image_path(image_id)),
+            "hw": [info.height, info.width],
+        }
+        return entry_key(_KIND, inputs)
 
 
-_VARIANTS = {"pure": "features", "no_gem": "relations", "guided": "guided"}
-
-
-def _parse_fields(expression: ParsedExpression) -> dict[str, Any]:
-    return {
-        "noun_phrase": expression.noun_phrase,
-        "num_other_nouns": len(expression.other_nouns),
-        "position": expression.position.value,
-        "relation": expression.relation.value,
-    }
-
-
-def _outcome_fields(outcome: Outcome, gt_area_480: int) -> dict[str, Any]:
-    best = outcome.best
-    return {
-        "gt_area": outcome.target_area,
-        "gt_area_480": gt_area_480,
-        "oracle_area": best.union - outcome.target_area + best.intersection,
-        "oracle_intersection": best.intersection,
-        "chance_iou": outcome.random_iou,
-        "predictions": {
-            variant: PredictionCounts(
-                proposal=pick.index,
-                area=pick.area,
-                intersection=pick.overlap.intersection,
-                area_480=pick.overlap_480.union - gt_area_480 + pick.overlap_480.intersection,
-                intersection_480=pick.overlap_480.intersection,
-            )
-            for name, variant in _VARIANTS.items()
-            if (pick := outcome.picks.get(name))
-        },
-    }
+def _finished(
+    submitted: tuple[_Opened, Callable[[], Proposals] | None],
+) -> tuple[_Opened, Proposals | None]:
+    opened, finish = submitted
+    with timer("proposals"):
+        return opened, finish() if finish else None

@@ -1,39 +1,34 @@
-"""Where the masks come from among which an expression picks: SAM, a file, or the ground truth.
+"""Where the masks come from among which an expression chooses: SAM, a file, or the ground truth.
 
 A run's methods all see the same source, so that what they score compares.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from hybridgl.masks import Proposals, mask_boxes_xywh
 from numpy.typing import NDArray
 
 from evaluation.coco_masks import ProposalFile, check_images, read_proposal_file
 from hybridgl.config import ProposalConfig
-from hybridgl.errors import DataError, HybridGLError, ImageError
+from hybridgl.errors import DataError
 from hybridgl.images import RgbImage
-from hybridgl.models.models import Models
-from hybridgl.proposals import Proposals
-from hybridgl.stages import ArtefactStore, SamProposals
+from hybridgl.models import Models
+from hybridgl.proposals import SamProposals
+from hybridgl.store import Store
 from refer.dataset import ReferSplit
-from refer.images import open_image
 from refer.segmentation import check_segmentation, ground_truth
-from utils.runtime import prefetch, progress
+from utils.runtime import progress
 
 __all__ = ["FileSource", "GroundTruthSource", "ProposalSource", "SamSource"]
 
-
-_FINISHERS = min(os.cpu_count() or 1, 4)
-"""Threads that clean and store masks."""
+Finish = Callable[[], Proposals]
+"""Does the host's part of making an image's masks, in any thread."""
 
 
 class ProposalSource(Protocol):
@@ -42,33 +37,27 @@ class ProposalSource(Protocol):
     Attributes:
         name: for people.
         models: of "clip" and "sam", those that it computes with.
-        warnings: one line for each warning about it that does not forbid using it.
+        warnings: one line for each warning about it.
+        batch_size: images that are worth giving to ``submit`` together.
     """
 
     name: str
     models: tuple[str, ...]
     warnings: tuple[str, ...]
+    batch_size: int
 
-    def count(self, image_id: int) -> int:
-        """Number of an image's masks.
+    def submit(self, images: Sequence[tuple[int, RgbImage]]) -> list[Finish]:
+        """Do the device's part of proposing masks.
 
-        Raises:
-            ImageError: the image cannot be read, so that nothing is predicted for it.
+        Args:
+            images: ids and opened images.
+
+        Returns:
+            For every image a function that does the host's part.
         """
 
-    def counts(self, image_ids: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """Every image's id and the number of its masks, in order; 0 where it cannot be read."""
-        for image_id in image_ids:
-            count = 0
-            with contextlib.suppress(ImageError):  # named when its sentences are scored
-                count = self.count(image_id)
-            yield image_id, count
-
-    def propose(self, image_id: int, image: RgbImage) -> Proposals:
-        """An image's masks; the image is the opened one of that id."""
-
-    def describe(self) -> dict[str, Any]:
-        """What must be the same for the same masks, as JSON values."""
+    def settings(self) -> dict[str, Any]:
+        """Return what must be the same for the same masks, as JSON values."""
 
 
 class SamSource(ProposalSource):
@@ -78,61 +67,23 @@ class SamSource(ProposalSource):
         models: hold SAM.
         config: settings of its mask generator.
         store: keeps the masks.
-        split: the data.
     """
 
     models: tuple[str, ...] = ("sam",)
     warnings: tuple[str, ...] = ()
 
-    def __init__(
-        self, models: Models, config: ProposalConfig, store: ArtefactStore, split: ReferSplit
-    ) -> None:
+    def __init__(self, models: Models, config: ProposalConfig, store: Store) -> None:
         self.name = f"SAM {models.weights.sam_checkpoint.name}"
+        self.batch_size = models.images_at_once
         self._sam = SamProposals(models, config, store)
-        self._split = split
 
-    def count(self, image_id: int) -> int:
-        """Number of an image's masks, which are made if the store lacks them."""
-        image = open_image(self._split, image_id)
-        stored = self._sam.stored_count(image)
-        return len(self._sam.propose(image)) if stored is None else stored
+    def submit(self, images: Sequence[tuple[int, RgbImage]]) -> list[Finish]:
+        """Run SAM on those images whose masks the store lacks."""
+        return self._sam.submit([image for _, image in images])
 
-    def counts(self, image_ids: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """Every image's id and the number of its masks, in order; 0 where it cannot be read.
-
-        While the device works on some images, threads read the next ones, and clean and store the
-        masks of the last.
-        """
-        return prefetch(lambda finish: finish(), self._counting(image_ids), threads=_FINISHERS)
-
-    def _counting(self, image_ids: Iterable[int]) -> Iterator[Callable[[], tuple[int, int]]]:
-        """What is left to do for every image when the device is done with it."""
-        opened = prefetch(self._open, image_ids)
-        while group := list(itertools.islice(opened, self._sam.images_at_once)):
-            lacking = [image for _, image, count in group if image and count is None]
-            unfinished = iter(self._sam.begin(lacking))
-            for image_id, _, count in group:
-                finish = next(unfinished) if count is None else None
-                yield partial(_counted, image_id, count, finish)
-
-    def _open(self, image_id: int) -> tuple[int, RgbImage | None, int | None]:
-        """An image, decoded where its masks are not stored; their number where they are."""
-        try:
-            image = open_image(self._split, image_id)
-            count = self._sam.stored_count(image)
-            if count is None:
-                _ = image.pixels_HW3
-        except ImageError:  # named when its sentences are scored
-            return image_id, None, 0
-        return image_id, image, count
-
-    def propose(self, image_id: int, image: RgbImage) -> Proposals:
-        """An image's masks, in the generator's order."""
-        return self._sam.propose(image)
-
-    def describe(self) -> dict[str, Any]:
-        """Settings of the generator; the weights are described with the models."""
-        return {"source": "sam", **dataclasses.asdict(self._sam.config)}
+    def settings(self) -> dict[str, Any]:
+        """Return the generator's settings; the weights are named with the models."""
+        return self._sam.settings()
 
 
 class FileSource(ProposalSource):
@@ -143,11 +94,12 @@ class FileSource(ProposalSource):
         split: the data.
 
     Raises:
-        HybridGLError: the file is damaged, or for other images than those of the split; the first
+        DataError: the file is damaged, or for other images than those of the split; the first
             entry that is wrong is named.
     """
 
     models: tuple[str, ...] = ()
+    batch_size = 1
 
     def __init__(self, path: Path, split: ReferSplit) -> None:
         self.name = path.name
@@ -160,24 +112,21 @@ class FileSource(ProposalSource):
         self.warnings = check_images(self._file, images)
         _check_masks(self._file, split)
 
-    def count(self, image_id: int) -> int:
-        """Number of an image's masks.
+    def submit(self, images: Sequence[tuple[int, RgbImage]]) -> list[Finish]:
+        """Draw the masks, in the file's order; their scores stand for the predicted IoU."""
+        return [partial(self._propose, *one) for one in images]
 
-        Raises:
-            ImageError: the image cannot be read, so that nothing is predicted for it.
-        """
-        _ = open_image(self._split, image_id).pil
-        return len(self._file.by_image.get(image_id, ()))
-
-    def propose(self, image_id: int, image: RgbImage) -> Proposals:
-        """An image's masks, in the file's order; their scores stand for the predicted IoU."""
+    def _propose(self, image_id: int, image: RgbImage) -> Proposals:
         entries = self._file.by_image.get(image_id, ())
-        masks = [ground_truth(e.segmentation, image.hw, drop_overlaps=False) for e in entries]
+        masks = [
+            ground_truth(e.segmentation, image.hw, overlapping_polygons_dropped=False)
+            for e in entries
+        ]
         scores = [1.0 if entry.score is None else entry.score for entry in entries]
         return _proposals_of(masks, image.hw, scores)
 
-    def describe(self) -> dict[str, Any]:
-        """The file by its content."""
+    def settings(self) -> dict[str, Any]:
+        """Return the file by its content."""
         return {"source": "coco", "file": self.name, "sha256": self._file.sha256}
 
 
@@ -186,7 +135,7 @@ class GroundTruthSource(ProposalSource):
 
     Args:
         split: the data.
-        drop_overlaps: quirk Q9, as for the truth that picks are scored against.
+        overlapping_polygons_dropped: quirk Q9, as for the truth that picks are scored against.
 
     Raises:
         DataError: an annotation's segmentation is broken.
@@ -194,41 +143,32 @@ class GroundTruthSource(ProposalSource):
 
     name = "ground truth"
     models: tuple[str, ...] = ()
+    batch_size = 1
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, split: ReferSplit, *, drop_overlaps: bool) -> None:
+    def __init__(self, split: ReferSplit, *, overlapping_polygons_dropped: bool) -> None:
         self._split = split
-        self._drop_overlaps = drop_overlaps
+        self._overlapping_polygons_dropped = overlapping_polygons_dropped
         for image_id in split.images:
             for ann_id in split.instances(image_id):
                 split.check_mask(ann_id)
 
-    def count(self, image_id: int) -> int:
-        """Number of an image's annotated objects.
+    def submit(self, images: Sequence[tuple[int, RgbImage]]) -> list[Finish]:
+        """Draw the masks of annotated objects, in the order of their file."""
+        return [partial(self._propose, *one) for one in images]
 
-        Raises:
-            ImageError: the image cannot be read, so that nothing is predicted for it.
-        """
-        _ = open_image(self._split, image_id).pil
-        return len(self._split.instances(image_id))
-
-    def propose(self, image_id: int, image: RgbImage) -> Proposals:
-        """Masks of an image's annotated objects, in the order of their file."""
+    def _propose(self, image_id: int, image: RgbImage) -> Proposals:
         masks = [
-            self._split.instance_mask(ann_id, drop_overlaps=self._drop_overlaps)
+            self._split.instance_mask(
+                ann_id, overlapping_polygons_dropped=self._overlapping_polygons_dropped
+            )
             for ann_id in self._split.instances(image_id)
         ]
         return _proposals_of(masks, image.hw, [1.0] * len(masks))
 
-    def describe(self) -> dict[str, Any]:
-        """The annotations are described with the data."""
+    def settings(self) -> dict[str, Any]:
+        """Return the kind of source; the annotations are named with the data."""
         return {"source": "gt"}
-
-
-def _counted(
-    image_id: int, count: int | None, finish: Callable[[], Proposals] | None
-) -> tuple[int, int]:
-    return image_id, len(finish()) if finish else count or 0
 
 
 def _check_masks(file: ProposalFile, split: ReferSplit) -> None:
@@ -243,7 +183,7 @@ def _check_masks(file: ProposalFile, split: ReferSplit) -> None:
         try:
             check_segmentation(entry.segmentation, (info.height, info.width))
         except DataError as error:
-            raise HybridGLError(
+            raise DataError(
                 f"Expected masks of the images in {file.path}, but entry {entry.position}, "
                 f"of image {entry.image_id}, is broken: {error} Write the file again."
             ) from error
@@ -258,20 +198,7 @@ def _proposals_of(
     masks_NHW = np.stack(masks)
     return Proposals(
         masks_NHW=masks_NHW,
-        boxes_xywh=_boxes_xywh(masks_NHW),
+        boxes_xywh=mask_boxes_xywh(masks_NHW),
         predicted_iou=np.array(scores, dtype=np.float32),
         stability=np.ones(len(masks), dtype=np.float32),
     )
-
-
-def _boxes_xywh(masks_NHW: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Boxes x, y, w, h with w = x_max - x_min; 0 for an empty mask."""
-    boxes_xywh = np.zeros((len(masks_NHW), 4), dtype=np.int64)
-    for column, axis in ((0, 1), (1, 2)):
-        covered = np.asarray(masks_NHW.any(axis=axis))
-        first = covered.argmax(axis=1)
-        last = covered.shape[1] - 1 - covered[:, ::-1].argmax(axis=1)
-        some = covered.any(axis=1)
-        boxes_xywh[some, column] = first[some]
-        boxes_xywh[some, column + 2] = (last - first)[some]
-    return boxes_xywh

@@ -1,419 +1,560 @@
-"""A run as a whole: what its arguments make of it, its folder, and what it leaves there."""
+"""A run as a whole: what its settings make of it, its folder, and what it leaves there."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
-import re
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from random import Random
-from typing import Any
+from typing import Any, Self
 
-from evaluation.methods import (
-    Method,
-    add_run_arguments,
-    check_run_arguments,
-    method_from_arguments,
-    source_from_arguments,
-)
-from evaluation.proposals import ProposalSource
-from evaluation.records import Record, read_records, write_records, write_summary
-from evaluation.report import Report, ReportContext
-from hybridgl.arguments import add_method_arguments
-from hybridgl.config import FusionMode, Profile
-from hybridgl.errors import HybridGLError
-from hybridgl.figures import GalleryItem, draw_gallery, draw_prediction
-from hybridgl.files import atomic_write_bytes, sweep_partials
-from hybridgl.metrics import PROTOCOLS
-from hybridgl.store import Store
-from refer.arguments import SplitChoice, check_split_arguments, split_from_arguments
-from refer.dataset import Id, ReferSplit
-from refer.images import open_image
-from utils.runtime import (
-    Stopwatch,
-    check_output_folder,
-    peak_memory_bytes,
+from evaluation.evaluate import Evaluation, check_ground_truth
+from evaluation.executors import Executor, serial
+from evaluation.manifest import Manifest, find_manifest, other_devices, write_manifest
+from evaluation.proposals import FileSource, GroundTruthSource, ProposalSource, SamSource
+from evaluation.records import (
+    Record,
+    read_records,
     read_summary,
-    store_from_arguments,
+    write_records,
+    write_summary,
 )
+from evaluation.report import Report, ReportContext
+from evaluation.samples import draw_samples
+from evaluation.shards import Shard
+from hybridgl.build import build_models
+from hybridgl.config import MethodConfig, ModelConfig, ProfileConfig, ReferenceQuirks
+from hybridgl.errors import DataError, SettingError
+from hybridgl.files import atomic_write_bytes, check_folder
+from hybridgl.methods import Method
+from hybridgl.metrics import PROTOCOLS
+from hybridgl.models import select_device
+from hybridgl.settings import Settings, add_arguments, setting, setting_names
+from hybridgl.store import Store
+from refer.config import SplitConfig, load_split
+from refer.dataset import ReferSplit
+from utils.runtime import Stopwatch, peak_memory_bytes, progress
 
 __all__ = [
+    "ChoiceConfig",
+    "Methods",
+    "OutputConfig",
     "Run",
-    "finished_records",
-    "image_errors_of",
-    "prepare",
-    "rescore",
-    "run_name",
-    "run_warnings",
-    "write_results",
+    "RunConfig",
+    "StoreConfig",
+    "add_run_arguments",
 ]
 
-_FIGURE = re.compile(r"(worst|best|random)-\d+\.png|gallery\.png")
-_FIGURES_OF_EACH_SORT = 3
-_GALLERY_ITEMS = 8
-_VARIANTS = {"pure": "features", "guided": "guided"}
+_logger = logging.getLogger(__name__)
+
+Methods = Mapping[str, type[Method]]
+"""The methods that a program knows, by their names."""
+
+_COCO = "coco:"
+
+_PACKAGES = ("hybridgl", "torch", "torchvision", "open_clip_torch", "segment-anything", "spacy")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """An evaluation, ready to start.
+def _proposals(text: str) -> str:
+    """Accept a source of proposals."""
+    if text not in ("sam", "gt") and not text.startswith(_COCO):
+        raise SettingError(f"expected sam, coco:FILE or gt, got {text!r}")
+    return text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChoiceConfig(ProfileConfig):
+    """What a run compares."""
+
+    method: str = setting("hybridgl", help="the method")
+    proposals: str = setting(
+        "sam",
+        parse=_proposals,
+        metavar="{sam,coco:FILE,gt}",
+        help="masks to choose from: SAM's, those of a COCO-results or COCO-annotation file, or the "
+        "annotated objects of the image",
+    )
+    protocol: str = setting(
+        "zero-shot",
+        aliases=("--convention",),
+        choices=tuple(PROTOCOLS),
+        help="evaluation protocol: how the scores are computed, see docs/protocols.md",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreConfig(Settings):
+    """Where the results of stages are kept, and which part of a split is worked on."""
+
+    store: Path = setting(Path("store"), metavar="DIR", help="where the results of stages are kept")
+    overwrite: bool = setting(False, help="make again what the store or output holds")
+    shard: Shard | None = setting(
+        None,
+        parse=Shard.parse,
+        metavar="i/n",
+        help="work on every n-th image only, from the i-th on, and leave the results in the store; "
+        "the run without --shard then writes records from what the shards have stored",
+    )
+
+    def open(self, *, keep_tokens: bool = False) -> Store:
+        """Open the store.
+
+        Raises:
+            OSError: its path is a file, or cannot be written.
+        """
+        check_folder(self.store, "--store")
+        store = Store(self.store, overwrite=self.overwrite, keep_tokens=keep_tokens)
+        for line in store.warnings():
+            _logger.warning(line)
+        return store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputConfig(StoreConfig):
+    """Where results are kept and written."""
+
+    keep_tokens: bool = setting(
+        False,
+        help="store what enters CLIP's masked blocks too (1.2 MB a mask), so that another "
+        "--fusion_mode takes a fraction of the time",
+    )
+    output: Path | None = setting(
+        None,
+        metavar="DIR",
+        help="where records, summary and figures go (default: a folder in runs/ that is named "
+        "after dataset, split, mode, profile and whatever else differs from the defaults)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Every setting of a run, with all defaults filled in.
 
     Attributes:
-        method: what picks.
-        source: what it picks from.
-        split: the data.
-        settings: everything that decides the records, as JSON values.
-        changed: settings that are not the defaults, by their names on the command line.
-        output: folder that gets the results.
-        store: keeps the results of stages.
-        protocol: how scores are computed; does not touch the records.
+        data: which split.
+        choice: what is compared.
+        method: settings of the method.
+        models: which models, and how they run.
+        storage: where results are kept.
+        changed: what differs from the defaults of this split, method and profile, as JSON values;
+            without what says only where results go, or how scores are computed.
     """
 
-    method: Method
-    source: ProposalSource
-    split: ReferSplit
-    settings: dict[str, Any]
-    changed: dict[str, str]
-    output: Path
-    store: Store
-    protocol: str
+    data: SplitConfig
+    choice: ChoiceConfig
+    method: MethodConfig
+    models: ModelConfig
+    storage: OutputConfig
+    changed: Mapping[str, Any]
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace, methods: Methods) -> Self:
+        """Build the settings from the arguments of ``add_run_arguments``.
+
+        Raises:
+            SettingError: a value is out of its range, or of a setting that the method lacks.
+            DataError: a wrong name of a split, or a custom dataset that cannot be used.
+            FileNotFoundError: a custom dataset that is not there.
+        """
+        choice = ChoiceConfig.from_arguments(arguments)
+        kind = methods[choice.method]
+        given = {"quirks": ReferenceQuirks.of(choice.profile)}
+        _check_read(arguments, choice.method, methods)
+        given_data = SplitConfig.from_arguments(arguments)
+        data = given_data.resolved()
+        method = kind.Config.from_arguments(arguments, **given).resolved(data.name)
+        models, usual_models = (
+            one.resolved(data.dataset, published_clip=kind.published_clip)
+            for one in (ModelConfig.from_arguments(arguments), ModelConfig())
+        )
+        changed = {
+            **({} if data.limit is None else {"limit": data.limit}),
+            **({} if choice.proposals == "sam" else {"proposals": choice.proposals}),
+            **method.changed(kind.Config(**given).resolved(data.name)),
+            **models.changed(usual_models),
+        }
+        if select_device(models.device).type == select_device("auto").type:
+            changed.pop("device", None)
+        return cls(
+            data=data,
+            choice=choice,
+            method=method,
+            models=models,
+            storage=OutputConfig.from_arguments(arguments),
+            changed=changed,
+        )
+
+    @property
+    def mode(self) -> str:
+        """What names the method's setting in folders and reports."""
+        fusion = getattr(self.method, "fusion", None)
+        return str(fusion.fusion_mode.value) if fusion is not None else self.choice.method
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go: the one asked for, or one that no other settings have."""
+        if self.storage.output is not None:
+            return self.storage.output
+        parts = [self.data.label, self.mode, self.choice.profile.value]
+        changed = {name: value for name, value in self.changed.items() if name != "fusion_mode"}
+        if changed:
+            text = json.dumps(changed, sort_keys=True)
+            parts.append(hashlib.sha256(text.encode()).hexdigest()[:8])
+        return Path("runs") / "-".join(parts)
 
 
-def prepare(arguments: argparse.Namespace, split: ReferSplit | None = None) -> Run:
-    """The run that the arguments of ``hybridgl_main.py`` describe; nothing is computed or written.
+def add_run_arguments(parser: argparse.ArgumentParser, methods: Methods) -> None:
+    """Add the arguments that ``RunConfig.from_arguments`` reads.
 
     Args:
-        arguments: parsed.
-        split: the data, where it has been read for these arguments before.
+        parser: gets them.
+        methods: to choose from.
+    """
+    add_arguments(parser, "data", SplitConfig)
+    add_arguments(parser, "run", ChoiceConfig, choices={"method": list(methods)})
+    add_arguments(parser, "method", *(kind.Config for kind in methods.values()))
+    add_arguments(parser, "models", ModelConfig)
+    add_arguments(parser, "store", OutputConfig)
+
+
+def _check_read(arguments: argparse.Namespace, chosen: str, methods: Methods) -> None:
+    """Refuse a setting that the method does not read: a run with it would show no effect."""
+    read = setting_names(methods[chosen].Config)
+    changed = {
+        name: value
+        for kind in methods.values()
+        for name, value in kind.Config.from_arguments(arguments).changed().items()
+    }
+    unread = sorted(set(changed) - read)
+    if unread:
+        named = ", ".join(f"--{name}" for name in unread)
+        raise SettingError(
+            f"Expected settings of the method {chosen}, got {named}, which it does not have; leave "
+            f"them out, or choose another --method."
+        )
+
+
+class Run:
+    """A run, ready to start; nothing is computed or written before ``execute``.
+
+    Args:
+        config: every setting.
+        methods: that the program knows.
+        split: the data, where it has been read for these settings before.
+
+    Attributes:
+        settings: everything that decides the records, as JSON values.
+        warnings: what is doubtful about it before it starts: one line each.
 
     Raises:
-        HybridGLError: a wrong argument, or a file that is missing or wrong.
+        SettingError: a wrong value.
+        WeightsError: a model that is missing or wrong.
         DataError: data that cannot be used.
         OSError: a file or folder that cannot be used.
     """
-    choice = check_split_arguments(arguments)
-    check_run_arguments(arguments)
-    _check_settings_of_method(arguments)
-    store = store_from_arguments(arguments)
-    method = method_from_arguments(arguments, store)
-    output = arguments.output or Path("runs") / run_name(arguments, choice)
-    check_output_folder(output)
-    if split is None:
-        split = split_from_arguments(arguments)
-    source = source_from_arguments(arguments, method.models, store, split)
-    settings = {
-        "dataset": split.dataset,
-        "split": split.split,
-        "split_by": split.split_by,
-        "limit": arguments.limit,
-        "data": split.sha256_by_file,
-        "method": method.describe(),
-        "proposals": source.describe(),
-        **method.models.describe("clip", *source.models),
-    }
-    changed = _changed_settings(arguments)
-    return Run(method, source, split, settings, changed, output, store, arguments.protocol)
 
-
-def run_name(arguments: argparse.Namespace, choice: SplitChoice) -> str:
-    """Name of a run's folder: dataset, split, mode, profile, and all that is not the default."""
-    hybridgl = arguments.method == "hybridgl"
-    parts = [choice.label]
-    if arguments.limit:
-        parts.append(f"first-{arguments.limit}")
-    parts.append(arguments.fusion_mode.value if hybridgl else arguments.method)
-    parts.append(arguments.profile)
-    for name, value in _changed_settings(arguments).items():
-        if name == "proposals":
-            path = value.removeprefix("coco:")
-            parts.append(value if value == path else f"masks-{Path(path).stem}")
-        elif name != "fusion_mode":
-            parts.append(f"{name}-{'-'.join(value.split())}")
-    models = (
-        "weights",
-        "clip_model",
-        "clip_weights",
-        "sam_type",
-        "sam_checkpoint",
-        "sam_settings",
-        "spacy_model",
-    )
-    for name in models:
-        value = getattr(arguments, name)
-        if value is not None:
-            parts.append(f"sam-{value}" if name == "sam_type" else Path(value).stem)
-    if arguments.dtype != "float32":
-        parts.append(arguments.dtype)
-    if arguments.compile:
-        parts.append("compiled")
-    return "-".join(parts)
-
-
-def _changed_settings(arguments: argparse.Namespace) -> dict[str, str]:
-    """What is not the default among the settings of the run and of the method, as text."""
-    parser = argparse.ArgumentParser()
-    add_run_arguments(parser)
-    add_method_arguments(parser)
-    changed = {}
-    for name, default in vars(parser.parse_args([])).items():
-        value = getattr(arguments, name)
-        if name == "without":
-            value = sorted(value)
-        elif isinstance(default, tuple):
-            value, default = list(value), list(default)
-        if name not in ("method", "protocol") and value != default:
-            if isinstance(value, FusionMode):
-                value = value.value
-            changed[name] = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return changed
-
-
-def _check_settings_of_method(arguments: argparse.Namespace) -> None:
-    """Refuse a setting that the method does not read: a run with it would show no effect.
-
-    Raises:
-        HybridGLError: naming the settings.
-    """
-    baseline = arguments.method == "global_local"
-    of_both = {"proposals", "sentence_weight", "masking_block"}
-    unread = [
-        name
-        for name in _changed_settings(arguments)
-        if name not in of_both and (name == "mixing_weight") != baseline
-    ]
-    if unread:
-        named = ", ".join(f"--{name}" for name in unread)
-        raise HybridGLError(
-            f"Expected settings of the method {arguments.method}, got {named}, which it does not "
-            f"have. Leave them out, or choose another --method."
-        )
-
-
-def finished_records(run: Run) -> list[Record] | None:
-    """The records that are in a run's folder; None unless the run would make the very same ones."""
-    summary = read_summary(run.output)
-    if summary is None or summary["settings"] != json.loads(json.dumps(run.settings)):
-        return None
-    path = run.output / "records.jsonl"
-    if summary.get("image_errors") != image_errors_of(run.split) or not path.is_file():
-        return None
-    if hashlib.sha256(path.read_bytes()).hexdigest() != summary.get("records_sha256"):
-        return None
-    return read_records(path)
-
-
-def image_errors_of(split: ReferSplit) -> dict[str, list[Any]]:
-    """The images that are not as annotated, as JSON values: records depend on them."""
-    image_errors = split.image_errors
-    return {
-        "missing": list(image_errors.missing),
-        "damaged": list(image_errors.damaged),
-        "other_size": [[image_id, *hw] for image_id, hw in image_errors.other_size.items()],
-    }
-
-
-def write_results(
-    run: Run, records: Sequence[Record], k_limits: Mapping[Id, int], watch: Stopwatch
-) -> str:
-    """Write records, figures, report and summary.
-
-    Args:
-        run: the evaluation.
-        records: one for every sentence, in dataset order.
-        k_limits: effective k_limit on the candidate counts of every ref.
-        watch: time of the run's stages.
-
-    Returns:
-        What to print.
-    """
-    # The summary, written last, vouches for the files beside it; an earlier run's no longer does.
-    (run.output / "summary.json").unlink(missing_ok=True)
-    write_records(run.output / "records.jsonl", records)
-    with watch.measure("figures"):
-        draw_samples(run.method, run.source, run.split, records, k_limits, run.output / "figures")
-    made = {
-        "store": {"found": dict(run.store.hits), "made": dict(run.store.misses)},
-        "seconds": watch.seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
-    text = _write_scores(run, records, made)
-    return "\n".join(
-        [
-            text,
-            f"in {run.store.root}/: found {dict(run.store.hits)}, made {dict(run.store.misses)}",
-            f"records, summary, report with all breakdowns, and figures: {run.output}",
+    def __init__(
+        self, config: RunConfig, methods: Methods, split: ReferSplit | None = None
+    ) -> None:
+        self.config = config
+        check_folder(config.folder, "--output")
+        proposal_file = _proposal_file(config.choice.proposals)
+        self.store = config.storage.open(keep_tokens=config.storage.keep_tokens)
+        self.models = build_models(config.models)
+        kind = methods[config.choice.method]
+        self.method: Method = kind(self.models, config.method, self.store)
+        self.split = load_split(config.data) if split is None else split
+        quirks = config.method.quirks
+        self.source: ProposalSource
+        if proposal_file is not None:
+            self.source = FileSource(proposal_file, self.split)
+        elif config.choice.proposals == "gt":
+            self.source = GroundTruthSource(
+                self.split, overlapping_polygons_dropped=quirks.overlapping_polygons_dropped
+            )
+        else:
+            self.source = SamSource(self.models, config.models.proposals, self.store)
+        needed = ("clip", "parser", *self.source.models)
+        self.manifest = find_manifest(self.store, self.models, needed)
+        self.evaluation = self._evaluation(self.manifest)
+        self.warnings = [
+            *self.split.warnings,
+            *self.source.warnings,
+            *self.models.warnings("clip", *self.source.models),
         ]
-    )
 
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.config.folder
 
-def rescore(run: Run, records: Sequence[Record]) -> str:
-    """Write report and summary anew from the records of an earlier run of the same settings.
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the records, as JSON values."""
+        split, manifest = self.split, self.manifest
+        settings = {
+            "dataset": split.dataset,
+            "split": split.split,
+            "split_by": split.split_by,
+            "limit": self.config.data.limit,
+            "data": split.sha256_by_file,
+            "profile": self.config.choice.profile.value,
+            "method": self.method.settings(),
+            "proposals": self.source.settings(),
+            "models": {"names": manifest.names, **manifest.made_by()},
+            "versions": {name: version(name) for name in _PACKAGES},
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(settings))
+        return plain
 
-    Args:
-        run: the evaluation, perhaps of another protocol.
-        records: from ``finished_records``.
+    def finished_records(self) -> list[Record] | None:
+        """Read the records in the folder; None unless the run would make the very same ones."""
+        summary = read_summary(self.folder)
+        path = self.folder / "records.jsonl"
+        if summary is None or summary["settings"] != self.settings or not path.is_file():
+            return None
+        if summary.get("image_errors") != self.split.image_errors.json():
+            return None
+        if hashlib.sha256(path.read_bytes()).hexdigest() != summary.get("records_sha256"):
+            return None
+        return read_records(path)
 
-    Returns:
-        What to print.
-    """
-    summary = read_summary(run.output) or {}
-    made = {name: summary[name] for name in ("store", "seconds", "peak_memory_bytes")}
-    text = _write_scores(run, records, made)
-    return f"{text}\nthe records were there, and are scored again: {run.output}"
+    def execute(self, executor: Executor[int, int] = serial) -> str:
+        """Score what is missing, and write records, report, summary and figures.
 
+        With ``--shard``, only score the shard's images.
 
-def _write_scores(run: Run, records: Sequence[Record], made: Mapping[str, Any]) -> str:
-    """Write report and summary; returns the report in short."""
-    report = Report.of(
-        records,
-        PROTOCOLS[run.protocol],
-        skips_without_proposals=run.method.skips_without_proposals,
-    )
-    content = (run.output / "records.jsonl").read_bytes()
-    summary: dict[str, Any] = {
-        "settings": run.settings,
-        "setting": _setting(run),
-        "protocol": run.protocol,
-        "counts": _counts(run, records, report.left_out),
-        "image_errors": image_errors_of(run.split),
-        "warnings": [*run_warnings(run), *_unreadable(run.split, records)],
-        **report.json(),
-        **made,
-        "records_sha256": hashlib.sha256(content).hexdigest(),
-    }
-    context = ReportContext(
-        dataset=run.split.dataset,
-        split_by=run.split.split_by,
-        split=run.split.split,
-        method=run.settings["method"]["name"],
-        setting=summary["setting"],
-        counts=summary["counts"],
-        warnings=summary["warnings"],
-    )
-    atomic_write_bytes(run.output / "report.md", f"{report.markdown(context)}\n".encode())
-    write_summary(run.output / "summary.json", summary)
-    return report.text(context)
+        Returns:
+            What to print.
 
-
-def run_warnings(run: Run) -> list[str]:
-    """What is doubtful about a run before it starts: one line each."""
-    warnings = run.method.models.warnings("clip", *run.source.models)
-    return [*run.split.warnings, *run.source.warnings, *warnings]
-
-
-def _unreadable(split: ReferSplit, records: Sequence[Record]) -> list[str]:
-    """A line on the images that turned out to be damaged when they were needed."""
-    ids = {record.image_id: None for record in records if record.image_error}
-    later = [i for i in ids if i not in (*split.image_errors.missing, *split.image_errors.damaged)]
-    if not later:
-        return []
-    names = ", ".join(split.images[image_id].file_name for image_id in later[:5])
-    return [f"{len(later)} images cannot be decoded or are too large: {names}. Fetch them again."]
-
-
-def _setting(run: Run) -> str:
-    """What the run was made with, to be held against a published setting."""
-    described = run.settings["method"]
-    mode = described["fusion"]["mode"] if described["name"] == "hybridgl" else described["name"]
-    reference = all(described["quirks"].values())
-    profile = Profile.REFERENCE if reference else Profile.CORRECTED
-    clip = run.method.models.weights.clip_weights.name
-    parts = [
-        mode,
-        f"{profile.value} profile",
-        f"CLIP {clip}",
-        f"proposals of {run.source.name}",
-        run.settings["dtype"],
-    ]
-    parts += [
-        f"{name} {value}"
-        for name, value in run.changed.items()
-        if name not in ("proposals", "fusion_mode")
-    ]
-    return ", ".join([*parts, f"protocol {run.protocol}"])
-
-
-def _counts(run: Run, records: Sequence[Record], left_out: int) -> dict[str, int]:
-    split = run.split
-    unreadable = {record.image_id for record in records if record.image_error}
-    unreadable |= {*split.image_errors.missing, *split.image_errors.damaged}
-    return {
-        "refs": len(split.refs),
-        "images": len(split.images),
-        "sentences": len(records),
-        "without_proposals": sum(record.num_proposals == 0 for record in records),
-        "left_out": left_out,
-        "truncated": sum(record.truncated for record in records),
-        "images_missing": len(split.image_errors.missing),
-        "images_damaged": len(unreadable) - len(split.image_errors.missing),
-        "images_of_other_size": len(split.image_errors.other_size),
-        "refs_without_mask": len(split.refs_without_mask),
-        "refs_without_sentences": len(split.refs_without_sentences),
-    }
-
-
-def draw_samples(
-    method: Method,
-    source: ProposalSource,
-    split: ReferSplit,
-    records: Sequence[Record],
-    k_limits: Mapping[Id, int],
-    folder: Path,
-) -> None:
-    """Figures of the best, the worst and some random picks, and a gallery of random ones.
-
-    Args:
-        method: with what the records were made from in its store.
-        source: proposals.
-        split: the data.
-        records: of one run, at least one.
-        k_limits: effective k_limit of every ref.
-        folder: gets ``best-1.png`` and so on, and ``gallery.png``; made if missing.
-    """
-    sweep_partials(folder)
-    for earlier in folder.glob("*.png"):
-        if _FIGURE.fullmatch(earlier.name):
-            earlier.unlink()
-    variant = _VARIANTS[method.final_pick]
-    shown = [record for record in records if not record.image_error]
-    order = sorted(shown, key=lambda record: record.iou(variant))
-    few = min(_FIGURES_OF_EACH_SORT, len(order))
-    shuffled = Random(0).sample(order, len(order))
-    sorts = {"worst": order[:few], "best": order[::-1][:few], "random": shuffled[:few]}
-    refs = {ref.ref_id: ref for ref in split.refs}
-    drop_overlaps = method.quirks.overlapping_polygons_dropped
-    for sort, chosen in sorts.items():
-        for rank, record in enumerate(chosen, start=1):
-            image = open_image(split, record.image_id)
-            proposals = source.propose(record.image_id, image)
-            (sample,) = method.score(image, proposals, method.parse([record.sentence]))
-            prediction = method.choose(sample, k_limits[record.ref_id])
-            figure = draw_prediction(
-                image.pixels_HW3,
-                proposals,
-                prediction,
-                method.attention_map(prediction, image.hw),
-                title=f"ref {record.ref_id}, sentence {record.sent_id}: {record.sentence!r}",
-                gt_mask_HW=split.gt_mask(refs[record.ref_id], drop_overlaps=drop_overlaps),
+        Raises:
+            OSError: the folder holds a run of other settings, or cannot be written.
+        """
+        storage = self.config.storage
+        self._check_folder_settings()
+        if not (storage.overwrite or storage.shard):
+            finished = self.finished_records()
+            if finished is not None:
+                return self._rescored(finished)
+        check_ground_truth(self.split)
+        watch = Stopwatch()
+        self._use_other_device()
+        with watch.measure("scores"):
+            self._score(executor)
+        if storage.shard:
+            missing = len(self.evaluation.missing())
+            total = len(self.split.images)
+            return (
+                f"shard {storage.shard} is scored; {self.store.root}/ lacks {missing} of {total} "
+                f"images. Run without --shard to write records, with this store or a copy of all "
+                f"shards' stores over each other."
             )
-            atomic_write_bytes(folder / f"{sort}-{rank}.png", figure)
-    items = []
-    for record in [r for r in shuffled if r.predictions[variant].proposal is not None][
-        :_GALLERY_ITEMS
-    ]:
-        image = open_image(split, record.image_id)
-        items.append(
-            GalleryItem(
-                image_HW3=image.pixels_HW3,
-                mask_HW=source.propose(record.image_id, image).masks_NHW[
-                    record.predictions[variant].proposal
-                ],
-                gt_mask_HW=split.gt_mask(refs[record.ref_id], drop_overlaps=drop_overlaps),
-                expression=record.sentence.strip(),
+        with watch.measure("records"):
+            made = list(
+                progress(
+                    self.evaluation.records(), "records", "sentence", total=self.split.num_sentences
+                )
             )
+        return self._write(made, watch)
+
+    def _score(self, executor: Executor[int, int]) -> None:
+        shard = self.config.storage.shard
+        asked = shard.of(self.split.images) if shard else None
+        missing = self.evaluation.missing(asked)
+        if missing:
+            self.models.require("clip", "parser", *self.source.models)
+            write_manifest(self.store, self.manifest)
+        for _ in progress(
+            self.evaluation.score_images(missing, executor), "images", "image", total=len(missing)
+        ):
+            pass
+
+    def _use_other_device(self) -> None:
+        """Take what another kind of device has made, if that is all there is to make."""
+        if self.config.storage.shard or not self.evaluation.missing():
+            return
+        for manifest in other_devices(self.store, self.manifest):
+            other = self._evaluation(manifest)
+            missing = len(other.missing())
+            if not missing:
+                self.manifest, self.evaluation = manifest, other
+                self.warnings.append(
+                    f"All images were scored on another device: {manifest.device}."
+                )
+                return
+            if missing < len(self.split.images):
+                _logger.warning(
+                    "%s holds scores of %d of %d images that were made on %s; on %s all are made "
+                    "again.",
+                    self.store.root,
+                    len(self.split.images) - missing,
+                    len(self.split.images),
+                    manifest.device,
+                    self.manifest.device,
+                )
+
+    def _evaluation(self, manifest: Manifest) -> Evaluation:
+        quirks = self.config.method.quirks
+        return Evaluation(
+            self.method,
+            self.source,
+            self.split,
+            self.store,
+            manifest.made_by(),
+            overlapping_polygons_dropped=quirks.overlapping_polygons_dropped,
+            top_k_shrinks_across_images=quirks.top_k_shrinks_across_images,
         )
-    if items:
-        atomic_write_bytes(folder / "gallery.png", draw_gallery(items))
+
+    def _check_folder_settings(self) -> None:
+        """Refuse a folder that holds a run of other settings."""
+        summary = read_summary(self.folder)
+        if self.config.storage.overwrite or summary is None:
+            return
+        found, wanted = summary["settings"], self.settings
+        others = [n for n in sorted({*wanted, *found}) if found.get(n) != wanted.get(n)]
+        if others:
+            raise FileExistsError(
+                f"Expected an empty folder or a run of the same settings in {self.folder}, got a "
+                f"run with other {', '.join(others)}; give another --output DIR, or --overwrite."
+            )
+
+    def _write(self, made: Sequence[tuple[Record, int | None]], watch: Stopwatch) -> str:
+        """Write records, figures, report and summary; returns what to print."""
+        # The summary, written last, vouches for the files beside it; an earlier run's no longer
+        # does.
+        (self.folder / "summary.json").unlink(missing_ok=True)
+        records = [record for record, _ in made]
+        write_records(self.folder / "records.jsonl", records)
+        with watch.measure("figures"):
+            draw_samples(self.evaluation, made, self.folder / "figures")
+        found, missed = dict(self.store.hits), dict(self.store.misses)
+        text = self._write_scores(
+            records,
+            {
+                "store": {"found": found, "made": missed},
+                "seconds": watch.seconds,
+                "peak_memory_bytes": peak_memory_bytes(),
+            },
+        )
+        return "\n".join(
+            [
+                text,
+                f"in {self.store.root}/: found {found}, made {missed}",
+                f"records, summary, report with all breakdowns, and figures: {self.folder}",
+            ]
+        )
+
+    def _rescored(self, records: Sequence[Record]) -> str:
+        """Write report and summary again from an earlier run's records; returns what to print."""
+        summary = read_summary(self.folder) or {}
+        made = {name: summary[name] for name in ("store", "seconds", "peak_memory_bytes")}
+        text = self._write_scores(records, made)
+        return f"{text}\nthe records were there, and are scored again: {self.folder}"
+
+    def _write_scores(self, records: Sequence[Record], made: Mapping[str, Any]) -> str:
+        """Write report and summary; returns the report in short."""
+        report = self.report(records)
+        warnings = [*self.warnings, *self._unreadable(records)]
+        context = ReportContext(
+            dataset=self.split.dataset,
+            split_by=self.split.split_by,
+            split=self.split.split,
+            method=self.method.name,
+            setting=self._setting(),
+            counts=self._counts(records, report),
+            warnings=tuple(warnings),
+        )
+        content = (self.folder / "records.jsonl").read_bytes()
+        summary = {
+            "settings": self.settings,
+            "setting": context.setting,
+            "protocol": self.config.choice.protocol,
+            "counts": context.counts,
+            "image_errors": self.split.image_errors.json(),
+            "warnings": warnings,
+            **report.json(),
+            **made,
+            "records_sha256": hashlib.sha256(content).hexdigest(),
+        }
+        markdown = f"{report.markdown(context)}\n"
+        atomic_write_bytes(self.folder / "report.md", markdown.encode())
+        write_summary(self.folder / "summary.json", summary)
+        return report.text(context)
+
+    def report(self, records: Sequence[Record], protocol: str | None = None) -> Report:
+        """Score records.
+
+        Args:
+            records: of this run.
+            protocol: name of the evaluation protocol; None is the run's own.
+        """
+        quirks = self.method.settings().get("quirks", {})
+        return Report.of(
+            records,
+            PROTOCOLS[protocol or self.config.choice.protocol],
+            skips_without_proposals=quirks.get("images_without_proposals_skipped", False),
+        )
+
+    def _unreadable(self, records: Sequence[Record]) -> list[str]:
+        """A line on the images that proved corrupt when they were needed."""
+        errors = self.split.image_errors
+        ids = {record.image_id: None for record in records if record.image_error}
+        later = [i for i in ids if i not in (*errors.missing, *errors.damaged)]
+        if not later:
+            return []
+        names = ", ".join(self.split.images[image_id].file_name for image_id in later[:5])
+        return [
+            f"{len(later)} images cannot be decoded or are too large: {names}. Fetch them again."
+        ]
+
+    def _setting(self) -> str:
+        """What the run was made with, to be held against a published setting."""
+        config = self.config
+        parts = [
+            config.mode,
+            f"{config.choice.profile.value} profile",
+            f"CLIP {self.manifest.names['clip']}",
+            f"proposals of {self.source.name}",
+            config.models.dtype,
+        ]
+        parts += [
+            f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+            for name, value in config.changed.items()
+            if name not in ("proposals", "fusion_mode", "dtype")
+        ]
+        return ", ".join([*parts, f"protocol {config.choice.protocol}"])
+
+    def _counts(self, records: Sequence[Record], report: Report) -> dict[str, int]:
+        split, errors = self.split, self.split.image_errors
+        unreadable = {record.image_id for record in records if record.image_error}
+        unreadable |= {*errors.missing, *errors.damaged}
+        return {
+            "refs": len(split.refs),
+            "images": len(split.images),
+            "sentences": len(records),
+            "without_proposals": sum(record.num_proposals == 0 for record in records),
+            "left_out": report.left_out,
+            "truncated": sum(record.truncated for record in records),
+            "images_missing": len(errors.missing),
+            "images_corrupt": len(unreadable) - len(errors.missing),
+            "images_of_other_size": len(errors.other_size),
+            "refs_without_mask": len(split.refs_without_mask),
+            "refs_without_sentences": len(split.refs_without_sentences),
+        }
+
+
+def _proposal_file(proposals: str) -> Path | None:
+    """The file of masks that the source of proposals names; None where it names none."""
+    if not proposals.startswith(_COCO):
+        return None
+    path = Path(proposals.removeprefix(_COCO))
+    if not path.is_file():
+        raise DataError(
+            f"Expected a JSON file of masks at {str(path)!r}, got no such file; "
+            f"third_party/README.md says how to make one."
+        )
+    return path

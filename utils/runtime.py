@@ -1,40 +1,29 @@
-"""How a program runs: its store, one-line errors, exit status, elapsed time and peak memory."""
+"""How a program runs: one-line errors, exit status, progress, elapsed time and peak memory."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import io
-import json
 import logging
-import os
 import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
-from hybridgl.store import Store
-
 __all__ = [
     "Stopwatch",
-    "add_store_arguments",
-    "check_output_folder",
-    "check_settings",
     "keep_freed_memory",
     "peak_memory_bytes",
     "prefetch",
     "progress",
-    "read_summary",
     "run_program",
-    "store_from_arguments",
 ]
 
 Item = TypeVar("Item")
@@ -94,89 +83,10 @@ def keep_freed_memory() -> None:
             mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
-def add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that ``store_from_arguments`` reads, in a group "store"."""
-    group = parser.add_argument_group("store")
-    group.add_argument(
-        "--store",
-        type=Path,
-        default=Path("store"),
-        metavar="DIR",
-        help="where the results of stages are kept (default: %(default)s)",
-    )
-    group.add_argument(
-        "--overwrite", action="store_true", help="make again what the store or output holds"
-    )
-
-
-def store_from_arguments(arguments: argparse.Namespace) -> Store:
-    """The store that the arguments name.
-
-    Raises:
-        OSError: its path is a file.
-    """
-    return Store(arguments.store, overwrite=arguments.overwrite)
-
-
-def check_output_folder(path: Path) -> None:
-    """Refuse a folder that a run cannot leave its files in.
-
-    Args:
-        path: the folder; may be there already.
-
-    Raises:
-        OSError: the path or one above it is a file, or the folder cannot be written.
-    """
-    nearest = next(place for place in (path, *path.parents) if place.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(
-            f"Expected a folder for the output, got the file {nearest}. Give another --output DIR."
-        )
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"Expected a folder that can be written for the output, got {nearest}, which cannot. "
-            f"Give another --output DIR."
-        )
-
-
-def check_settings(path: Path, settings: Mapping[str, object], *, overwrite: bool) -> None:
-    """Refuse a folder that holds a run of other settings.
-
-    Args:
-        path: the folder; may be there already.
-        settings: JSON values, written to the summary of the run as "settings".
-        overwrite: accept it all the same.
-
-    Raises:
-        OSError: it holds a run of other settings.
-    """
-    if overwrite or not (path / "summary.json").is_file():
-        return
-    found = (read_summary(path) or {}).get("settings", {})
-    wanted = json.loads(json.dumps(settings))
-    if found != wanted:
-        names = sorted({*wanted, *found})
-        others = [name for name in names if found.get(name) != wanted.get(name)]
-        raise FileExistsError(
-            f"Expected an empty folder or a run of the same settings in {path}, found a run "
-            f"with other {', '.join(others)}. Give another --output DIR, or --overwrite."
-        )
-
-
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of a run's folder; None where there is none, or none that can be read."""
-    try:
-        summary = json.loads((path / "summary.json").read_text())
-    except (OSError, ValueError):
-        return None
-    settings = summary.get("settings") if isinstance(summary, dict) else None
-    return summary if isinstance(settings, dict) else None
-
-
 def progress(
     items: Iterable[Item], what: str, unit: str, *, total: int | None = None
 ) -> Iterable[Item]:
-    """The items, with a progress bar; in a log, where a bar is no use, a line every minute.
+    """Draw the items with a progress bar; in a log, where a bar is no use, a line every minute.
 
     Args:
         items: of a known number, unless ``total`` is given.
@@ -192,7 +102,7 @@ def progress(
 def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], *, threads: int = 1
 ) -> Iterator[Result]:
-    """Results of a function, computed by other threads while the caller works on earlier ones.
+    """Compute results of a function in other threads, while the caller works on earlier ones.
 
     Args:
         function: called with one item at a time.
@@ -221,7 +131,7 @@ def prefetch(
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far."""
+    """Return the largest resident size of this process so far."""
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kibibytes * (1 if sys.platform == "darwin" else 1024)
 

@@ -1,31 +1,48 @@
-"""Settings of the method: every number that the papers or their programs fix, with its source.
+"""Every setting, declared once: default, range, help and source.
 
-Sources: HybridGL (CVPR 2025, arXiv 2504.00356), GEM (CVPR 2024, arXiv 2312.00878), and the
-behaviour of the released programs, whose deviations are the quirks Q1 to Q9 of docs/quirks.md.
+Flags, checks, the settings that a run records, and what differs from the defaults all follow from
+the declarations (``hybridgl.settings``).
+
+Sources: HybridGL (CVPR 2025, arXiv 2504.00356), Global-Local CLIP (CVPR 2023, arXiv 2303.17811),
+GEM (CVPR 2024, arXiv 2312.00878), and the behaviour of the released programs, whose deviations are
+the quirks Q1 to Q9 of docs/quirks.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
-from hybridgl.errors import HybridGLError
+from hybridgl.errors import SettingError
+from hybridgl.settings import Settings, setting
+from hybridgl.weights.registry import CLIP_FILES, SAM_FILES
 
 __all__ = [
-    "PROPOSALS_PHRASECUT",
-    "PROPOSALS_REFCOCO",
-    "PROPOSALS_SHAPES",
+    "SAM_SETTINGS",
     "FusionConfig",
     "FusionMode",
     "GemConfig",
+    "GlobalLocalConfig",
     "GuidanceConfig",
+    "HybridGLConfig",
+    "MaskedBlocksConfig",
     "MethodConfig",
+    "ModelConfig",
     "Profile",
+    "ProfileConfig",
     "ProposalConfig",
     "ReferenceQuirks",
     "TextConfig",
 ]
+
+TERMS = ("relationship", "coherence", "position")
+"""Terms of the guidance (paper section 3.3)."""
+
+PHOTOGRAPHS, SHAPES = "paper", "tiny"
+"""Names of the two sets of weights: for photographs, and bundled, for the shapes world."""
 
 
 class Profile(Enum):
@@ -49,10 +66,10 @@ class FusionMode(Enum):
 
     @classmethod
     def parse(cls, name: str) -> FusionMode:
-        """Mode of a name; the published spelling ``G2L&L2G`` means ``both``.
+        """Return the mode of a name; the published spelling ``G2L&L2G`` means ``both``.
 
         Raises:
-            HybridGLError: no mode has this name.
+            SettingError: no mode has this name.
         """
         if name == "G2L&L2G":
             return cls.BOTH
@@ -60,11 +77,13 @@ class FusionMode(Enum):
             return cls(name)
         except ValueError:
             names = ", ".join(mode.value for mode in cls)
-            raise HybridGLError(f"Expected a fusion mode among {names}, got {name!r}.") from None
+            raise SettingError(
+                f"Expected a fusion mode among {names}, got {name!r}; choose one of them."
+            ) from None
 
     @property
     def reads_global_view(self) -> bool:
-        """Whether the global stream takes part."""
+        """Tell whether the global stream takes part."""
         return self in (self.GLOBAL_TO_LOCAL, self.LOCAL_TO_GLOBAL, self.BOTH)
 
 
@@ -83,7 +102,7 @@ class ReferenceQuirks:
     top_k_shrinks_across_images: bool = True
     """Q5: an image with few proposals lowers the candidate counts of every later image."""
     vertical_priors_disabled: bool = True
-    """Q6: the position words "up" and "down" do not weight the attention map."""
+    """Q6: the position words "up" and "down" have no position prior."""
     crop_unnormalised_fill: bool = True
     """Q7: Global-Local CLIP fills crops with ImageNet's pixel mean, un-normalised."""
     images_without_proposals_skipped: bool = True
@@ -93,117 +112,284 @@ class ReferenceQuirks:
 
     @classmethod
     def of(cls, profile: Profile) -> ReferenceQuirks:
-        """All quirks for ``reference``, none for ``corrected``."""
+        """Return all quirks for ``reference``, none for ``corrected``."""
         on = profile is Profile.REFERENCE
         return cls(**{quirk.name: on for quirk in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ProposalConfig:
+class ProposalConfig(Settings):
     """Settings of SAM's automatic mask generator, named as there."""
 
-    points_per_side: int = 8
-    """Prompts along each side of the image."""
-    pred_iou_thresh: float = 0.7
-    """Least IoU, 0 to 1, that the mask decoder predicts for a mask."""
-    stability_score_thresh: float = 0.7
-    """Least IoU, 0 to 1, between a mask cut at a higher and at a lower threshold."""
-    crop_n_layers: int = 0
-    """Layers of image crops that are run besides the whole image."""
-    crop_n_points_downscale_factor: int = 1
-    """Divides the prompts along each side for each layer of crops."""
-    min_mask_region_area: int = 800
-    """Holes and islands below this area, in pixels, are filled or removed."""
+    points_per_side: int = setting(
+        8, low=1, flag=False, help="point prompts along each side of the image"
+    )
+    pred_iou_thresh: float = setting(
+        0.7, low=0, high=1, flag=False, help="least IoU that the mask decoder predicts for a mask"
+    )
+    stability_score_thresh: float = setting(
+        0.7, low=0, high=1, flag=False, help="least IoU of a mask cut at a higher and a lower logit"
+    )
+    crop_n_layers: int = setting(
+        0, low=0, flag=False, help="layers of image crops besides the whole image"
+    )
+    crop_n_points_downscale_factor: int = setting(
+        1, low=1, flag=False, help="divides the point prompts along each side per layer of crops"
+    )
+    min_mask_region_area: int = setting(
+        800, low=0, flag=False, help="smaller holes are filled, smaller islands removed, in pixels"
+    )
 
 
-PROPOSALS_REFCOCO = ProposalConfig()
-"""RefCOCO, RefCOCO+, RefCOCOg and the user's own images, as released."""
-PROPOSALS_PHRASECUT = ProposalConfig(
-    points_per_side=64,
-    pred_iou_thresh=0.86,
-    stability_score_thresh=0.92,
-    crop_n_layers=1,
-    crop_n_points_downscale_factor=2,
-    min_mask_region_area=100,
-)
-"""PhraseCut, as released."""
-PROPOSALS_SHAPES = ProposalConfig(min_mask_region_area=100)
-"""The shapes world: region area scaled to its small images, so that rings keep their holes."""
+SAM_SETTINGS: Mapping[str, ProposalConfig] = {
+    "refcoco": ProposalConfig(),
+    "phrasecut": ProposalConfig(
+        points_per_side=64,
+        pred_iou_thresh=0.86,
+        stability_score_thresh=0.92,
+        crop_n_layers=1,
+        crop_n_points_downscale_factor=2,
+        min_mask_region_area=100,
+    ),
+    "shapes": ProposalConfig(min_mask_region_area=100),
+}
+"""By name: RefCOCO, RefCOCO+, RefCOCOg and custom images, as released; PhraseCut, as released; the
+shapes world, whose small images need a smaller region area, so that rings keep their holes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FusionConfig:
+class MaskedBlocksConfig(Settings):
+    """Where masks act in CLIP's vision transformer."""
+
+    masking_block: int = setting(
+        9,
+        low=0,
+        metavar="B",
+        help="first block of CLIP, counted from 0, in which masks act",
+        source="HybridGL section 3.2; Global-Local CLIP section 3.2",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusionConfig(MaskedBlocksConfig):
     """Settings of the mask features."""
 
-    mode: FusionMode = FusionMode.GLOBAL_TO_LOCAL
-    """Which stream is fed into which."""
-    masking_block: int = 9
-    """First residual block, counted from 0, in which masks act."""
-    stream_weight: float = 2.0
-    """Weight of the stream that is added to the other one."""
+    fusion_mode: FusionMode = setting(
+        FusionMode.GLOBAL_TO_LOCAL,
+        parse=FusionMode.parse,
+        help="how the two streams of a mask are combined",
+        source="HybridGL section 3.2",
+    )
+    stream_weight: float = setting(
+        2.0,
+        low=0,
+        flag=False,
+        help="weight of the stream that is added to the other one",
+        source="released program",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextConfig:
+class TextConfig(Settings):
     """Settings of the text features."""
 
-    sentence_weight: float = 0.5
-    """Share of the whole sentence; the noun phrase has the rest."""
-    other_noun_prompt: str = "a photo of {}"
-    """Prompt of the other noun phrases."""
+    sentence_weight: float = setting(
+        0.5,
+        low=0,
+        high=1,
+        metavar="R",
+        help="share of the sentence in the text feature, the noun phrase has the rest: 1 is the "
+        "sentence alone",
+        source="Global-Local CLIP section 3.3",
+    )
+    other_noun_prompt: str = setting(
+        "a photo of {}", flag=False, help="prompt of other noun phrases", source="released program"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GemConfig:
+class GemConfig(Settings):
     """Settings of the GEM maps (GEM paper, section 3)."""
 
-    depth: int = 7
-    """``depth - 1`` last blocks carry the self-self attention stream."""
-    iterations: int = 1
-    """Self-self attention steps that sharpen the tokens before they select values."""
-    resolution_factor: int = 2
-    """Side of the input over the side that CLIP was trained on: 448 pixels for 224."""
-    prompt: str = "a photo of a {}."
-    """Prompt of the noun phrase."""
+    depth: int = setting(
+        7, low=2, flag=False, help="depth - 1 last blocks carry the self-self attention stream"
+    )
+    iterations: int = setting(
+        1, low=0, flag=False, help="self-self attention steps before tokens select values"
+    )
+    resolution_factor: int = setting(
+        2, low=1, flag=False, help="side of the input over CLIP's own: 448 pixels for 224"
+    )
+    prompt: str = setting("a photo of a {}.", flag=False, help="prompt of the noun phrase")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GuidanceConfig:
-    """Settings of the spatial guidance (paper section 3.3)."""
+class GuidanceConfig(Settings):
+    """Settings of the spatial guidance (HybridGL section 3.3)."""
 
-    alpha: float = 0.6
-    """Share of the coherence score in the final score; the relation score has the rest."""
-    num_candidates: int = 3
-    """K1: masks, best by their own score, among which one is picked."""
-    num_context_masks: int = 6
-    """K2: masks, best by the other nouns' score, that a relation is measured against."""
-    outside_weight: float = 1.8
-    """b: weight of the heat outside a mask; ``2 - b`` weighs the heat inside."""
-    outside_weight_big: float = 1.95
-    """b when the relation is "big"."""
-    outside_weight_small: float = 1.5
-    """b when the relation is "small"."""
-    relationship: bool = True
-    """Whether the relation score counts."""
-    coherence: bool = True
-    """Whether the coherence score counts; without it no attention map is computed."""
-    position: bool = True
-    """Whether position words weigh the attention map."""
+    without: tuple[str, ...] = setting(
+        (),
+        choices=TERMS,
+        metavar="TERM",
+        help=f"terms of the guidance that are left out: {', '.join(TERMS)}",
+        source="ablations of the paper",
+    )
+    alpha: float = setting(
+        0.6,
+        low=0,
+        high=1,
+        late=True,
+        metavar="A",
+        help="share of the coherence score in the final one, the relation score has the rest",
+        source="released program",
+    )
+    num_candidates: int = setting(
+        3,
+        low=1,
+        late=True,
+        metavar="K1",
+        help="best masks among which one is predicted",
+        source="released program",
+    )
+    num_context_masks: int = setting(
+        6,
+        low=1,
+        late=True,
+        metavar="K2",
+        aliases=("--num_partners",),
+        help="masks of the other nouns that a relation is measured against",
+        source="released program",
+    )
+    coherence_weights: tuple[float, float, float] = setting(
+        (1.8, 1.95, 1.5),
+        low=0,
+        high=2,
+        metavar=("B", "BIG", "SMALL"),
+        help="weight b of the attention outside a mask, 2 - b weighs that inside: usually, for the "
+        "relation big, for small",
+        source="released program",
+    )
+
+    def uses(self, term: str) -> bool:
+        """Tell whether a term of the guidance counts."""
+        return term not in self.without
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MethodConfig:
-    """Everything that decides a pick, besides the weights."""
+class MethodConfig(Settings):
+    """Settings of any method: everything that decides its predictions, besides its inputs."""
 
     quirks: ReferenceQuirks = field(default_factory=ReferenceQuirks)
-    """Deviations of the released program that are reproduced."""
-    proposals: ProposalConfig = PROPOSALS_REFCOCO
-    """Mask generator."""
+    """Deviations of the released programs that are reproduced."""
+
+    def resolved(self, dataset: str) -> MethodConfig:
+        """Return the settings with what depends on the dataset filled in: nothing, usually."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HybridGLConfig(MethodConfig):
+    """Settings of HybridGL."""
+
     fusion: FusionConfig = field(default_factory=FusionConfig)
-    """Mask features."""
     text: TextConfig = field(default_factory=TextConfig)
-    """Text features."""
     gem: GemConfig = field(default_factory=GemConfig)
-    """Attention maps."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-    """Final choice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GlobalLocalConfig(MethodConfig):
+    """Settings of Global-Local CLIP."""
+
+    blocks: MaskedBlocksConfig = field(default_factory=MaskedBlocksConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    mixing_weight: float | None = setting(
+        None,
+        low=0,
+        high=1,
+        metavar="V",
+        help="of global_local: share of the feature in the image, the crop's has the rest "
+        "(default: 0.85 for refcocog, else 0.95)",
+        source="released program",
+    )
+
+    def resolved(self, dataset: str) -> GlobalLocalConfig:
+        """Return the settings with the mixing weight that the released program has for a dataset.
+
+        >>> GlobalLocalConfig().resolved("refcocog").mixing_weight
+        0.85
+        """
+        if self.mixing_weight is not None:
+            return self
+        return dataclasses.replace(self, mixing_weight=0.85 if dataset == "refcocog" else 0.95)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileConfig(Settings):
+    """Which reading of a method is run."""
+
+    profile: Profile = setting(
+        Profile.REFERENCE,
+        help="reference: as released, quirks included; corrected: quirks repaired",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig(Settings):
+    """Which models are run, and how."""
+
+    weights: str | None = setting(
+        None,
+        choices=(SHAPES, PHOTOGRAPHS),
+        help="tiny: bundled, knows the shapes world only; paper: SAM ViT-H, CLIP ViT-B/16 and "
+        "en_core_web_lg, to be fetched (default: tiny; for datasets of photographs paper)",
+    )
+    clip_model: str | None = setting(
+        None, choices=tuple(CLIP_FILES), help="another CLIP architecture"
+    )
+    clip_weights: Path | None = setting(None, metavar="FILE", help="CLIP's file")
+    sam_type: str | None = setting(None, choices=(*SAM_FILES, "tiny"), help="another size of SAM")
+    sam_checkpoint: Path | None = setting(None, metavar="FILE", help="SAM's file")
+    sam_settings: str | None = setting(
+        None,
+        choices=tuple(SAM_SETTINGS),
+        help="settings of SAM's mask generator: refcoco (8 x 8 point prompts), phrasecut (64 x 64 "
+        "and crops) or shapes (as refcoco, for small images) (default: by the dataset or weights)",
+    )
+    spacy_model: str | None = setting(None, metavar="NAME", help="a spaCy pipeline or its folder")
+    device: str = setting("auto", help="auto, cpu, cuda or cuda:i")
+    dtype: str = setting(
+        "float32",
+        choices=("float32", "bfloat16"),
+        help="number format of the matrix products in SAM's image encoder; with bfloat16 it is "
+        "faster and its masks are nearly the same; CLIP has float32",
+    )
+    compile: bool = setting(
+        False,
+        help="let torch compile the encoders: minutes at the start, which long runs on a GPU win "
+        "back (needs a C++ compiler)",
+    )
+
+    def resolved(self, dataset: str | None = None, *, published_clip: str) -> ModelConfig:
+        """Return the settings with what depends on the dataset and the method filled in.
+
+        Args:
+            dataset: its name; None for custom images.
+            published_clip: CLIP architecture that the method was published with.
+        """
+        weights = self.weights or (SHAPES if dataset in (None, "shapes") else PHOTOGRAPHS)
+        sam_settings = self.sam_settings or (dataset if dataset in SAM_SETTINGS else None)
+        if sam_settings is None:
+            shapes = dataset is None and weights == SHAPES
+            sam_settings = "shapes" if shapes else "refcoco"
+        clip_model = self.clip_model
+        if clip_model is None and self.clip_weights is None and weights == PHOTOGRAPHS:
+            clip_model = published_clip
+        return dataclasses.replace(
+            self, weights=weights, sam_settings=sam_settings, clip_model=clip_model
+        )
+
+    @property
+    def proposals(self) -> ProposalConfig:
+        """Settings of SAM's mask generator, of a resolved configuration."""
+        return SAM_SETTINGS[self.sam_settings or "refcoco"]

@@ -53,7 +53,7 @@ def mask_features(
     """
     local_NTD = stream_tokens(visual, local_N3RR, config.masking_block)
     global_NTD = None
-    if config.mode.reads_global_view:
+    if config.fusion_mode.reads_global_view:
         global_NTD = stream_tokens(visual, global_N3RR, config.masking_block)
     return fuse(
         visual,
@@ -105,7 +105,7 @@ def fuse(
         float32, (N, E), not normalised.
     """
     blocks = list(visual.transformer.resblocks)
-    if config.mode is FusionMode.ATTENTION_MASKING and attention_masking_skips_last_block:
+    if config.fusion_mode is FusionMode.ATTENTION_MASKING and attention_masking_skips_last_block:
         blocks = blocks[:-1]
     masks = _MaskedBlocks(blocks[config.masking_block :], coverage_NP, config.stream_weight)
 
@@ -113,15 +113,17 @@ def fuse(
         return linear(visual.ln_post(class_ND), visual.proj.T)
 
     if global_NTD is None:
-        return project(_LOCAL_MODES[config.mode](masks, local_NTD))
-    if config.mode is FusionMode.BOTH:
+        return project(_LOCAL_MODES[config.fusion_mode](masks, local_NTD))
+    if config.fusion_mode is FusionMode.BOTH:
         from_local_ND, from_global_ND = _both(masks, local_NTD, global_NTD)
         return project(from_local_ND) + project(from_global_ND)
-    return project(_HYBRID_MODES[config.mode](masks, local_NTD, global_NTD))
+    return project(_HYBRID_MODES[config.fusion_mode](masks, local_NTD, global_NTD))
 
 
 class _MaskedBlocks:
-    """The masked blocks with the two ways in which a mask acts: gating and the class token attends to the mask.
+    """The masked blocks, and both ways in which a mask acts.
+
+    It weighs the patch tokens by its coverage, or the class token attends to its patches alone.
 
     Of the last block, only the class token is ever read: ``last`` computes no other.
     """

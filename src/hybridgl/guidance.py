@@ -36,22 +36,22 @@ _Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """One sentence's pick and what led to it.
+    """What each variant predicts for one sentence, and what led to it.
 
     Attributes:
-        features: index of the proposal with the best score.
-        pick: index of the proposal with the best final score; without any term, the pure pick.
-        relations: index of the candidate with the best relation score: the pick at
-            alpha 0, without GEM.
-        candidates_K: indices of the candidates, best score first.
+        features: index of the proposal with the best similarity.
+        relations: index of the candidate with the best relation score: the prediction at alpha 0,
+            without GEM.
+        guided: index of the candidate with the best final score; without any term, ``features``.
+        candidates_K: indices of the candidates, best similarity first.
         relation_K: relation scores of the candidates, before softmax.
         coherence_N: coherence score of every proposal.
         final_K: final scores of the candidates.
     """
 
     features: int
-    pick: int
     relations: int
+    guided: int
     candidates_K: _Indices
     relation_K: _Floats
     coherence_N: _Floats
@@ -59,7 +59,7 @@ class Choice:
 
 
 def similarity_scores(features_NE: Tensor, texts_SE: Tensor, logit_scale: float) -> Tensor:
-    """Scaled cosine of every mask with every text.
+    """Compute the scaled cosine of every mask with every text.
 
     Args:
         features_NE: mask features, any length.
@@ -75,7 +75,7 @@ def similarity_scores(features_NE: Tensor, texts_SE: Tensor, logit_scale: float)
 def position_prior(
     position: Position, hw: tuple[int, int], *, vertical_priors_disabled: bool
 ) -> Tensor:
-    """Weight of every pixel under a position word.
+    """Compute the weight of every pixel under a position word.
 
     Args:
         position: "left" falls from 1 to 0 along x, "right" rises; "middle" rises to
@@ -102,7 +102,7 @@ def position_prior(
 
 
 def weighted_attention(attention_SHW: Tensor, priors: list[Tensor]) -> Tensor:
-    """Attention maps under their position priors, each with mean 1.
+    """Weigh attention maps by their position priors, each to mean 1.
 
     Args:
         attention_SHW: maps at the size of the image, (S, H, W).
@@ -119,18 +119,15 @@ def weighted_attention(attention_SHW: Tensor, priors: list[Tensor]) -> Tensor:
 
 
 def outside_weight(relation: Relation, config: GuidanceConfig) -> float:
-    """b: how much heat outside a mask counts against it."""
-    if relation is Relation.BIG:
-        return config.outside_weight_big
-    if relation is Relation.SMALL:
-        return config.outside_weight_small
-    return config.outside_weight
+    """Return b: how much attention outside a mask counts against it."""
+    usual, big, small = config.coherence_weights
+    return {Relation.BIG: big, Relation.SMALL: small}.get(relation, usual)
 
 
 def coherence_scores(
     weighted_SHW: Tensor, masks_NHW: Tensor, outside_weights: list[float]
 ) -> Tensor:
-    """How well every mask covers the heat: (2 - b) * mean inside - b * mean outside.
+    """Score how masks cover the attention: (2 - b) * mean inside - b * mean outside.
 
     Args:
         weighted_SHW: from ``weighted_attention``, (S, H, W).
@@ -151,29 +148,30 @@ def coherence_scores(
 
 def relation_scores(
     boxes_xywh: _Floats,
-    similarity_K: _Floats,
+    probability_K: _Floats,
     context_probability_J: _Floats,
     candidates_K: _Indices,
     context_J: _Indices,
     relation: Relation,
 ) -> _Floats:
-    """How well every candidate stands in the relation to the context masks.
+    """Score how well every candidate stands in the relation to the context masks.
 
     Args:
         boxes_xywh: boxes of all proposals, (N, 4).
-        similarity_K: probability of every candidate.
+        probability_K: probability of every candidate.
         context_probability_J: probability of every context mask.
         candidates_K: proposal index of every candidate.
         context_J: proposal index of every context mask.
         relation: relation word.
 
     Returns:
-        float64, (K,): probability of a candidate times that of its context mask, summed over the
-        context masks that stand in the relation; "within" weighs each by the share of the candidate's
-        box inside the context mask's; "none" holds for every context mask, whose probability is not asked.
+        float64, (K,): probability of a candidate times that of a context mask, summed over the
+        context masks that stand in the relation; "within" weighs each by the share of the
+        candidate's box inside the context mask's; "none" holds for every context mask, whose
+        probability is not asked.
     """
     if relation is Relation.NONE:
-        return similarity_K * len(context_J)
+        return probability_K * len(context_J)
     x, y, w, h = boxes_xywh.T
     if relation is Relation.WITHIN:
         holds_KJ = _box_share_within(boxes_xywh[candidates_K], boxes_xywh[context_J])
@@ -188,7 +186,7 @@ def relation_scores(
         }[relation]
         signed = sign * measure
         holds_KJ = (signed[candidates_K, None] > signed[None, context_J]).astype(np.float64)
-    return np.asarray((similarity_K[:, None] * context_probability_J[None] * holds_KJ).sum(axis=1))
+    return np.asarray((probability_K[:, None] * context_probability_J[None] * holds_KJ).sum(axis=1))
 
 
 def choose(
@@ -201,7 +199,7 @@ def choose(
     *,
     k_limit: int | None = None,
 ) -> Choice:
-    """Pick one proposal for one sentence.
+    """Choose one proposal for one sentence, by every variant.
 
     Args:
         similarity_N: similarity of every proposal with the sentence, N > 0.
@@ -210,20 +208,21 @@ def choose(
         boxes_xywh: boxes of the proposals, (N, 4).
         relation: relation word.
         config: candidate counts, weights, and the terms that count.
-        k_limit: k_limit on both counts besides N, for quirk Q5; None k_limits at N alone.
+        k_limit: limit on both counts besides N, for quirk Q5; None limits them by N alone.
 
     Raises:
         ValueError: there is no proposal.
     """
-    if not len(similarity_N):
+    count = len(similarity_N)
+    if not count:
         raise ValueError("Expected at least one proposal to choose from, got none.")
-    k_limit = len(similarity_N) if k_limit is None else min(len(similarity_N), k_limit)
+    limit = count if k_limit is None else min(count, k_limit)
     probability_N = _softmax(similarity_N)
-    candidates_K = _best(similarity_N, min(config.num_candidates, k_limit))
+    candidates_K = _best(similarity_N, min(config.num_candidates, limit))
     if other_noun_similarity_N is None:
         context_J, context_probability_J = candidates_K, probability_N[candidates_K]
     else:
-        context_J = _best(other_noun_similarity_N, min(config.num_context_masks, k_limit))
+        context_J = _best(other_noun_similarity_N, min(config.num_context_masks, limit))
         context_probability_J = _softmax(other_noun_similarity_N)[context_J]
     relation_K = relation_scores(
         boxes_xywh,
@@ -235,14 +234,14 @@ def choose(
     )
     relation_share_K = _softmax(relation_K)
     final_K = np.zeros(len(candidates_K))
-    if config.relationship:
+    if config.uses("relationship"):
         final_K += (1 - config.alpha) * relation_share_K
-    if config.coherence:
+    if config.uses("coherence"):
         final_K += config.alpha * coherence_N[candidates_K]
     return Choice(
         features=int(candidates_K[0]),
-        pick=int(candidates_K[np.argmax(final_K)]),
         relations=int(candidates_K[np.argmax(relation_share_K)]),
+        guided=int(candidates_K[np.argmax(final_K)]),
         candidates_K=candidates_K,
         relation_K=relation_K,
         coherence_N=coherence_N,
@@ -251,7 +250,7 @@ def choose(
 
 
 def _box_share_within(inner_xywh: _Floats, outer_xywh: _Floats) -> _Floats:
-    """Share of every inner box that lies in every outer box, (K, J); 0 for a box without area."""
+    """Compute the share of inner boxes in outer ones, (K, J); 0 for a box without area."""
     inner_K1, outer_1J = inner_xywh[:, None], outer_xywh[None]
     near = np.maximum(inner_K1[..., :2], outer_1J[..., :2])
     far = np.minimum(inner_K1[..., :2] + inner_K1[..., 2:], outer_1J[..., :2] + outer_1J[..., 2:])
@@ -261,7 +260,7 @@ def _box_share_within(inner_xywh: _Floats, outer_xywh: _Floats) -> _Floats:
 
 
 def _best(scores_N: _Floats, count: int) -> _Indices:
-    """Indices of the highest scores, highest first; the lower index wins a tie."""
+    """Return the indices of the highest scores, highest first; the lower index wins a tie."""
     return np.argsort(-scores_N, kind="stable")[:count].astype(np.int64)
 
 

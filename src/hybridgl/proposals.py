@@ -1,76 +1,74 @@
-"""Mask proposals of one image: the candidates among which an expression picks.
-
-The method takes them from SAM's automatic mask generator (HybridGL, CVPR 2025, section 3.1), but
-every later stage sees this record only, so that any other source of masks can stand in.
-
-Shapes: N proposals, H, W image pixels. Boxes are x, y, w, h in pixels, origin top left, and, as
-the generator defines them, w = x_max - x_min and h = y_max - y_min with no 1 added.
-"""
+"""SAM's proposals of images: each image's computed once, and kept in the store."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from hybridgl.config import ProposalConfig
+from hybridgl.images import RgbImage
+from hybridgl.masks import Proposals
+from hybridgl.models import Models
+from hybridgl.store import Store, entry_key
 
-__all__ = ["Proposals"]
+__all__ = ["SamProposals"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Proposals:
-    """Masks of one image, in their generator's order.
+class SamProposals:
+    """SAM's masks of images, in its generator's order.
 
-    Attributes:
-        masks_NHW: bool, (N, H, W).
-        boxes_xywh: int64, (N, 4); a mask one pixel wide has w = 0.
-        predicted_iou: float32, (N,); the generator's own estimate of each mask's quality.
-        stability: float32, (N,); IoU between the mask cut at a higher and at a lower threshold.
-
-    Raises:
-        ValueError: a field has another type or its shape does not match the masks.
+    Args:
+        models: hold SAM.
+        config: settings of its mask generator.
+        store: keeps the masks; None computes them every time.
     """
 
-    masks_NHW: NDArray[np.bool_]
-    boxes_xywh: NDArray[np.int64]
-    predicted_iou: NDArray[np.float32]
-    stability: NDArray[np.float32]
+    def __init__(self, models: Models, config: ProposalConfig, store: Store | None) -> None:
+        self.config = config
+        self._models = models
+        self._store = store
 
-    def __post_init__(self) -> None:
-        count = len(self.masks_NHW)
-        expected = {
-            "masks_NHW": (np.bool_, (count, *self.masks_NHW.shape[-2:])),
-            "boxes_xywh": (np.int64, (count, 4)),
-            "predicted_iou": (np.float32, (count,)),
-            "stability": (np.float32, (count,)),
-        }
-        for name, (dtype, shape) in expected.items():
-            field = getattr(self, name)
-            if field.dtype != dtype or field.shape != shape:
-                raise ValueError(
-                    f"Expected {name} to be {np.dtype(dtype)} of shape {shape}, "
-                    f"got {field.dtype} of shape {field.shape}; convert it before."
-                )
+    def propose(self, image: RgbImage) -> Proposals:
+        """Load or compute the masks of one image."""
+        return self.submit([image])[0]()
 
-    def __len__(self) -> int:
-        return len(self.masks_NHW)
+    def submit(self, images: Sequence[RgbImage]) -> list[Callable[[], Proposals]]:
+        """Do the device's part of making the masks of images that the store lacks.
 
-    @property
-    def hw(self) -> tuple[int, int]:
-        """Height and width of the image, in pixels."""
-        height, width = self.masks_NHW.shape[1:]
-        return height, width
-
-    @classmethod
-    def empty(cls, hw: tuple[int, int]) -> Proposals:
-        """No proposal, for an image of ``hw`` pixels.
-
-        >>> len(Proposals.empty((4, 5))), Proposals.empty((4, 5)).hw
-        (0, (4, 5))
+        Returns:
+            For every image a function that does the host's part, in any thread: it loads the
+            masks, or cleans and stores them.
         """
-        return cls(
-            masks_NHW=np.zeros((0, *hw), dtype=np.bool_),
-            boxes_xywh=np.zeros((0, 4), dtype=np.int64),
-            predicted_iou=np.zeros(0, dtype=np.float32),
-            stability=np.zeros(0, dtype=np.float32),
-        )
+        keys = [self._key(image) for image in images]
+        finishers: list[Callable[[], Proposals] | None] = [self._loaded(key) for key in keys]
+        missing = [row for row, finish in enumerate(finishers) if finish is None]
+        if missing:  # otherwise SAM need not be loaded
+            pixels = [images[row].pixels_HW3 for row in missing]
+            unfinished = self._models.sam.submit(pixels, self.config)
+            for row, finish in zip(missing, unfinished, strict=True):
+                finishers[row] = partial(self._finish, keys[row], finish)
+        return [finish for finish in finishers if finish is not None]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the generator's settings as JSON values; the weights are named with the models."""
+        return {"source": "sam", **self.config.json()}
+
+    def _loaded(self, key: str) -> Callable[[], Proposals] | None:
+        entry = self._store.load("proposals", key) if self._store is not None else None
+        return partial(Proposals.from_entry, entry.arrays, entry.meta) if entry else None
+
+    def _finish(self, key: str, finish: Callable[[], Proposals]) -> Proposals:
+        proposals = finish()
+        if self._store is not None:
+            self._store.save("proposals", key, *proposals.to_entry())
+        return proposals
+
+    def _key(self, image: RgbImage) -> str:
+        inputs = {
+            "image": image.sha256,
+            "sam": self._models.sha256("sam"),
+            "numerics": self._models.numerics("sam"),
+            "config": self.config.json(),
+        }
+        return entry_key("proposals", inputs)

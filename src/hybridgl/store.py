@@ -2,13 +2,14 @@
 
 A stage's result is kept under a key that hashes everything it depends on: the image's bytes, the
 weights, the settings of the stage and of those before it. So a repeated or resumed run finds it
-whatever the order of the work, and a changed setting never meets an old result. Results take hours,
-runs are killed and disks fill, so a file appears under its final name only when it is whole, and
-every byte of it is checked when it is read: a damaged entry is reported and made again, never used.
+whatever the order of the work, a changed setting never meets an old result, and stores merge by
+copying one over the other. Results take hours, runs are killed and disks fill, so a file appears
+under its final name only when it is whole, and every byte of it is checked when it is read: a
+damaged entry is reported and made again, never used.
 
-An entry is one safetensors file, `root/kind/key[:2]/key.safetensors`. Its only metadata string is
-the SHA-256 of all other bytes of the file, in hex, followed by JSON that names the format, kind,
-key and the caller's own metadata.
+An entry is one safetensors file, ``root/v<version>/kind/key[:2]/key.safetensors``. Its only
+metadata string is the SHA-256 of all other bytes of the file, in hex, followed by JSON that names
+the format, kind, key and the caller's own metadata.
 """
 
 from __future__ import annotations
@@ -19,31 +20,32 @@ import json
 import logging
 import math
 import re
+import shlex
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from hybridgl.files import atomic_write_bytes, sweep_partials
+from hybridgl.timing import timer
 
-__all__ = [
-    "FORMAT_VERSION",
-    "Entry",
-    "Store",
-    "require_json",
-]
+__all__ = ["Content", "Entry", "Store", "cached", "entry_key", "require_json"]
 
-FORMAT_VERSION = 1
-"""Written into every entry; entries of another version are made again. The place of the checksum
-must not change with it."""
+FORMAT_VERSION = 2
+"""Names the folder of all entries, and is written into each; the place of the checksum must not
+change with it."""
+
+_RESULTS_VERSION = 3
+"""Part of every key: raised when a stage's code gives other results than before."""
 
 _KIND = re.compile(r"[a-z][a-z0-9_-]*")
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -60,6 +62,41 @@ _MOST_UNWRITTEN = 32
 """Entries that may wait to be written: together a few MB."""
 
 _logger = logging.getLogger(__name__)
+
+Content = tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]
+"""Arrays by name, and JSON values by name."""
+
+
+def cached(
+    store: Store | None, kind: str, inputs: Mapping[str, Any], compute: Callable[[], Content]
+) -> Entry:
+    """Load a stage's result, or compute and keep it.
+
+    Args:
+        store: keeps the results; None computes every time.
+        kind: what sort of artefact, such as "features".
+        inputs: everything that the result depends on, as JSON values.
+        compute: makes arrays and JSON values.
+    """
+    if store is None:
+        return Entry(*map(dict, compute()))
+    key = entry_key(kind, inputs)
+    entry = store.load(kind, key)
+    if entry is None:
+        entry = Entry(*map(dict, compute()))
+        store.save(kind, key, entry.arrays, entry.meta)
+    return entry
+
+
+def entry_key(kind: str, inputs: Mapping[str, Any]) -> str:
+    """Return the sha256, in hex, of all that an artefact depends on.
+
+    Args:
+        kind: what sort of artefact.
+        inputs: as for ``cached``.
+    """
+    described = {"kind": kind, "version": _RESULTS_VERSION, **inputs}
+    return hashlib.sha256(_canonical_json(described).encode()).hexdigest()
 
 
 def require_json(value: object, where: str) -> None:
@@ -120,8 +157,12 @@ class Store:
     Args:
         root: The folder.
         overwrite: Load only what this very object saved, so that everything else is made again.
+        keep_tokens: Ask for large entries too, from which other settings are made in a fraction of
+            the time.
 
     Attributes:
+        root: The folder.
+        keep_tokens: As given.
         hits: Per kind, how many entries were found when they were first asked for.
         misses: Per kind, how many were not, damaged ones included: what the caller had to make.
         damaged: Per kind, how many entries were found damaged.
@@ -134,13 +175,15 @@ class Store:
             store.save("proposals", key, {"boxes_xywh": boxes_xywh}, {"hw": [480, 640]})
     """
 
-    def __init__(self, root: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, root: Path, *, overwrite: bool = False, keep_tokens: bool = False) -> None:
         if root.exists() and not root.is_dir():
             raise NotADirectoryError(
                 f"Expected a folder for the store, got the file {root}. "
                 "Choose another with --store DIR."
             )
         self.root = root
+        self.keep_tokens = keep_tokens
+        self._entries = root / f"v{FORMAT_VERSION}"
         self._overwrite = overwrite
         self._saved: set[Path] = set()
         self._counted: set[Path] = set()
@@ -151,8 +194,8 @@ class Store:
         self._counting = threading.Lock()
         self._writer: ThreadPoolExecutor | None = None
         self._unwritten: dict[Path, Future[None]] = {}
-        for shard in root.glob("*/*"):
-            sweep_partials(shard)
+        for folder in self._entries.glob("*/*"):
+            sweep_partials(folder)
 
     def path(self, kind: str, key: str) -> Path:
         """Returns where the entry of a kind and key is, or would be.
@@ -167,8 +210,38 @@ class Store:
             )
         if _KEY.fullmatch(key) is None:
             raise ValueError(f"Expected a key of 64 hex digits, got {key!r}. Use a SHA-256.")
-        return self.root / kind / key[:2] / f"{key}.safetensors"
+        return self._entries / kind / key[:2] / f"{key}.safetensors"
 
+    def warnings(self) -> list[str]:
+        """Name, in one line, the entries of earlier versions, which nothing reads any more."""
+        old = sorted(
+            path.name
+            for path in (self.root.iterdir() if self.root.is_dir() else ())
+            if path.is_dir()
+            and path.name != self._entries.name
+            and any(path.glob("*/*.safetensors"))
+        )
+        old += [f"v{n}" for n in range(1, FORMAT_VERSION) if (self.root / f"v{n}").is_dir()]
+        if not old:
+            return []
+        paths = " ".join(shlex.quote(str(self.root / name)) for name in old)
+        return [
+            f"Entries of an earlier version lie in {self.root} ({', '.join(old)}) and are not read "
+            f"any more; remove them with `rm -r {paths}`."
+        ]
+
+    def keys(self, kind: str) -> list[str]:
+        """Return the keys of all entries of a kind, sorted, without reading them."""
+        return sorted(path.stem for path in (self._entries / kind).glob("??/*.safetensors"))
+
+    def has(self, kind: str, key: str) -> bool:
+        """Tell whether an entry is there, without reading it: it may prove damaged."""
+        path = self.path(kind, key)
+        if self._overwrite:
+            return path in self._saved or path in self._unwritten
+        return path in self._unwritten or path.is_file()
+
+    @timer("store")
     def load(self, kind: str, key: str) -> Entry | None:
         """Reads an entry and checks every byte of it.
 
@@ -206,6 +279,7 @@ class Store:
                 (self.misses if entry is None else self.hits)[kind] += 1
         return entry
 
+    @timer("store")
     def save(
         self, kind: str, key: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, object]
     ) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "blur_background",
     "global_views",
     "local_views",
+    "masks_per_chunk",
     "normalise",
     "patch_coverage",
     "resize",
@@ -38,9 +39,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _BLUR_KERNEL = (15, 15)
 
+_VIEW_BYTES = 512 * 2**20
+"""Memory for what a chunk of masks or attention maps has at the size of the image."""
+
+_MOST_MASKS = {"cpu": 16, "cuda": 128}
+"""Masks of one chunk, whatever the memory: more do not make a chunk faster."""
+
 
 def blur_background(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image as it looks outside every mask of a global view.
+    """Blur the image: how it looks outside every mask of a global view.
 
     Args:
         image_HW3: RGB, uint8, (H, W, 3).
@@ -52,7 +59,7 @@ def blur_background(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def local_views(image_3HW: Tensor, masks_NHW: Tensor, side: int, quirks: ReferenceQuirks) -> Tensor:
-    """Every mask's object on a filled background, resized to CLIP's input.
+    """Draw every mask's object on a filled background, resized to CLIP's input.
 
     Args:
         image_3HW: RGB, uint8, (3, H, W).
@@ -75,7 +82,7 @@ def local_views(image_3HW: Tensor, masks_NHW: Tensor, side: int, quirks: Referen
 def global_views(
     image_3HW: Tensor, blurred_3HW: Tensor, masks_NHW: Tensor, side: int, quirks: ReferenceQuirks
 ) -> Tensor:
-    """Every mask's object in front of the blurred image, resized to CLIP's input.
+    """Draw every mask's object in front of the blurred image, resized to CLIP's input.
 
     Args:
         image_3HW: RGB, uint8, (3, H, W).
@@ -95,7 +102,7 @@ def global_views(
 
 
 def patch_coverage(masks_NHW: Tensor, grid: int) -> Tensor:
-    """Share of each mask in every patch, as the released resize samples it.
+    """Compute the share of each mask in every patch, as the released resize samples it.
 
     Args:
         masks_NHW: bool, (N, H, W).
@@ -107,8 +114,19 @@ def patch_coverage(masks_NHW: Tensor, grid: int) -> Tensor:
     return resize(masks_NHW[:, None].float(), (grid, grid)).flatten(1)
 
 
+def masks_per_chunk(hw: tuple[int, ...], device: str) -> int:
+    """Decide how many masks of an image are worked on at once.
+
+    Args:
+        hw: height and width of the image: full-size float views, of three channels, must fit in
+            the memory set aside.
+        device: type of the device: "cpu" or "cuda".
+    """
+    return min(max(_VIEW_BYTES // (3 * 4 * hw[0] * hw[1]), 1), _MOST_MASKS[device])
+
+
 def resize(images_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, corners not aligned, without antialiasing: each pixel reads four pixels.
+    """Resize: bilinear, corners not aligned, without antialiasing: each pixel reads four pixels.
 
     Args:
         images_NCHW: float32, (N, C, H, W).
@@ -122,7 +140,7 @@ def resize(images_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
 def normalise(
     images_3HW: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Tensor:
-    """(x - mean) / std per channel; any leading axes."""
+    """Subtract the mean and divide by std per channel; any leading axes."""
     device = images_3HW.device
     return (images_3HW - _channels(mean, device)) / _channels(std, device)
 

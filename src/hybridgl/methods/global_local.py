@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,27 +25,25 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.transforms.v2.functional import resize as resize_shorter_side
 
 from hybridgl import views
-from hybridgl.config import FusionConfig, FusionMode, ReferenceQuirks, TextConfig
-from hybridgl.errors import HybridGLError
+from hybridgl.config import FusionConfig, FusionMode, GlobalLocalConfig
+from hybridgl.errors import SettingError, WeightsError
 from hybridgl.fusion import mask_features
 from hybridgl.guidance import similarity_scores
 from hybridgl.images import RgbImage
-from hybridgl.language import ParsedExpression
-from hybridgl.methods.hybridgl import Prediction, Scores
+from hybridgl.language import ParsedExpression, expression_features, parse_sentences
+from hybridgl.masks import Proposals
+from hybridgl.methods import Prediction, Scores
+from hybridgl.models import Models
 from hybridgl.models.clip import ClipEncoder, ResNetTower
-from hybridgl.models.models import Models
-from hybridgl.proposals import Proposals
-from hybridgl.stages import ArtefactStore, masks_per_chunk, masks_sha256, stage_key
-from hybridgl.text import expression_features
+from hybridgl.store import Content, Store, cached
+from hybridgl.timing import timer
 
 __all__ = [
     "GlobalLocalClip",
-    "GlobalLocalConfig",
     "crop_features",
     "crop_views",
     "global_features",
     "mask_boxes",
-    "mixing_weight",
     "resized_image",
 ]
 
@@ -54,31 +51,8 @@ _SHORTER_SIDE = 800
 """Pixels that the image is scaled to before anything else, as for detectors."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GlobalLocalConfig:
-    """Settings of the baseline."""
-
-    mixing_weight: float = 0.95
-    """v: share of the mask's feature in the image; that of its crop has the rest."""
-    masking_block: int = 9
-    """First block of a vision transformer, counted from 0, before which masks gate the patches."""
-    text: TextConfig = field(default_factory=TextConfig)
-    """Text features."""
-    quirks: ReferenceQuirks = field(default_factory=ReferenceQuirks)
-    """Deviations of the released program that are reproduced."""
-
-
-def mixing_weight(dataset: str) -> float:
-    """Mixing weight v as its program sets it for a dataset.
-
-    >>> mixing_weight("refcocog"), mixing_weight("refcoco")
-    (0.85, 0.95)
-    """
-    return 0.85 if dataset == "refcocog" else 0.95
-
-
 def resized_image(image: Image.Image) -> Tensor:
-    """The image that both features are made from.
+    """Scale the image that both features are made from.
 
     Args:
         image: RGB.
@@ -92,7 +66,7 @@ def resized_image(image: Image.Image) -> Tensor:
 
 
 def mask_boxes(masks_NHW: Tensor) -> Tensor:
-    """Boxes that hold every pixel of their masks.
+    """Find boxes that hold every pixel of their masks.
 
     Args:
         masks_NHW: bool, (N, H, W).
@@ -117,7 +91,7 @@ def mask_boxes(masks_NHW: Tensor) -> Tensor:
 def crop_views(
     image_3HW: Tensor, masks_NHW: Tensor, side: int, *, unnormalised_fill: bool
 ) -> Tensor:
-    """Every mask's object on a filled background, cropped to its box, resized to CLIP's input.
+    """Draw every mask's object on a filled background, cropped to its box, resized to CLIP's input.
 
     Equal to filling, cropping and resizing (bilinear, without antialiasing) each mask in turn; the
     four pixels that each output pixel reads are gathered from the image at once.
@@ -155,7 +129,7 @@ def crop_views(
 def global_features(
     clip: ClipEncoder, image_13RR: Tensor, coverage_NP: Tensor, masking_block: int
 ) -> Tensor:
-    """CLIP features of masks in their image.
+    """Compute CLIP features of masks in their image.
 
     Args:
         clip: a vision transformer, whose patches are gated before the last blocks, or a ResNet,
@@ -173,7 +147,7 @@ def global_features(
             map_1DGG * coverage_NP.unflatten(1, (1, clip.grid, clip.grid))
         )
         return pooled_NE
-    config = FusionConfig(mode=FusionMode.TOKEN_MASKING, masking_block=masking_block)
+    config = FusionConfig(fusion_mode=FusionMode.TOKEN_MASKING, masking_block=masking_block)
     return mask_features(
         clip.visual,
         image_13RR,
@@ -185,7 +159,7 @@ def global_features(
 
 
 def crop_features(clip: ClipEncoder, crops_N3RR: Tensor) -> Tensor:
-    """CLIP features of crops, float32, (N, E); those of a ResNet have length 1."""
+    """Compute CLIP features of crops, float32, (N, E); those of a ResNet have length 1."""
     features_NE = clip.encode_images(crops_N3RR)
     return F.normalize(features_NE, dim=-1) if clip.resnet else features_NE
 
@@ -196,116 +170,120 @@ class GlobalLocalClip:
     Args:
         models: hold CLIP and the parser.
         config: settings.
-        store: keeps features; None computes them anew.
+        store: keeps features and parses; None computes them every time.
     """
 
-    picks: tuple[str, ...] = ("pure",)
-    """Ways of picking that ``choose`` gives: by similarity alone."""
-
-    final_pick = "pure"
-    """The one that is the method."""
-
-    most_candidates = 1
-    """Largest k_limit on the candidate counts that makes a difference: none does."""
+    name: ClassVar[str] = "global_local"
+    variants: ClassVar[tuple[str, ...]] = ("features",)
+    needs_proposals: ClassVar[bool] = True
+    Config: ClassVar[type[GlobalLocalConfig]] = GlobalLocalConfig
+    published_clip: ClassVar[str] = "ViT-B-32"
 
     def __init__(
-        self, models: Models, config: GlobalLocalConfig, store: ArtefactStore | None = None
+        self, models: Models, config: GlobalLocalConfig, store: Store | None = None
     ) -> None:
         self.models = models
         self.config = config
         self._store = store
-
-    @property
-    def quirks(self) -> ReferenceQuirks:
-        """Deviations of the released program that are reproduced."""
-        return self.config.quirks
-
-    @property
-    def skips_without_proposals(self) -> bool:
-        """Whether samples without proposals are left out of the scores (quirk Q8)."""
-        return self.config.quirks.images_without_proposals_skipped
 
     @cached_property
     def clip(self) -> ClipEncoder:
         """CLIP, loaded at first use.
 
         Raises:
-            HybridGLError: a vision transformer with fewer blocks than the settings speak of.
+            WeightsError: a vision transformer with fewer blocks than the settings need.
         """
         clip = self.models.clip
-        needed = self.config.masking_block + 1
+        needed = self.config.blocks.masking_block + 1
         if not clip.resnet and len(clip.visual.transformer.resblocks) < needed:
-            raise HybridGLError(
+            raise WeightsError(
                 f"Expected a CLIP of at least {needed} vision blocks in "
                 f"{self.models.weights.clip_weights}, got "
-                f"{len(clip.visual.transformer.resblocks)}. Lower --masking_block."
+                f"{len(clip.visual.transformer.resblocks)}; lower --masking_block."
             )
         return clip
 
-    def load(self) -> None:
-        """Load what every run needs, so that a wrong file is found before any work.
-
-        Raises:
-            HybridGLError: a file is missing, damaged or of another architecture.
-        """
-        _ = self.models.parser, self.clip
-
-    def parse(self, sentences: Sequence[str]) -> list[ParsedExpression]:
-        """Noun phrases of raw sentences."""
-        return self.models.parser.parse(
-            sentences,
-            right_relation_never_matches=self.config.quirks.right_relation_never_matches,
-        )
-
     @torch.inference_mode()
     def score(
-        self, image: RgbImage, proposals: Proposals, expressions: Sequence[ParsedExpression]
+        self, image: RgbImage, sentences: Sequence[str], proposals: Proposals
     ) -> list[Scores]:
-        """Similarity of every proposal with every expression of one image.
+        """Compute the similarity of every proposal with every sentence of one image.
 
         Args:
             image: the image.
-            proposals: its masks.
-            expressions: from ``parse``.
+            sentences: raw.
+            proposals: the image's masks.
         """
+        right_never = self.config.quirks.right_relation_never_matches
+        expressions = parse_sentences(
+            self.models, self._store, sentences, right_relation_never_matches=right_never
+        )
         similarity_SN = np.zeros((len(expressions), 0))
         if len(proposals):
             similarity_SN = self._similarity(self.features(image, proposals), expressions)
-        nothing_N = np.zeros(len(proposals))
-        boxes_xywh = proposals.boxes_xywh.astype(np.float64)
         return [
-            Scores(expression, similarity_N, None, nothing_N, boxes_xywh, None)
+            Scores(
+                {"similarity_N": similarity_N},
+                {
+                    "expression": expression.json(),
+                    "truncated": self.clip.is_truncated(expression.sentence),
+                },
+            )
             for expression, similarity_N in zip(expressions, similarity_SN, strict=True)
         ]
 
-    def choose(self, scores: Scores, _k_limit: int | None = None, /) -> Prediction:
-        """The most similar proposal, the first of equal ones."""
-        picks = {"pure": int(scores.similarity_N.argmax())} if len(scores.similarity_N) else {}
-        return Prediction(scores.expression, picks, scores.similarity_N)
+    def choose(self, scores: Scores, /, *, k_limit: int | None = None) -> Prediction:
+        """Predict the most similar proposal, the first of equal ones.
+
+        Args:
+            scores: from ``score``.
+            k_limit: not read: the best proposal is within every limit.
+        """
+        similarity_N = scores.arrays["similarity_N"]
+        return Prediction(
+            proposals={"features": int(similarity_N.argmax())} if len(similarity_N) else {},
+            expression=ParsedExpression.from_json(scores.meta["expression"]),
+            truncated=scores.meta["truncated"],
+            similarity_N=similarity_N,
+        )
+
+    def settings(self, *, late: bool = True) -> dict[str, Any]:
+        """Return name and settings as JSON values.
+
+        Args:
+            late: include those that only ``choose`` reads; there are none.
+        """
+        return {"name": self.name, **self.config.json(late=late)}
 
     def features(self, image: RgbImage, proposals: Proposals) -> Tensor:
-        """Features of the proposals, float32, (N, E); the store keeps both parts of the mixture."""
-        parts = None
-        if self._store is not None:
-            key = stage_key(image, "global-local", self._feature_settings(proposals))
-            entry = self._store.load("global-local", key)
-            if entry:
-                parts = torch.from_numpy(entry.arrays["global_and_crop_2NE"])
-        if parts is None:
-            parts = self._compute_features(image, proposals.masks_NHW)
-            if self._store is not None:
-                arrays = {"global_and_crop_2NE": parts.cpu().numpy()}
-                self._store.save("global-local", key, arrays, {})
-        global_NE, crop_NE = parts.to(self.models.device)
+        """Compute features of the proposals; the store keeps both parts of the mixture.
+
+        Returns:
+            float32, (N, E).
+        """
+        inputs = {
+            "image": image.sha256,
+            "masks": proposals.sha256(),
+            "clip": self.models.sha256("clip"),
+            "device": self.models.device.type,
+            "numerics": self.models.numerics("clip"),
+            "masking_block": self.config.blocks.masking_block,
+            "unnormalised_fill": self.config.quirks.crop_unnormalised_fill,
+        }
+
+        def compute() -> Content:
+            parts_2NE = self._compute_features(image, proposals.masks_NHW)
+            return {"global_and_crop_2NE": parts_2NE.cpu().numpy()}, {}
+
+        entry = cached(self._store, "global-local", inputs, compute)
+        parts_2NE = torch.from_numpy(entry.arrays["global_and_crop_2NE"])
+        global_NE, crop_NE = parts_2NE.to(self.models.device)
         weight = self.config.mixing_weight
+        if weight is None:
+            raise SettingError(
+                "Expected a mixing_weight, got None; give one, or GlobalLocalConfig.resolved(dataset)."
+            )
         return weight * global_NE + (1 - weight) * crop_NE
-
-    def attention_map(self, _prediction: Prediction, _hw: tuple[int, int], /) -> None:
-        """None: the baseline has no attention map."""
-
-    def describe(self) -> dict[str, Any]:
-        """Settings of the method, as JSON values."""
-        return {"name": "global_local", **dataclasses.asdict(self.config)}
 
     def _similarity(
         self, features_NE: Tensor, expressions: Sequence[ParsedExpression]
@@ -319,12 +297,12 @@ class GlobalLocalClip:
             texts = expression_features(self._unit_texts, alone, self.config.text)
             scores_SN = self.clip.logit_scale * texts.expression_SE @ features_NE.T
         else:
-            texts = expression_features(self.models.encode_texts, alone, self.config.text)
+            texts = expression_features(self.clip.encode_texts, alone, self.config.text)
             scores_SN = similarity_scores(features_NE, texts.expression_SE, self.clip.logit_scale)
         return np.asarray(scores_SN.double().cpu().numpy())
 
     def _unit_texts(self, texts: Sequence[str]) -> Tensor:
-        return F.normalize(self.models.encode_texts(texts), dim=-1)
+        return F.normalize(self.clip.encode_texts(texts), dim=-1)
 
     @torch.inference_mode()
     def _compute_features(self, image: RgbImage, masks_NHW: NDArray[np.bool_]) -> Tensor:
@@ -335,25 +313,18 @@ class GlobalLocalClip:
         image_13RR = views.resize(scaled_13hw, (side, side))
         unnormalised_fill = self.config.quirks.crop_unnormalised_fill
         chunks = []
-        for chunk_NHW in torch.from_numpy(masks_NHW).split(masks_per_chunk(image.hw, device.type)):
+        at_once = views.masks_per_chunk(image.hw, device.type)
+        for chunk_NHW in torch.from_numpy(masks_NHW).split(at_once):
             masks = chunk_NHW.to(device)
-            crops_N3RR = crop_views(image_3HW, masks, side, unnormalised_fill=unnormalised_fill)
-            coverage_NP = views.patch_coverage(masks, self.clip.grid)
-            global_NE = global_features(
-                self.clip, image_13RR, coverage_NP, self.config.masking_block
-            )
-            chunks.append(torch.stack([global_NE, crop_features(self.clip, crops_N3RR)]))
+            with timer("views"):
+                crops_N3RR = crop_views(image_3HW, masks, side, unnormalised_fill=unnormalised_fill)
+                coverage_NP = views.patch_coverage(masks, self.clip.grid)
+            with timer("features"):
+                global_NE = global_features(
+                    self.clip, image_13RR, coverage_NP, self.config.blocks.masking_block
+                )
+                chunks.append(torch.stack([global_NE, crop_features(self.clip, crops_N3RR)]))
         return torch.cat(chunks, dim=1)
-
-    def _feature_settings(self, proposals: Proposals) -> dict[str, Any]:
-        return {
-            "masks": masks_sha256(proposals),
-            "clip": self.models.sha256("clip"),
-            "device": self.models.device.type,
-            "dtype": self.models.numerics("clip"),
-            "masking_block": self.config.masking_block,
-            "quirks": [self.config.quirks.crop_unnormalised_fill],
-        }
 
 
 def _bilinear_taps(start_N: Tensor, stop_N: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,126 @@
+"""Which models, on which kind of device, made what a store holds.
+
+The keys of a run's results hash the content of the models that made them. A machine that lacks a
+model's file, or has another kind of device, takes these from a manifest, which whoever fills a
+store leaves there: so the second pass runs anywhere, and the first one goes on where a machine with
+other packages has begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hybridgl import views
+from hybridgl.errors import DataError, WeightsError
+from hybridgl.models import Models
+from hybridgl.store import Store, entry_key
+
+__all__ = ["Manifest", "write_manifest"]
+
+_KIND = "manifests"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What decides the results of models, besides the methods' settings.
+
+    Attributes:
+        names: of the models' files, by model.
+        sha256: of their content, by model.
+        numerics: number formats and whether the encoders are compiled, by model.
+        device: kind of device: "cpu" or "cuda".
+        masks_per_chunk: masks that are worked on at once, which decides rounding.
+    """
+
+    names: dict[str, str]
+    sha256: dict[str, str]
+    numerics: dict[str, str]
+    device: str
+    masks_per_chunk: int
+
+    def made_by(self) -> dict[str, Any]:
+        """Return what takes part in the keys of results, as JSON values."""
+        return {
+            "sha256": self.sha256,
+            "numerics": self.numerics,
+            "device": self.device,
+            "masks_per_chunk": self.masks_per_chunk,
+        }
+
+    def on(self, device: str) -> Manifest:
+        """Return the same for another kind of device."""
+        chunk = views.masks_per_chunk((1, 1), device)
+        return Manifest(self.names, self.sha256, self.numerics, device, chunk)
+
+
+def write_manifest(store: Store, manifest: Manifest) -> None:
+    """Leave a manifest in the store, unless it is there."""
+    meta = {"names": manifest.names, **manifest.made_by()}
+    key = entry_key(_KIND, meta)
+    if not store.has(_KIND, key):
+        store.save(_KIND, key, {}, meta)
+
+
+def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manifest:
+    """Tell which models a run is made with: those that are here, the others by the store.
+
+    Models whose hashes the store tells are assumed to have them: their files are not needed as long
+    as nothing has to be computed with them.
+
+    Args:
+        store: may hold manifests.
+        models: of the run; the device is theirs.
+        needed: those of "clip", "sam" and "parser" that take part.
+
+    Raises:
+        WeightsError: a model is not here, and no manifest names it.
+        DataError: several manifests do, with other content.
+    """
+    sha256: dict[str, str] = {}
+    missing: dict[str, Exception] = {}
+    for name in needed:
+        try:
+            sha256[name] = models.sha256(name)
+        except (WeightsError, OSError) as error:
+            missing[name] = error
+    names = {name: models.name(name) for name in needed}
+    known = list(_manifests(store)) if missing else []
+    for name, error in missing.items():
+        found = {
+            manifest.sha256[name]
+            for manifest in known
+            if manifest.names.get(name) == names[name]
+            and all(manifest.sha256.get(other, sha) == sha for other, sha in sha256.items())
+        }
+        if not found:
+            raise error
+        if len(found) > 1:
+            raise DataError(
+                f"Expected one {names[name]} in the manifests of {store.root}, got {len(found)} of "
+                f"other content; put the file in its place, so that its hash tells which."
+            )
+        (sha256[name],) = found
+        models.assume(name, sha256[name])
+    numerics = {name: models.numerics(name) for name in needed if name != "parser"}
+    device = models.device.type
+    chunk = views.masks_per_chunk((1, 1), device)
+    return Manifest(names, {name: sha256[name] for name in needed}, numerics, device, chunk)
+
+
+def other_devices(store: Store, manifest: Manifest) -> list[Manifest]:
+    """Return the same models on those other kinds of device that have filled the store."""
+    kinds = {
+        one.device
+        for one in _manifests(store)
+        if all(one.sha256.get(name, sha) == sha for name, sha in manifest.sha256.items())
+    }
+    return [manifest.on(kind) for kind in sorted(kinds - {manifest.device})]
+
+
+def _manifests(store: Store) -> Iterator[Manifest]:
+    for key in store.keys(_KIND):
+        entry = store.load(_KIND, key)
+        if entry is not None:
+            yield Manifest(**entry.meta)
