@@ -317,7 +317,7 @@ class Run:
         path = self.folder / "records.jsonl"
         if summary is None or summary["settings"] != self.settings or not path.is_file():
             return None
-        if summary.get("image_errors") != self.split.image_errors.json():
+        if summary.get("image_errors") != _image_errors(self.split):
             return None
         if hashlib.sha256(path.read_bytes()).hexdigest() != summary.get("records_sha256"):
             return None
@@ -474,7 +474,7 @@ class Run:
             "setting": context.setting,
             "protocol": self.config.choice.protocol,
             "counts": context.counts,
-            "image_errors": self.split.image_errors.json(),
+            "image_errors": _image_errors(self.split),
             "warnings": warnings,
             **report.json(),
             **made,
@@ -545,6 +545,16 @@ class Run:
             "refs_without_mask": len(split.refs_without_mask),
             "refs_without_sentences": len(split.refs_without_sentences),
         }
+
+
+def _image_errors(split: ReferSplit) -> dict[str, Any]:
+    """The images that are not as annotated, as JSON values: records depend on them."""
+    errors = split.image_errors
+    return {
+        "missing": list(errors.missing),
+        "corrupt": list(errors.damaged),
+        "wrong_size": [[image_id, *hw] for image_id, hw in errors.other_size.items()],
+    }
 
 
 def _proposal_file(proposals: str) -> Path | None:

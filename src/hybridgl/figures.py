@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hybridgl.methods import Prediction
     from hybridgl.masks import Proposals
+    from hybridgl.methods import Prediction
 
 __all__ = [
     "GT_RGB",

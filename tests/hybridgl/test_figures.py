@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from hybridgl.masks import Proposals
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,7 +24,6 @@ from hybridgl.figures import (
 )
 from hybridgl.language import ParsedExpression, Position, Relation
 from hybridgl.methods import Prediction
-from hybridgl.masks import Proposals
 
 HW = (48, 64)
 
