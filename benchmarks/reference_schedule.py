@@ -36,9 +36,9 @@ from torch import Tensor
 
 from hybridgl.config import GuidanceConfig, MethodConfig
 from hybridgl.language import ParsedExpression, Position, Relation
+from hybridgl.masks import Proposals
 from hybridgl.models.parser import SpacyParser
 from hybridgl.models.sam import build_tiny_sam
-from hybridgl.proposals import Proposals
 from hybridgl.weights.registry import WeightSet
 from refer.dataset import Id, Ref, ReferSplit
 

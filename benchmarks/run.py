@@ -72,6 +72,7 @@ from hybridgl.config import (
     MethodConfig,
 )
 from hybridgl.images import RgbImage
+from hybridgl.masks import Proposals
 from hybridgl.methods import hybridgl as pipeline
 from hybridgl.models import models
 from hybridgl.models import sam as sam_proposals
@@ -80,7 +81,6 @@ from hybridgl.models.clip import ClipEncoder
 from hybridgl.models.models import select_device
 from hybridgl.models.parser import SpacyParser
 from hybridgl.models.sam import SamProposer
-from hybridgl.proposals import Proposals
 from hybridgl.store import Store
 from hybridgl.weights.registry import WeightSet, weight_set
 from refer.dataset import ReferSplit

@@ -43,6 +43,7 @@ from hybridgl.config import (
 )
 from hybridgl.images import RgbImage
 from hybridgl.language import Position, Relation
+from hybridgl.masks import Proposals
 from hybridgl.methods.global_local import GlobalLocalClip, GlobalLocalConfig
 from hybridgl.methods.hybridgl import HybridGL
 from hybridgl.models.clip import ClipEncoder
@@ -50,7 +51,6 @@ from hybridgl.models.models import Models
 from hybridgl.models.parser import SpacyParser
 from hybridgl.models.sam_encoder import encode
 from hybridgl.models.sam_generator import MaskGenerator
-from hybridgl.proposals import Proposals
 from hybridgl.stages import masks_per_chunk
 from hybridgl.weights.registry import weight_set
 from utils.runtime import keep_freed_memory, peak_memory_bytes

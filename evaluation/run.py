@@ -366,7 +366,7 @@ class Run:
         asked = shard.of(self.split.images) if shard else None
         missing = self.evaluation.missing(asked)
         if missing:
-            self.models.require("clip", "parser", *self.source.models)
+            self.models.require("clip", *self.source.models)
             write_manifest(self.store, self.manifest)
         for _ in progress(
             self.evaluation.score_images(missing, executor), "images", "image", total=len(missing)

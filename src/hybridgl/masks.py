@@ -15,6 +15,7 @@ origin top left, and, as SAM's generator defines them, w = x_max - x_min with no
 
 from __future__ import annotations
 
+import hashlib
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,11 @@ class Proposals:
             predicted_iou=np.zeros(0, dtype=np.float32),
             stability=np.zeros(0, dtype=np.float32),
         )
+
+    def sha256(self) -> str:
+        """Hash number and pixels of the masks: other machines may find others at equal settings."""
+        packed = np.packbits(self.masks_NHW)
+        return f"{len(self)} {hashlib.sha256(packed.tobytes()).hexdigest()}"
 
     def to_entry(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return the arrays and JSON values of a store's entry; the masks become RLE."""

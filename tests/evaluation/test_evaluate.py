@@ -28,7 +28,7 @@ from hybridgl.config import GuidanceConfig, Profile, ReferenceQuirks
 from hybridgl.errors import DataError, HybridGLError
 from hybridgl.guidance import choose
 from hybridgl.language import ParsedExpression, Position, Relation
-from hybridgl.proposals import Proposals
+from hybridgl.masks import Proposals
 from refer.arguments import check_split_arguments
 from refer.dataset import ImageInfo, Ref, ReferSplit, Sentence
 from refer.image_errors import find_image_errors
@@ -340,7 +340,7 @@ def test_image_that_turns_out_to_be_unreadable_is_named_and_has_no_pick(split, w
 
 def test_image_that_turns_out_to_be_unreadable_lowers_no_cap(split, with_faults):
     """Counts decide the k_limits of later images (Q5), and the records say what the counts are."""
-    source = GroundTruthSource(with_faults, drop_overlaps=True)
+    source = GroundTruthSource(with_faults, overlapping_polygons_dropped=True)
     counts = count_proposals(source, with_faults, split.images)
     variants = evaluated(with_faults, source=source, counts=counts)
     in_records = {of_cap[3].image_id: of_cap[3].num_proposals for of_cap in variants.values()}

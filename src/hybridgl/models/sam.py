@@ -27,10 +27,10 @@ from torch import Tensor
 
 from hybridgl.config import ProposalConfig
 from hybridgl.errors import HybridGLError
+from hybridgl.masks import Proposals
 from hybridgl.models.sam_encoder import encode
 from hybridgl.models.sam_generator import MaskGenerator
 from hybridgl.models.transformer import set_product_dtype
-from hybridgl.proposals import Proposals
 from hybridgl.weights.registry import SAM_FILES
 
 __all__ = ["SAM_TYPES", "SamProposer", "build_tiny_sam"]

@@ -30,11 +30,10 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_area
 
 from hybridgl.config import ProposalConfig
-from hybridgl.mask_regions import without_small_regions
+from hybridgl.masks import Proposals, without_small_regions
 from hybridgl.models import sam_encoder
 from hybridgl.models.sam_decoder import DecodedPoints, PointDecoder
 from hybridgl.models.transformer import linear
-from hybridgl.proposals import Proposals
 
 __all__ = ["IMAGES_AT_ONCE", "MaskGenerator", "crop_boxes", "point_grid"]
 

@@ -16,8 +16,8 @@ import hybridgl
 from hybridgl import mask_generator
 from hybridgl.config import PROPOSALS_SHAPES, ProposalConfig
 from hybridgl.errors import HybridGLError
+from hybridgl.masks import Proposals
 from hybridgl.models.sam import SAM_TYPES, SamProposer, build_tiny_sam
-from hybridgl.proposals import Proposals
 from refer.shapes.world import training_scene
 from scripts import train_tiny_sam
 from scripts.tiny_weights.train_sam import HELD_OUT_SEED, Settings

@@ -33,10 +33,10 @@ from hybridgl.config import (
     PROPOSALS_SHAPES,
     ProposalConfig,
 )
+from hybridgl.masks import Proposals
 from hybridgl.models.sam import build_tiny_sam
 from hybridgl.models.sam_decoder import DecodedPoints, PointDecoder
 from hybridgl.models.sam_generator import MaskGenerator, crop_boxes, point_grid
-from hybridgl.proposals import Proposals
 from refer.shapes.world import training_scene
 from tests.pretend_gpu import PretendGpu
 from tests.test_sam_decoder import RecordOperations
