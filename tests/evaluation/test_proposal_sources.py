@@ -16,6 +16,7 @@ from hybridgl.errors import DataError, HybridGLError
 from hybridgl.images import RgbImage
 from hybridgl.masks import Proposals
 from hybridgl.store import Store
+from refer.images import open_image
 from refer.phrasecut import load_phrasecut
 from refer.refer import load_refer
 from tests.refer_factories import (
@@ -129,7 +130,7 @@ def listed(split, image_id):
 
 
 def proposed(source, split, image_id) -> Proposals:
-    proposals = source.propose(image_id, split.open_image(image_id))
+    proposals = source.propose(image_id, open_image(split, image_id))
     assert source.count(image_id) == len(proposals)
     assert proposals.hw == HW
     return proposals
@@ -420,7 +421,7 @@ def test_masks_of_sam_are_those_of_the_opened_image(split, ids):
     proposer = TwoHalves()
     source = SamSource(OnlySam(proposer), PROPOSALS_REFCOCO, None, split)
     assert proposer.asked == 0
-    image = split.open_image(ids[0])
+    image = open_image(split, ids[0])
     assert_same(source.propose(ids[0], image), proposer.propose(image.pixels_HW3, None))
     assert source.count(ids[2]) == 2
     assert source.describe()["points_per_side"] == PROPOSALS_REFCOCO.points_per_side
@@ -430,7 +431,7 @@ def test_masks_of_sam_are_those_of_the_opened_image(split, ids):
 def test_exported_masks_have_the_boxes_that_sam_gives(read, split, ids):
     """Of halves: width and height lack the 1 that other definitions add."""
     sam = SamSource(OnlySam(TwoHalves()), PROPOSALS_REFCOCO, None, split)
-    image: RgbImage = split.open_image(ids[0])
+    image: RgbImage = open_image(split, ids[0])
     exported = sam.propose(ids[0], image)
     source = read([result(ids[0], compressed(mask_HW)) for mask_HW in exported.masks_NHW])
     assert_same(source.propose(ids[0], image), exported)
