@@ -154,7 +154,7 @@ class Report:
         for name in ("chance", "oracle"):
             ious = [getattr(record, f"{name}_iou") for record in self.records]
             if None not in ious:
-                by_variant[name] = {self.protocol.mean_name: 100 * sum(ious) / len(ious)}
+                by_variant[name] = {self.protocol.mean_name: 100 * (sum(ious) / len(ious))}
         return by_variant
 
     @cached_property

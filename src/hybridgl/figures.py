@@ -42,7 +42,8 @@ GT_RGB = (0, 205, 225)
 """Outline of the ground truth, cyan, 0 to 255; no object of the shapes world has this colour."""
 
 _CANDIDATES_RGB = ((240, 130, 0), (40, 110, 240), (20, 150, 90))
-_VARIANTS = {"features": "mask features", "relations": "relations", "guided": "with guidance"}
+_TITLES = {"features": "mask features", "relations": "relations", "guided": "with guidance"}
+"""Of the panels of variants; a variant of another name has its own."""
 _FADED_SHARE = 0.7
 """Share of light grey in what lies outside a prediction."""
 _FADED_TOWARDS = 228
@@ -110,22 +111,27 @@ def draw_prediction(
     Returns:
         A PNG file.
     """
-    figure = _figure(16, 6.8)
-    rows: list[Any] = [
-        [name for name in ("image", "ground truth", *_VARIANTS) for _ in range(2)],
-        ["attention"] * 2 + ["candidates"] * 2 + ["scores"] * 3 + ["expression"] * 3,
+    masks = _mask_by_variant(proposals, prediction)
+    top = ["image", "ground truth", *masks]
+    columns = 2 * max(len(top), 5)
+    written = columns - 4
+    layout: list[Any] = [
+        [name for name in top for _ in range(2)] + ["."] * (columns - 2 * len(top)),
+        ["attention"] * 2
+        + ["candidates"] * 2
+        + ["scores"] * (written // 2)
+        + ["expression"] * (written - written // 2),
     ]
-    axes = figure.subplot_mosaic(rows)
+    figure = _figure(1.6 * columns, 6.8)
+    axes = figure.subplot_mosaic(layout)
     for axis in axes.values():
         axis.set_axis_off()
     _show(axes["image"], image_HW3, "image")
     if gt_mask_HW is not None:
         _show(axes["ground truth"], overlay(image_HW3, None, gt_mask_HW), "ground truth")
-    predicted = prediction.proposals
-    for variant, name in _VARIANTS.items():
-        if variant in predicted:
-            mask_HW = proposals.masks_NHW[predicted[variant]]
-            _show(axes[variant], overlay(image_HW3, mask_HW, gt_mask_HW), name)
+    for variant, mask_HW in masks.items():
+        title_of_variant = _TITLES.get(variant, variant)
+        _show(axes[variant], overlay(image_HW3, mask_HW, gt_mask_HW), title_of_variant)
     if attention_HW is not None:
         _show(axes["attention"], image_HW3, "attention map and position prior")
         axes["attention"].imshow(attention_HW, cmap="inferno", alpha=0.65)
@@ -174,6 +180,12 @@ def draw_gallery(items: Sequence[GalleryItem], *, columns: int = 4) -> bytes:
         _show(axis, overlay(item.image_HW3, item.mask_HW, item.gt_mask_HW), title)
     _add_legend(figure)
     return _png(figure)
+
+
+def _mask_by_variant(proposals: Proposals, prediction: Prediction) -> dict[str, NDArray[np.bool_]]:
+    """Return the predicted masks; none where the image has no proposals to choose from."""
+    chosen = {name: proposals.masks_NHW[index] for name, index in prediction.proposals.items()}
+    return {**chosen, **prediction.masks}
 
 
 def _ring(mask_HW: NDArray[np.bool_], near: int, far: int) -> NDArray[np.bool_]:
@@ -259,13 +271,16 @@ def _show_candidates(
         middle = (x + w / 2, y + h / 2)
         axis.text(*middle, str(rank + 1), color="white", backgroundcolor=_unit(color))
     title = f"{len(candidates_K)} candidates of {len(proposals)} proposals"
-    _show(axis, shown_HW3, title if candidates_K else f"{len(proposals)} proposals")
+    if not prediction.masks:
+        _show(axis, shown_HW3, title if candidates_K else f"{len(proposals)} proposals")
 
 
 def _write_scores(axis: Axes, prediction: Prediction) -> None:
     choice, similarity_N = prediction.choice, prediction.similarity_N
-    if choice is None or similarity_N is None:
-        highest = [] if similarity_N is None else sorted(similarity_N, reverse=True)[:3]
+    if similarity_N is None:
+        return
+    if choice is None:
+        highest = sorted(similarity_N, reverse=True)[:3]
         lines = ["highest similarities", *(f"{value:9.2f}" for value in highest)]
         _write(axis, lines if highest else ["no proposals"])
         return
@@ -273,9 +288,8 @@ def _write_scores(axis: Axes, prediction: Prediction) -> None:
     for rank, index in enumerate(choice.candidates_K):
         mark = "*" if index == choice.guided else " "
         lines.append(
-            f"{mark}{rank + 1:>3}  {similarity_N[index]:9.2f} "
-            f"{choice.relation_K[rank]:9.3f} {choice.coherence_N[index]:10.3f} "
-            f"{choice.final_K[rank]:7.3f}"
+            f"{mark}{rank + 1:>3}  {similarity_N[index]:9.2f} {choice.relation_K[rank]:9.3f} "
+            f"{choice.coherence_N[index]:10.3f} {choice.final_K[rank]:7.3f}"
         )
     _write(axis, [*lines, "", "* the prediction with guidance"])
 

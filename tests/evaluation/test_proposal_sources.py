@@ -396,7 +396,7 @@ class TwoHalves:
         ones = np.ones(2, dtype=np.float32)
         return Proposals(masks_NHW, boxes, ones, ones)
 
-    def begin(self, images, config):
+    def submit(self, images, config):
         return [partial(self.propose, image_HW3, config) for image_HW3 in images]
 
 
@@ -409,7 +409,7 @@ class OnlySam:
         return "torch.float32"
 
     def __init__(self, proposer):
-        self.proposer = proposer
+        self.sam = proposer
         self.weights = type("Files", (), {"sam_checkpoint": type("File", (), {"name": "sam.pth"})})
 
     def sha256(self, model):

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from hybridgl.masks import Proposals
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -22,8 +23,7 @@ from hybridgl.figures import (
     overlay,
 )
 from hybridgl.language import ParsedExpression, Position, Relation
-from hybridgl.methods.hybridgl import Prediction
-from hybridgl.proposals import Proposals
+from hybridgl.methods import Prediction
 
 HW = (48, 64)
 
@@ -151,8 +151,13 @@ def test_panel_shows_every_variant_and_says_which_outline_is_which(
         Relation.NONE,
         GuidanceConfig(),
     )
-    picks = {"pure": choice.features, "no_gem": choice.relations, "guided": choice.pick}
-    prediction = Prediction(expression, picks, similarity_N, choice)
+    variants = ("features", "relations", "guided")
+    prediction = Prediction(
+        proposals={name: getattr(choice, name) for name in variants},
+        expression=expression,
+        similarity_N=similarity_N,
+        choice=choice,
+    )
     attention_HW = np.ones(HW, dtype=np.float32)
     png = draw_prediction(
         image_HW3, proposals, prediction, attention_HW, title="a title", gt_mask_HW=square(4, 4)
@@ -170,18 +175,27 @@ def test_panel_shows_every_variant_and_says_which_outline_is_which(
         "3 candidates of 3 proposals",
     }
     panel = next(axis for axis in figure.axes if axis.get_title() == "with guidance")
-    expected_HW3 = overlay(image_HW3, proposals.masks_NHW[choice.pick], square(4, 4))
+    expected_HW3 = overlay(image_HW3, proposals.masks_NHW[choice.guided], square(4, 4))
     np.testing.assert_array_equal(panel.images[0].get_array(), expected_HW3)
     assert legend_of(figure) == LEGEND
 
 
 def test_panel_without_proposals_or_ground_truth_is_drawn(image_HW3, expression, drawn):
-    prediction = Prediction(expression, {}, np.zeros(0))
+    prediction = Prediction(expression=expression, similarity_N=np.zeros(0))
     draw_prediction(image_HW3, Proposals.empty(HW), prediction, None, title="$5 and 🔴")
     (figure,) = drawn
     titles = {axis.get_title() for axis in figure.axes if axis.get_title()}
     assert titles == {"image", "0 proposals"}
     assert "no proposals" in {text.get_text() for axis in figure.axes for text in axis.texts}
+
+
+def test_panel_of_a_mask_that_was_no_proposal_is_drawn(image_HW3, drawn):
+    prediction = Prediction(masks={"network": square(4, 4)})
+    draw_prediction(image_HW3, Proposals.empty(HW), prediction, None, title="a network's")
+    (figure,) = drawn
+    shown = {axis.get_title(): axis.images[0].get_array() for axis in figure.axes if axis.images}
+    assert set(shown) == {"image", "network"}
+    np.testing.assert_array_equal(shown["network"], overlay(image_HW3, square(4, 4)))
 
 
 def test_gallery_outlines_both_and_says_which_is_which(image_HW3, drawn):
