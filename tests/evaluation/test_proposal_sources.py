@@ -329,7 +329,9 @@ def test_overlapping_polygons_make_the_two_profiles_differ(split, ids):
 
 
 @pytest.mark.parametrize("overlapping_polygons_dropped", [True, False])
-def test_every_ground_truth_of_one_object_is_among_the_proposals(overlapping_polygons_dropped, split):
+def test_every_ground_truth_of_one_object_is_among_the_proposals(
+    overlapping_polygons_dropped, split
+):
     source = GroundTruthSource(split, overlapping_polygons_dropped=overlapping_polygons_dropped)
     for ref in split.refs:
         gt_mask_HW = split.gt_mask(ref, overlapping_polygons_dropped=overlapping_polygons_dropped)
