@@ -169,15 +169,17 @@ class RunConfig:
         given_data = SplitConfig.from_arguments(arguments)
         data = given_data.resolved()
         method = kind.Config.from_arguments(arguments, **given).resolved(data.name)
-        models, usual_models = (
+        chosen = ModelConfig.from_arguments(arguments)
+        models, usual_models, of_weights = (
             one.resolved(data.dataset, published_clip=kind.published_clip)
-            for one in (ModelConfig.from_arguments(arguments), ModelConfig())
+            for one in (chosen, ModelConfig(), ModelConfig(weights=chosen.weights))
         )
         changed = {
             **({} if data.limit is None else {"limit": data.limit}),
             **({} if choice.proposals == "sam" else {"proposals": choice.proposals}),
             **method.changed(kind.Config(**given).resolved(data.name)),
-            **models.changed(usual_models),
+            **({} if models.weights == usual_models.weights else {"weights": models.weights}),
+            **models.changed(of_weights),
         }
         if select_device(models.device).type == select_device("auto").type:
             changed.pop("device", None)

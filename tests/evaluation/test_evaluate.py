@@ -240,7 +240,7 @@ def test_limits_are_those_of_a_loop_over_refs(shrinks, split, tmp_path):
 
 def test_limits_by_hand(split, tmp_path):
     """The second image has one proposal, the third none; their refs come again, backwards."""
-    first, second, third = split.images
+    _, second, third = split.images
     source = Blocks({second: 1, third: 0})
     this = evaluation_of(split, tmp_path, source=source)
     limit_of = {record.ref_id: limit for record, limit in this.records()}
