@@ -278,13 +278,13 @@ class Run:
             )
         else:
             self.source = SamSource(self.models, config.models.proposals, self.store)
-        needed = ("clip", "parser", *self.source.models)
+        needed = (*self.method.models_needed, *self.source.models)
         self.manifest = find_manifest(self.store, self.models, needed)
         self.evaluation = self._evaluation(self.manifest)
         self.warnings = [
             *self.split.warnings,
             *self.source.warnings,
-            *self.models.warnings("clip", *self.source.models),
+            *self.models.warnings(*needed),
         ]
 
     @property
@@ -335,6 +335,7 @@ class Run:
             OSError: the folder holds a run of other settings, or cannot be written.
         """
         storage = self.config.storage
+        self._use_other_device()
         self._check_folder_settings()
         if not (storage.overwrite or storage.shard):
             finished = self.finished_records()
@@ -342,7 +343,6 @@ class Run:
                 return self._rescored(finished)
         check_ground_truth(self.split)
         watch = Stopwatch()
-        self._use_other_device()
         with watch.measure("scores"):
             self._score(executor)
         if storage.shard:
@@ -366,7 +366,7 @@ class Run:
         asked = shard.of(self.split.images) if shard else None
         missing = self.evaluation.missing(asked)
         if missing:
-            self.models.require("clip", *self.source.models)
+            self.method.load()
             write_manifest(self.store, self.manifest)
         for _ in progress(
             self.evaluation.score_images(missing, executor), "images", "image", total=len(missing)
@@ -517,7 +517,7 @@ class Run:
         parts = [
             config.mode,
             f"{config.choice.profile.value} profile",
-            f"CLIP {self.manifest.names['clip']}",
+            *(f"CLIP {name}" for model, name in self.manifest.names.items() if model == "clip"),
             f"proposals of {self.source.name}",
             config.models.dtype,
         ]

@@ -122,6 +122,7 @@ class HybridGL:
     name: ClassVar[str] = "hybridgl"
     variants: ClassVar[tuple[str, ...]] = ("features", "relations", "guided")
     needs_proposals: ClassVar[bool] = True
+    models_needed: ClassVar[tuple[str, ...]] = ("clip", "parser")
     Config: ClassVar[type[HybridGLConfig]] = HybridGLConfig
     published_clip: ClassVar[str] = "ViT-B-16"
 
@@ -260,6 +261,16 @@ class HybridGL:
         return [results[index] for index in range(len(images))]
 
     # ---- the method, as an evaluation runs it
+
+    def load(self) -> None:
+        """Load CLIP and, unless only the store's parses are needed, the parser.
+
+        Raises:
+            WeightsError: a file is damaged or of another architecture.
+        """
+        _ = self.clip
+        if self.models.is_here("parser"):
+            _ = self.models.parser
 
     @torch.inference_mode()
     def score(
