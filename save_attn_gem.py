@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
             image = split.open_image(image_id)
             _ = image.pil
         except ImageError as error:
-            if image_id not in (*split.image_errors.missing, *split.image_errors.damaged):
+            if image_id not in split.image_errors.unreadable:
                 _logger.warning("%s No map is made for it.", error)
             return None, []
         return image, [expression.noun_phrase for expression in method.parse(sentences)]

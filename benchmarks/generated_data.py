@@ -30,8 +30,8 @@ from PIL import Image
 from segment_anything import sam_model_registry
 
 from hybridgl.config import PROPOSALS_REFCOCO, ProposalConfig
-from hybridgl.models.models import select_device
-from hybridgl.proposals import Proposals
+from hybridgl.models import select_device
+from hybridgl.masks import Proposals
 from hybridgl.weights.registry import WeightSet, weight_set
 from refer.dataset import ReferSplit
 from refer.refer import load_refer

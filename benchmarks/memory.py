@@ -30,9 +30,8 @@ from benchmarks.reference_schedule import build_sam, read_state
 from hybridgl.config import PROPOSALS_PHRASECUT, MethodConfig
 from hybridgl.images import RgbImage
 from hybridgl.methods.hybridgl import HybridGL
-from hybridgl.models import sam_generator
-from hybridgl.models.models import Models
-from hybridgl.models.sam import SamProposer
+from hybridgl.models import Models, sam_generator
+from hybridgl.models.sam import Sam
 from utils.runtime import keep_freed_memory
 from utils.tables import Table
 
@@ -98,7 +97,7 @@ def memory_of_phrasecut(setting: Setting) -> dict[str, Any]:
         pred_iou_thresh=_median_iou(sam, image),
         stability_score_thresh=0.0,
     )
-    proposer = SamProposer(sam, setting.torch_device)
+    proposer = Sam(sam, setting.torch_device)
     return _memory(lambda: proposer.propose(image.pixels_HW3, config), setting)
 
 

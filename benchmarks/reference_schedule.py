@@ -36,9 +36,9 @@ from torch import Tensor
 
 from hybridgl.config import GuidanceConfig, MethodConfig
 from hybridgl.language import ParsedExpression, Position, Relation
+from hybridgl.masks import Proposals
 from hybridgl.models.parser import SpacyParser
 from hybridgl.models.sam import build_tiny_sam
-from hybridgl.proposals import Proposals
 from hybridgl.weights.registry import WeightSet
 from refer.dataset import Id, Ref, ReferSplit
 
@@ -140,7 +140,7 @@ class ReferenceSchedule:
                 num_context_masks=min(guidance.num_context_masks, len(proposals)),
             )
             features_NE = self.mask_features(*self.views(image, proposals.masks_NHW))
-            gt_mask_HW = split.gt_mask(ref, drop_overlaps=True)
+            gt_mask_HW = split.gt_mask(ref, overlapping_polygons_dropped=True)
             for sentence in ref.sentences:
                 expression = self._parse(sentence.raw, PARSES_FOR_PICK)
                 own_E, other_E = self._text_features(expression)

@@ -66,21 +66,20 @@ from evaluation import run as runs
 from evaluation.counts import ImageEvaluation
 from evaluation.proposals import ProposalSource, SamSource
 from evaluation.records import read_records
-from hybridgl import gem, guidance, views
+from hybridgl import gem, guidance, models, views
 from hybridgl.config import (
     PROPOSALS_SHAPES,
     MethodConfig,
 )
 from hybridgl.images import RgbImage
 from hybridgl.methods import hybridgl as pipeline
-from hybridgl.models import models
 from hybridgl.models import sam as sam_proposals
 from hybridgl.models import sam_generator as mask_generator
+from hybridgl.models import select_device
 from hybridgl.models.clip import ClipEncoder
-from hybridgl.models.models import select_device
 from hybridgl.models.parser import SpacyParser
-from hybridgl.models.sam import SamProposer
-from hybridgl.proposals import Proposals
+from hybridgl.models.sam import Sam
+from hybridgl.masks import Proposals
 from hybridgl.store import Store
 from hybridgl.weights.registry import WeightSet, weight_set
 from refer.dataset import ReferSplit
@@ -180,7 +179,7 @@ COMMON_CALLS: tuple[Call, ...] = (
 OUR_CALLS: tuple[Call, ...] = (
     *COMMON_CALLS,
     (ENCODER, sam_proposals, "encode"),
-    (DECODER, SamProposer, "begin"),
+    (DECODER, Sam, "submit"),
     (DECODER, mask_generator, "without_small_regions"),
     *(
         (VIEWS, views, name)
@@ -215,10 +214,8 @@ REFERENCE_CALLS: tuple[Call, ...] = (
 )
 
 LEFT_OUT: tuple[Call, ...] = (
-    ("load models", ClipEncoder, "from_file"),
-    ("load models", SamProposer, "from_checkpoint"),
-    ("load models", models, "SpacyParser"),
-    ("hash model files", WeightSet, "digest"),
+    ("load models", models, "load"),
+    ("hash model files", WeightSet, "sha256"),
     ("read annotations", save_attn_gem, "split_from_arguments"),
     ("intervals", runs, "intervals_by_pick"),
 )
@@ -347,7 +344,7 @@ def run_ours(name: str, setting: Setting) -> Measurement:
     peak, device_peak = peaks(device)
     picks = {
         f"{record.ref_id} {record.sent_id}": [
-            record.predictions[variant].proposal for variant in ("features", "guided")
+            record.picks[pick].index for pick in ("pure", "guided")
         ]
         for record in read_records(output / "records.jsonl")
     }
@@ -410,7 +407,7 @@ def sam_in_bfloat16(setting: Setting) -> dict[str, float]:
     """How many of the bundled SAM's masks come out in bfloat16 as well, on the shapes world."""
     files, device = weight_set("tiny"), setting.torch_device
     exact, rounded = (
-        SamProposer.from_checkpoint(files.sam_checkpoint, files.sam_type, device, dtype)
+        Sam.from_checkpoint(files.sam_checkpoint, files.sam_type, device, dtype)
         for dtype in (torch.float32, torch.bfloat16)
     )
     best: list[float] = []

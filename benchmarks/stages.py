@@ -43,14 +43,14 @@ from hybridgl.config import (
 )
 from hybridgl.images import RgbImage
 from hybridgl.language import Position, Relation
+from hybridgl.masks import Proposals
 from hybridgl.methods.global_local import GlobalLocalClip, GlobalLocalConfig
 from hybridgl.methods.hybridgl import HybridGL
+from hybridgl.models import Models
 from hybridgl.models.clip import ClipEncoder
-from hybridgl.models.models import Models
 from hybridgl.models.parser import SpacyParser
 from hybridgl.models.sam_encoder import encode
 from hybridgl.models.sam_generator import MaskGenerator
-from hybridgl.proposals import Proposals
 from hybridgl.stages import masks_per_chunk
 from hybridgl.weights.registry import weight_set
 from utils.runtime import keep_freed_memory, peak_memory_bytes
@@ -145,7 +145,12 @@ def sam_generator(_: int) -> Work:
     library = SamAutomaticMaskGenerator(sam, **asdict(config))
     ours = MaskGenerator(sam, config, torch.device("cpu"))
     image_HW3 = random_image(np.random.default_rng(0))
-    return Work("image", 1, lambda: ours.generate([image_HW3]), lambda: library.generate(image_HW3))
+    return Work(
+        "image",
+        1,
+        lambda: ours.submit([image_HW3])[0](),
+        lambda: library.generate(image_HW3),
+    )
 
 
 def both_views(num_masks: int) -> Work:

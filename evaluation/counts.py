@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from hybridgl.masks import resize_nearest
 from numpy.typing import NDArray
 
 from evaluation.records import PredictionCounts
+from hybridgl.masks import resize_nearest
 from hybridgl.metrics import intersection_and_union
 
 __all__ = ["ImageCounts"]

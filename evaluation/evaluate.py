@@ -19,7 +19,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from hybridgl.masks import Proposals
 from numpy.typing import NDArray
 
 from evaluation.counts import ImageCounts
@@ -29,6 +28,7 @@ from evaluation.records import Record
 from hybridgl.errors import ImageError
 from hybridgl.files import file_sha256
 from hybridgl.images import RgbImage
+from hybridgl.masks import Proposals
 from hybridgl.methods import Method, Prediction, Scores
 from hybridgl.store import Content, Entry, Store, entry_key
 from hybridgl.timing import timer
@@ -151,7 +151,7 @@ class Evaluation:
         self._drops_overlaps = overlapping_polygons_dropped
         self._limit_shrinks = top_k_shrinks_across_images
         self._refs_by_image = split.refs_by_image()
-        self._unreadable = {*split.image_errors.missing, *split.image_errors.damaged}
+        self._unreadable = set(split.image_errors.unreadable)
         self._cached_result = lru_cache(maxsize=_RESULTS_KEPT)(self._result)
 
     # ---- first pass

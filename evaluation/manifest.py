@@ -83,11 +83,11 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
     for name in needed:
         try:
             sha256[name] = models.sha256(name)
-        except (WeightsError, OSError) as error:
-            missing[name] = error
+        except (WeightsError, OSError) as reason:
+            missing[name] = reason
     names = {name: models.name(name) for name in needed}
     known = list(_manifests(store)) if missing else []
-    for name, error in missing.items():
+    for name, absence in missing.items():
         found = {
             manifest.sha256[name]
             for manifest in known
@@ -95,7 +95,7 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
             and all(manifest.sha256.get(other, sha) == sha for other, sha in sha256.items())
         }
         if not found:
-            raise error
+            raise absence
         if len(found) > 1:
             raise DataError(
                 f"Expected one {names[name]} in the manifests of {store.root}, got {len(found)} of "

@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from hybridgl.masks import Proposals, mask_boxes_xywh
 from numpy.typing import NDArray
 
-from evaluation.coco_masks import ProposalFile, check_images, read_proposal_file
+from evaluation.proposal_files import few, read_json, read_masks
 from hybridgl.config import ProposalConfig
-from hybridgl.errors import DataError
 from hybridgl.images import RgbImage
+from hybridgl.masks import Proposals, mask_boxes_xywh
 from hybridgl.models import Models
 from hybridgl.proposals import SamProposals
 from hybridgl.store import Store
 from refer.dataset import ReferSplit
-from refer.segmentation import check_segmentation, ground_truth
-from utils.runtime import progress
+from refer.segmentation import gt_mask
 
 __all__ = ["FileSource", "GroundTruthSource", "ProposalSource", "SamSource"]
 
@@ -89,13 +87,15 @@ class SamSource(ProposalSource):
 class FileSource(ProposalSource):
     """Masks that another program wrote as COCO results or COCO annotations.
 
+    One file can serve several splits, so what it holds for other images is not checked.
+
     Args:
         path: the file.
         split: the data.
 
     Raises:
-        DataError: the file is damaged, or for other images than those of the split; the first
-            entry that is wrong is named.
+        DataError: the file is missing, damaged, of another form, or for other images than those of
+            the split; its first wrong entry is named.
     """
 
     models: tuple[str, ...] = ()
@@ -103,31 +103,36 @@ class FileSource(ProposalSource):
 
     def __init__(self, path: Path, split: ReferSplit) -> None:
         self.name = path.name
-        self._file = read_proposal_file(path)
         self._split = split
-        images = {
-            image_id: (info.file_name, info.height, info.width)
+        content, self._sha256 = read_json(path)
+        self._masks = read_masks(path, content, split)
+        absent = [
+            f"{info.file_name} ({image_id})"
             for image_id, info in split.images.items()
-        }
-        self.warnings = check_images(self._file, images)
-        _check_masks(self._file, split)
+            if image_id not in self._masks
+        ]
+        self.warnings: tuple[str, ...] = ()
+        if absent:
+            self.warnings = (
+                f"{len(absent)} of {len(split.images)} images have no entry in {path}, so no "
+                f"proposals: {few(absent)}.",
+            )
 
     def submit(self, images: Sequence[tuple[int, RgbImage]]) -> list[Finish]:
-        """Draw the masks, in the file's order; their scores stand for the predicted IoU."""
+        """Draw the masks in the file's order; scores stand for the predicted IoU."""
         return [partial(self._propose, *one) for one in images]
 
     def _propose(self, image_id: int, image: RgbImage) -> Proposals:
-        entries = self._file.by_image.get(image_id, ())
+        entries = self._masks.get(image_id, [])
         masks = [
-            ground_truth(e.segmentation, image.hw, overlapping_polygons_dropped=False)
-            for e in entries
+            gt_mask(segmentation, image.hw, overlapping_polygons_dropped=False)
+            for segmentation, _ in entries
         ]
-        scores = [1.0 if entry.score is None else entry.score for entry in entries]
-        return _proposals_of(masks, image.hw, scores)
+        return _proposals_of(masks, image.hw, [score for _, score in entries])
 
     def settings(self) -> dict[str, Any]:
         """Return the file by its content."""
-        return {"source": "coco", "file": self.name, "sha256": self._file.sha256}
+        return {"source": "coco", "file": self.name, "sha256": self._sha256}
 
 
 class GroundTruthSource(ProposalSource):
@@ -169,24 +174,6 @@ class GroundTruthSource(ProposalSource):
     def settings(self) -> dict[str, Any]:
         """Return the kind of source; the annotations are named with the data."""
         return {"source": "gt"}
-
-
-def _check_masks(file: ProposalFile, split: ReferSplit) -> None:
-    """Refuse a file with a broken mask before any work, not in the middle of it."""
-    entries = [
-        (info, entry)
-        for image_id, info in split.images.items()
-        for entry in file.by_image.get(image_id, ())
-    ]
-    entries.sort(key=lambda pair: pair[1].position)
-    for info, entry in progress(entries, "proposal file", "mask"):
-        try:
-            check_segmentation(entry.segmentation, (info.height, info.width))
-        except DataError as error:
-            raise DataError(
-                f"Expected masks of the images in {file.path}, but entry {entry.position}, "
-                f"of image {entry.image_id}, is broken: {error} Write the file again."
-            ) from error
 
 
 def _proposals_of(

@@ -317,7 +317,7 @@ class Run:
         path = self.folder / "records.jsonl"
         if summary is None or summary["settings"] != self.settings or not path.is_file():
             return None
-        if summary.get("image_errors") != self.split.image_errors.json():
+        if summary.get("image_errors") != _image_errors(self.split):
             return None
         if hashlib.sha256(path.read_bytes()).hexdigest() != summary.get("records_sha256"):
             return None
@@ -366,7 +366,7 @@ class Run:
         asked = shard.of(self.split.images) if shard else None
         missing = self.evaluation.missing(asked)
         if missing:
-            self.models.require("clip", "parser", *self.source.models)
+            self.models.require("clip", *self.source.models)
             write_manifest(self.store, self.manifest)
         for _ in progress(
             self.evaluation.score_images(missing, executor), "images", "image", total=len(missing)
@@ -478,7 +478,7 @@ class Run:
             "setting": context.setting,
             "protocol": self.config.choice.protocol,
             "counts": context.counts,
-            "image_errors": self.split.image_errors.json(),
+            "image_errors": _image_errors(self.split),
             "warnings": warnings,
             **report.json(),
             **made,
@@ -507,7 +507,7 @@ class Run:
         """A line on the images that proved corrupt when they were needed."""
         errors = self.split.image_errors
         ids = {record.image_id: None for record in records if record.image_error}
-        later = [i for i in ids if i not in (*errors.missing, *errors.damaged)]
+        later = [i for i in ids if i not in errors.unreadable]
         if not later:
             return []
         names = ", ".join(self.split.images[image_id].file_name for image_id in later[:5])
@@ -535,7 +535,7 @@ class Run:
     def _counts(self, records: Sequence[Record], report: Report) -> dict[str, int]:
         split, errors = self.split, self.split.image_errors
         unreadable = {record.image_id for record in records if record.image_error}
-        unreadable |= {*errors.missing, *errors.damaged}
+        unreadable |= set(errors.unreadable)
         return {
             "refs": len(split.refs),
             "images": len(split.images),
@@ -545,10 +545,20 @@ class Run:
             "truncated": sum(record.truncated for record in records),
             "images_missing": len(errors.missing),
             "images_corrupt": len(unreadable) - len(errors.missing),
-            "images_of_other_size": len(errors.other_size),
+            "images_of_other_size": len(errors.wrong_size),
             "refs_without_mask": len(split.refs_without_mask),
             "refs_without_sentences": len(split.refs_without_sentences),
         }
+
+
+def _image_errors(split: ReferSplit) -> dict[str, Any]:
+    """The images that are not as annotated, as JSON values: records depend on them."""
+    errors = split.image_errors
+    return {
+        "missing": list(errors.missing),
+        "corrupt": list(errors.corrupt),
+        "wrong_size": [[image_id, *hw] for image_id, hw in errors.wrong_size.items()],
+    }
 
 
 def _proposal_file(proposals: str) -> Path | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hybridgl.errors import DataError, SettingError
 from hybridgl.settings import Settings, setting
-from refer.custom import load_own_data, name_of, resolve_split
+from refer.coco import custom_name, load_custom, resolve_split
 from refer.dataset import ReferSplit
 from refer.image_errors import describe_image_errors, find_image_errors
 from refer.phrasecut import load_phrasecut
@@ -81,7 +81,7 @@ class SplitConfig(Settings):
     @property
     def name(self) -> str:
         """Name of the dataset, as ``ReferSplit.dataset``."""
-        return self.dataset if self.dataset in DATASETS else name_of(Path(self.dataset))
+        return self.dataset if self.dataset in DATASETS else custom_name(Path(self.dataset))
 
     @property
     def label(self) -> str:
@@ -130,7 +130,7 @@ def load_split(config: SplitConfig) -> ReferSplit:
 def _load(config: SplitConfig) -> ReferSplit:
     root, split = config.refer_data_root, config.split or DEFAULT_SPLIT
     if config.dataset not in DATASETS:
-        return load_own_data(Path(config.dataset), split, config.split_by)
+        return load_custom(Path(config.dataset), split, config.split_by)
     if config.dataset == "phrasecut":
         return load_phrasecut(root, split, check_counts=False)
     if config.dataset == "shapes":
@@ -140,11 +140,11 @@ def _load(config: SplitConfig) -> ReferSplit:
 
 def _with_image_errors(split: ReferSplit) -> ReferSplit:
     errors = find_image_errors(split)
-    unreadable = [*errors.missing, *errors.damaged]
+    unreadable = errors.unreadable
     if len(unreadable) == len(split.images):
         raise FileNotFoundError(
             f"Expected {len(split.images)} images of {split.dataset} {split.split}, got "
-            f"{len(errors.missing)} missing and {len(errors.damaged)} corrupt ones, the first of "
+            f"{len(errors.missing)} missing and {len(errors.corrupt)} corrupt ones, the first of "
             f"them {split.image_path(unreadable[0])}; see refer/README.md for where they come from."
         )
     lines = describe_image_errors(split, errors)

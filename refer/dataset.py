@@ -1,4 +1,4 @@
-"""What every dataset is read into: one split as plain records, in the dataset's order.
+"""The records that every dataset is read into: one split, in the dataset's order.
 
 Shapes: H x W image pixels, hw = (height, width).
 """
@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from hybridgl.errors import DataError
-from refer.segmentation import MaskRule, check_segmentation, ground_truth
+from hybridgl.images import RgbImage
+from refer.segmentation import MaskRule, check_segmentation, gt_mask
 
 __all__ = ["Annotation", "Id", "ImageErrors", "ImageInfo", "Ref", "ReferSplit", "Sentence"]
 
 Id = int | str
-"""REFER counts its refs and annotations; PhraseCut and one's own data may name them."""
+"""REFER counts its refs and annotations; PhraseCut and custom datasets may name them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +28,14 @@ class Sentence:
     """One expression.
 
     Attributes:
-        sent_id: Unique in its ref; in REFER data in its split.
-        raw: As people wrote it; the method reads this one.
-        sent: As the dataset's authors cleaned it.
-        kind: Kind of expression, where the data says: the shapes world its own, PhraseCut seen or
+        sent_id: unique in its ref; in REFER data in its split.
+        raw: as people wrote it, before any cleaning.
+        kind: kind of expression, where the data says: the shapes world its own, PhraseCut seen or
             unseen.
     """
 
     sent_id: int
     raw: str
-    sent: str
     kind: str | None = None
 
 
@@ -44,18 +44,16 @@ class Ref:
     """What is referred to, with everything said of it.
 
     Attributes:
-        ref_id: Unique in its split.
-        ann_ids: The annotations that are referred to together: one in REFER data, any number in
+        ref_id: unique in its split.
+        ann_ids: the annotations that are referred to together: one in REFER data, any number in
             PhraseCut.
-        image_id: Its image.
-        category_id: Its COCO category, where the data says.
-        sentences: Everything said of it.
+        image_id: its image.
+        sentences: everything said of it.
     """
 
     ref_id: Id
     ann_ids: tuple[Id, ...]
     image_id: int
-    category_id: int | None
     sentences: tuple[Sentence, ...]
 
 
@@ -74,23 +72,17 @@ class Annotation:
     """One annotated object.
 
     Attributes:
-        ann_id: Unique in the dataset.
-        image_id: Its image.
-        segmentation: As in the file; empty where it has no mask.  `ReferSplit.instance_mask` reads
-            it, `ReferSplit.check_mask` checks it.
-        iscrowd: Whether it marks a group as one region.
-        category_id: Its COCO category, where the data says.
-        bbox_xywh: Left, top, width, height in pixels, origin top-left, where the data says.
-        area: In pixels, where the data says.
+        ann_id: unique in the dataset.
+        image_id: its image.
+        segmentation: as in the file; empty where it has no mask.  ``ReferSplit.instance_mask``
+            draws it, ``ReferSplit.check_mask`` checks it.
+        iscrowd: whether it marks a group as one region.
     """
 
     ann_id: Id
     image_id: int
     segmentation: object
     iscrowd: bool = False
-    category_id: int | None = None
-    bbox_xywh: tuple[float, float, float, float] | None = None
-    area: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +90,19 @@ class ImageErrors:
     """Images of a split that are not as its annotations say, by their ids, in dataset order.
 
     Attributes:
-        missing: No such file.
-        damaged: The file is no image, or is cut short.
-        other_size: Height and width of the file, where they are not the annotated ones.
+        missing: no such file.
+        corrupt: the file is no image, or is cut short.
+        wrong_size: height and width of the file, where they are not the annotated ones.
     """
 
     missing: tuple[int, ...] = ()
-    damaged: tuple[int, ...] = ()
-    other_size: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    corrupt: tuple[int, ...] = ()
+    wrong_size: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def unreadable(self) -> tuple[int, ...]:
+        """Return the images for which nothing can be predicted: missing or corrupt."""
+        return (*self.missing, *self.corrupt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +110,21 @@ class ReferSplit:
     """One split of one dataset.
 
     Attributes:
-        dataset: Its name, as in `refer.splits.SPLITS`; for one's own data that of its folder or
+        dataset: its name, as in ``refer.splits.SPLITS``; of a custom dataset that of its folder or
             file.
-        split: Its name, as in the dataset's files.
-        split_by: Who drew the splits.
-        refs: In the order of their file, which is the dataset's order everywhere.
-        images: Image id -> image, for the images of `refs`, in the order of first appearance.
-        annotations: Annotation id -> annotation, for every annotated object of these images,
+        split: its name, as in the dataset's files.
+        split_by: who drew the splits.
+        refs: in the order of their file, which is the dataset's order everywhere.
+        images: image id -> image, for the images of ``refs``, in the order of first appearance.
+        annotations: annotation id -> annotation, for every annotated object of these images,
             referred to or not, in the order of their file.
-        image_roots: Folders of the image files, in the order in which they are searched.
-        sha256_by_file: SHA-256 of the annotation files that were read, by file name.
-        mask_rule: How segmentations are written and drawn.
-        image_errors: What `refer.image_errors.image_errors` found; nothing before it has looked.
-        warnings: One line for each warning about the data that does not forbid using it.
+        image_roots: folders of the image files, in the order in which they are searched.
+        sha256_by_file: sha256 of the annotation files that were read, by file name.
+        mask_rule: how segmentations are written and drawn.
+        image_errors: what ``refer.image_errors.find_image_errors`` found; nothing before it has
+            looked.
+        warnings: one line for everything about the data that is doubtful but does not forbid its
+            use.
     """
 
     dataset: str
@@ -151,12 +150,12 @@ class ReferSplit:
 
     @property
     def num_sentences(self) -> int:
-        """Number of expressions: the number of samples of an evaluation."""
+        """Count the expressions: the samples of an evaluation."""
         return sum(len(ref.sentences) for ref in self.refs)
 
     @property
     def refs_without_mask(self) -> tuple[Id, ...]:
-        """Refs whose truth is empty or lacks an object, as the data has no segmentation for it."""
+        """Find refs whose ground truth is empty or lacks an object: it has no segmentation."""
         return tuple(
             ref.ref_id
             for ref in self.refs
@@ -166,27 +165,40 @@ class ReferSplit:
 
     @property
     def refs_without_sentences(self) -> tuple[Id, ...]:
-        """Refs that no sample of an evaluation comes from."""
+        """Find refs of which no sample of an evaluation is made."""
         return tuple(ref.ref_id for ref in self.refs if not ref.sentences)
 
-    def image_path(self, image_id: int) -> Path:
-        """Path of an image file; where there is none, the path it was first looked for at.
-
-        Raises:
-            KeyError: The split has no such image.
-        """
-        paths = [root / self.images[image_id].file_name for root in self.image_roots]
-        return next((path for path in paths if path.is_file()), paths[0])
-
     def refs_by_image(self) -> dict[int, tuple[Ref, ...]]:
-        """Image id -> its refs; images in the order of first appearance, refs in file order."""
+        """Group refs by image id; images in the order of first appearance, refs in file order."""
         grouped: dict[int, list[Ref]] = {}
         for ref in self.refs:
             grouped.setdefault(ref.image_id, []).append(ref)
         return {image_id: tuple(refs) for image_id, refs in grouped.items()}
 
+    def image_path(self, image_id: int) -> Path:
+        """Find an image file; where there is none, return the first path that was tried.
+
+        Raises:
+            KeyError: the split has no such image.
+        """
+        paths = [root / self.images[image_id].file_name for root in self.image_roots]
+        return next((path for path in paths if path.is_file()), paths[0])
+
+    def open_image(self, image_id: int) -> RgbImage:
+        """Open an image; resize it (bilinear, antialiased) if it is not of the annotated size.
+
+        Raises:
+            ImageError: it is missing or corrupt.
+        """
+        image = RgbImage(self.image_path(image_id), apply_orientation=False)
+        height, width = self._hw(image_id)
+        if image.hw == (height, width):
+            return image
+        resized = image.pil.resize((width, height), Image.Resampling.BILINEAR)
+        return RgbImage(resized, apply_orientation=False)
+
     def instances(self, image_id: int) -> tuple[Id, ...]:
-        """Annotated objects of an image that can serve as proposals, in file order.
+        """List the annotated objects of an image that can serve as proposals, in file order.
 
         Those with a segmentation that mark one object or are referred to; of several with the
         very same segmentation (PhraseCut repeats objects from task to task) the first.
@@ -198,37 +210,37 @@ class ReferSplit:
                 distinct[ann_id] = segmentation
         return tuple(distinct)
 
-    def instance_mask(self, ann_id: Id, *, drop_overlaps: bool) -> NDArray[np.bool_]:
-        """The mask of one annotated object.
+    def instance_mask(self, ann_id: Id, *, overlapping_polygons_dropped: bool) -> NDArray[np.bool_]:
+        """Draw the mask of one annotated object.
 
         Args:
-            ann_id: One of `annotations`.
-            drop_overlaps: Quirk Q9; see `refer.segmentation.ground_truth`.
+            ann_id: one of ``annotations``.
+            overlapping_polygons_dropped: quirk Q9; see ``refer.segmentation.gt_mask``.
 
         Returns:
             Bool, (H, W); empty where the annotation has no segmentation.
 
         Raises:
-            DataError: The segmentation is broken.
+            DataError: the segmentation is broken.
         """
         ann = self.annotations[ann_id]
         if not ann.segmentation:
             return np.zeros(self._hw(ann.image_id), dtype=np.bool_)
         try:
-            return ground_truth(
+            return gt_mask(
                 ann.segmentation,
                 self._hw(ann.image_id),
-                drop_overlaps=drop_overlaps,
+                overlapping_polygons_dropped=overlapping_polygons_dropped,
                 rule=self.mask_rule,
             )
         except DataError as error:
             raise self._named(ann, error) from error
 
     def check_mask(self, ann_id: Id) -> None:
-        """Refuse what `instance_mask` refuses, without drawing anything: microseconds a mask.
+        """Refuse what ``instance_mask`` refuses, without drawing anything: microseconds a mask.
 
         Raises:
-            DataError: The segmentation is broken.
+            DataError: the segmentation is broken.
         """
         ann = self.annotations[ann_id]
         if ann.segmentation:
@@ -237,45 +249,49 @@ class ReferSplit:
             except DataError as error:
                 raise self._named(ann, error) from error
 
-    def gt_mask(self, ref: Ref, *, drop_overlaps: bool) -> NDArray[np.bool_]:
-        """The mask that a ref's sentences refer to: the union of its objects.
+    def gt_mask(self, ref: Ref, *, overlapping_polygons_dropped: bool) -> NDArray[np.bool_]:
+        """Draw the mask that a ref's sentences refer to: the union of its objects.
 
         Args:
-            ref: One of the split.
-            drop_overlaps: Quirk Q9; see `refer.segmentation.ground_truth`.
+            ref: one of the split.
+            overlapping_polygons_dropped: quirk Q9; see ``refer.segmentation.gt_mask``.
 
         Returns:
-            Bool, (H, W); objects without a segmentation, which `refs_without_mask` tells, add
+            Bool, (H, W); objects without a segmentation, which ``refs_without_mask`` names, add
             nothing.
 
         Raises:
-            DataError: A segmentation is broken.
+            DataError: a segmentation is broken.
         """
         gt_mask_HW = np.zeros(self._hw(ref.image_id), dtype=np.bool_)
         for ann_id in ref.ann_ids:
-            gt_mask_HW |= self.instance_mask(ann_id, drop_overlaps=drop_overlaps)
+            gt_mask_HW |= self.instance_mask(
+                ann_id, overlapping_polygons_dropped=overlapping_polygons_dropped
+            )
         return gt_mask_HW
 
     def limited(self, n_images: int) -> ReferSplit:
-        """The split of the first images alone, with all their refs, order unchanged.
+        """Keep the first images with all their refs, order unchanged.
 
         Raises:
-            DataError: `n_images` is below 1.
+            DataError: ``n_images`` is below 1.
         """
         if n_images < 1:
-            raise DataError(f"Expected a limit of at least 1 image; got {n_images}.")
+            raise DataError(
+                f"Expected a limit of at least 1 image, got {n_images}; give a positive number."
+            )
         images = dict(list(self.images.items())[:n_images])
-        image_errors = ImageErrors(
-            missing=tuple(i for i in self.image_errors.missing if i in images),
-            damaged=tuple(i for i in self.image_errors.damaged if i in images),
-            other_size={i: hw for i, hw in self.image_errors.other_size.items() if i in images},
-        )
+        errors = self.image_errors
         return replace(
             self,
             refs=tuple(ref for ref in self.refs if ref.image_id in images),
             images=images,
             annotations={i: ann for i, ann in self.annotations.items() if ann.image_id in images},
-            image_errors=image_errors,
+            image_errors=ImageErrors(
+                missing=tuple(i for i in errors.missing if i in images),
+                corrupt=tuple(i for i in errors.corrupt if i in images),
+                wrong_size={i: hw for i, hw in errors.wrong_size.items() if i in images},
+            ),
         )
 
     def _hw(self, image_id: int) -> tuple[int, int]:

@@ -276,19 +276,19 @@ def _broken_masks(split: ReferSplit) -> list[str]:
 def _images(name: str, split: ReferSplit, source: _Source) -> Check:
     image_errors = find_image_errors(split)
     # PhraseCut's images are published at other sizes, and resized to the annotated ones.
-    resized = len(image_errors.other_size) if split.mask_rule is MaskRule.PHRASECUT else 0
-    other_size = () if resized else tuple(image_errors.other_size)
+    resized = len(image_errors.wrong_size) if split.mask_rule is MaskRule.PHRASECUT else 0
+    other_size = () if resized else tuple(image_errors.wrong_size)
     counts = {
         "missing": len(image_errors.missing),
-        "damaged": len(image_errors.damaged),
+        "damaged": len(image_errors.corrupt),
         "of another size than annotated": len(other_size),
     }
     bad = {what: count for what, count in counts.items() if count}
     if not bad:
         found = f"{len(split.images)} in place" + (f", {resized} to be resized" if resized else "")
         return Check("data", name, Status.OK, found)
-    first = next(iter((*image_errors.missing, *image_errors.damaged, *other_size)))
-    wrong = [split.image_path(image_id) for image_id in (*image_errors.damaged, *other_size)]
+    first = next(iter((*image_errors.missing, *image_errors.corrupt, *other_size)))
+    wrong = [split.image_path(image_id) for image_id in (*image_errors.corrupt, *other_size)]
     return Check(
         "data",
         name,

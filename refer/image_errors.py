@@ -1,4 +1,4 @@
-"""Image files of a split that are missing, damaged, or of another size than annotated.
+"""Image files of a split that are missing, corrupt, or of another size than annotated.
 
 An evaluation that passed over them in silence would score another set than it names. So they are
 looked for before work starts, by reading headers; an image is decoded only where its file does not
@@ -26,8 +26,8 @@ ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 def find_image_errors(split: ReferSplit) -> ImageErrors:
     """Look at every image file of a split."""
     missing: list[int] = []
-    damaged: list[int] = []
-    other_size: dict[int, tuple[int, int]] = {}
+    corrupt: list[int] = []
+    wrong_size: dict[int, tuple[int, int]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         for image_id, info in split.images.items():
@@ -35,29 +35,29 @@ def find_image_errors(split: ReferSplit) -> ImageErrors:
             if not path.is_file():
                 missing.append(image_id)
             elif (hw := _whole_image_hw(path)) is None:
-                damaged.append(image_id)
+                corrupt.append(image_id)
             elif hw != (info.height, info.width):
-                other_size[image_id] = hw
-    return ImageErrors(tuple(missing), tuple(damaged), other_size)
+                wrong_size[image_id] = hw
+    return ImageErrors(tuple(missing), tuple(corrupt), wrong_size)
 
 
 def describe_image_errors(split: ReferSplit, image_errors: ImageErrors) -> list[str]:
-    """One line for each kind of error that there is: how many images, and the first few's names."""
+    """Write one line for each kind of error: how many images, and the first few's names."""
 
-    def line(what: str, names: list[str], remedy: str) -> list[str]:
+    def line(what: str, names: list[str], fix: str) -> list[str]:
         of = f"{len(split.images)} images of {split.dataset} {split.split}"
-        return [f"{len(names)} of {of} {what}: {first_few(names)}. {remedy}"] if names else []
+        return [f"{len(names)} of {of} {what}: {first_few(names)}. {fix}"] if names else []
 
     name = {image_id: info.file_name for image_id, info in split.images.items()}
     sizes = [
         f"{name[i]} ({width} x {height}, annotated {split.images[i].width} x "
         f"{split.images[i].height})"
-        for i, (height, width) in image_errors.other_size.items()
+        for i, (height, width) in image_errors.wrong_size.items()
     ]
     source = "See refer/README.md for where they come from."
     lines = [
         *line("are missing", [name[i] for i in image_errors.missing], source),
-        *line("are damaged", [name[i] for i in image_errors.damaged], "Fetch them again."),
+        *line("are corrupt", [name[i] for i in image_errors.corrupt], "Fetch them again."),
     ]
     if split.mask_rule is not MaskRule.PHRASECUT:  # whose images are published at other sizes
         lines += line("are of another size than annotated", sizes, "Fetch them again.")
@@ -65,7 +65,7 @@ def describe_image_errors(split: ReferSplit, image_errors: ImageErrors) -> list[
 
 
 def _whole_image_hw(path: Path) -> tuple[int, int] | None:
-    """Height and width of an image; None where it is damaged."""
+    """Read the height and width of an image; None where it is corrupt."""
     try:
         with path.open("rb") as file:
             file.seek(-max(map(len, ENDINGS.values())), os.SEEK_END)
@@ -77,5 +77,5 @@ def _whole_image_hw(path: Path) -> tuple[int, int] | None:
                 if ending is None or not tail.endswith(ending):
                     image.load()
                 return height, width
-    except Exception:  # a damaged image can fail in any operation of its decoder
+    except Exception:  # a corrupt image can fail in any operation of its decoder
         return None

@@ -1,9 +1,10 @@
 """Reader of PhraseCut: phrases for any number of objects of Visual Genome's images.
 
 A task of the files is a ref with one sentence, its phrase; its objects are annotations, and its
-truth is their union.  README.md of this folder shows the expected files.
+ground truth is their union.  README.md of this folder shows the expected files.
 
-Source: the files that PhraseCut's authors publish (`refer_<split>.json`, `image_data_split.json`).
+Source: the files that PhraseCut's authors publish (``refer_<split>.json``,
+``image_data_split.json``).
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridgl.errors import DataError
+from hybridgl.files import file_sha256
 from refer import splits
-from refer.checks import checked
 from refer.dataset import Annotation, ImageInfo, Ref, ReferSplit, Sentence
 from refer.entries import (
+    FIX,
     Entry,
-    digests,
     first_few,
     parse_each,
     read_json,
     require_unique,
     required,
+    unexpected,
 )
 from refer.segmentation import MIN_DRAWN_POINTS, MaskRule, check_segmentation
 
@@ -49,7 +51,7 @@ COCO_CATEGORIES = frozenset((
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One phrase; `num_too_short` polygons of it have too few points to be drawn."""
+    """One phrase; ``num_too_short`` polygons of it have too few points to be drawn."""
 
     ref: Ref
     annotations: list[Annotation]
@@ -63,25 +65,25 @@ def load_phrasecut(root: Path, split: str, *, check_counts: bool = True) -> Refe
     left out and counted among the warnings.
 
     Args:
-        root: The data root; phrasecut/, phrasecut/VGPhraseCut_v0/, VGPhraseCut_v0/ in it or the
+        root: the data root; phrasecut/, phrasecut/VGPhraseCut_v0/, VGPhraseCut_v0/ in it or the
             root itself holds the files: the first that does.
         split: train, val, test or miniv.
-        check_counts: Refuse a split whose phrases or images differ in number from the published
+        check_counts: refuse a split whose phrases or images differ in number from the published
             ones; False reads it all the same, and names it among the warnings.
 
     Raises:
-        FileNotFoundError: A file is missing; the message shows the expected ones.
-        DataError: The split does not exist or is empty; a file is damaged; a task is malformed; or
+        FileNotFoundError: a file is missing; the message shows the expected ones.
+        DataError: the split does not exist or is empty; a file is damaged; a task is malformed; or
             the counts are off.
     """
     split_by = splits.validate("phrasecut", split)
-    tasks_path = _tasks_path(root, split)
+    tasks_path = _find_tasks(root, split)
     folder = tasks_path.parent
     sizes_path = folder / SIZES_FILE
     if not sizes_path.is_file():
         raise FileNotFoundError(
-            f"Expected {sizes_path} beside {tasks_path.name}; there is none. "
-            "See refer/README.md for the expected tree and where the data comes from."
+            f"Expected {sizes_path} beside {tasks_path.name}, got none; "
+            "see refer/README.md for the expected tree and where the data comes from."
         )
     tasks, images = _read(tasks_path, sizes_path)
     folders = [folder / "images", folder, root / "images"]
@@ -94,15 +96,14 @@ def load_phrasecut(root: Path, split: str, *, check_counts: bool = True) -> Refe
         images=images,
         annotations={ann.ann_id: ann for task in tasks for ann in task.annotations},
         image_roots=(folders[0], *genome),
-        sha256_by_file=digests(tasks_path, sizes_path),
+        sha256_by_file={path.name: file_sha256(path) for path in (tasks_path, sizes_path)},
         mask_rule=MaskRule.PHRASECUT,
         warnings=_left_out(tasks, tasks_path),
     )
-    expected = splits.expected_counts("phrasecut", split)
-    return checked(loaded, expected, tasks_path, check_counts=check_counts)
+    return splits.checked(loaded, tasks_path, check_counts=check_counts)
 
 
-def _tasks_path(root: Path, split: str) -> Path:
+def _find_tasks(root: Path, split: str) -> Path:
     places = [
         root / "phrasecut",
         root / "phrasecut" / "VGPhraseCut_v0",
@@ -114,18 +115,18 @@ def _tasks_path(root: Path, split: str) -> Path:
     if found is None:
         raise FileNotFoundError(
             f"Expected {paths[0].name} and {SIZES_FILE} in one of "
-            f"{', '.join(map(str, places))}, and images in images/ beside them; there is none. "
-            "See refer/README.md for the expected tree and where the data comes from."
+            f"{', '.join(map(str, places))}, and images in images/ beside them, got none; "
+            "see refer/README.md for the expected tree and where the data comes from."
         )
     return found
 
 
 def _read(tasks_path: Path, sizes_path: Path) -> tuple[list[_Task], dict[int, ImageInfo]]:
-    """The tasks of a split, and their images in the order of first appearance."""
+    """Read the tasks of a split, and their images in the order of first appearance."""
     content, what = read_json(tasks_path), f"the tasks in {tasks_path}"
     image_ids = dict.fromkeys(parse_each(content, _image_id, what))
     if not image_ids:
-        raise DataError(f"Expected tasks in {tasks_path}; got none. Fetch the file again.")
+        raise DataError(f"Expected tasks in {tasks_path}, got none; {FIX}.")
 
     def parse_image(entry: Entry) -> ImageInfo | None:
         return _parse_image(entry) if _image_id(entry) in image_ids else None
@@ -152,12 +153,10 @@ def _image_id(entry: Entry) -> int:
 
 def _parse_image(entry: Entry) -> ImageInfo:
     image_id = _image_id(entry)
-    height, width = required(entry, "height", int), required(entry, "width", int)
-    if min(height, width) <= 0:
-        raise DataError(
-            f"expected a positive height and width of image {image_id}; got {height} and {width}."
-        )
-    return ImageInfo(image_id, f"{image_id}.jpg", height, width)
+    hw = required(entry, "height", int), required(entry, "width", int)
+    if min(hw) <= 0:
+        raise unexpected(f"a positive height and width of image {image_id}", hw)
+    return ImageInfo(image_id, f"{image_id}.jpg", *hw)
 
 
 def _parse_task(
@@ -166,11 +165,11 @@ def _parse_task(
     image = images.get(_image_id(entry))
     if image is None:
         raise DataError(
-            f"expected the size of image {entry['image_id']} in {sizes_path}; it has none."
+            f"Expected the size of image {entry['image_id']} in {sizes_path}, got none; {FIX}."
         )
     phrase = required(entry, "phrase", str)
     if not phrase.strip():
-        raise DataError(f"expected a phrase in words; got {phrase!r}.")
+        raise unexpected("a phrase in words", phrase)
     structure = required(entry, "phrase_structure", dict)
     seen = required(structure, "name", str) in COCO_CATEGORIES
     num_too_short = 0
@@ -190,16 +189,15 @@ def _parse_task(
         ref_id=task_id,
         ann_ids=tuple(ann.ann_id for ann in annotations),
         image_id=image.image_id,
-        category_id=None,
-        sentences=(Sentence(sent_id=0, raw=phrase, sent=phrase, kind=kind),),
+        sentences=(Sentence(sent_id=0, raw=phrase, kind=kind),),
     )
     return _Task(ref, annotations, num_too_short)
 
 
 def _drawable(instance: object) -> tuple[list[object], int]:
-    """The polygons of an instance that can be drawn, and the number of those that cannot."""
+    """Return the polygons of an instance that can be drawn, and the number of the others."""
     if not isinstance(instance, list):
-        raise DataError(f"expected its polygons as a list; got {type(instance).__name__}.")
+        raise unexpected("its polygons as a list", instance)
     kept = [
         polygon
         for polygon in instance
@@ -209,6 +207,7 @@ def _drawable(instance: object) -> tuple[list[object], int]:
 
 
 def _left_out(tasks: list[_Task], path: Path) -> tuple[str, ...]:
+    """Write a warning of the polygons that were left out, if any."""
     names = [task.ref.ref_id for task in tasks if task.num_too_short]
     if not names:
         return ()

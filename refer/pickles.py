@@ -3,7 +3,7 @@
 REFER annotations are published as pickles, and a pickle is a program: an ordinary load runs what
 the file asks for.  Here it may build containers, numbers, strings and bytes, and nothing else.
 
-Source: the pickle documentation, "Restricting Globals"; opcodes as listed by `pickletools`.
+Source: the pickle documentation, "Restricting Globals"; opcodes as listed by ``pickletools``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hybridgl.errors import DataError
 
 __all__ = ["UnsafePickleError", "load_plain_pickle"]
 
-_REMEDY = (
-    "Do not open it with an ordinary unpickler; fetch the file again from the source named in "
+_FIX = (
+    "do not open it with an ordinary unpickler; fetch the file again from the source named in "
     "refer/README.md, or write its data as JSON where you trust it"
 )
 
@@ -28,7 +28,7 @@ class UnsafePickleError(DataError):
 
 
 class _Latin1Bytes:
-    """Stands for `bytes` and `_codecs.encode`, by which protocols 0 to 2 write byte strings.
+    """What stands for ``bytes`` and ``_codecs.encode``, which write bytes in protocols 0 to 2.
 
     Without slots or state there is nothing on it that a pickle's BUILD opcode could change.
     """
@@ -50,7 +50,10 @@ _CONSTRUCTORS: dict[tuple[str, str], object] = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Every way to a callable (GLOBAL, STACK_GLOBAL, INST, extension codes) ends in find_class."""
+    """An unpickler in which every way to a callable ends in ``find_class``.
+
+    These are GLOBAL, STACK_GLOBAL, INST and extension codes.
+    """
 
     def find_class(self, module: str, name: str) -> object:
         try:
@@ -65,13 +68,13 @@ class _PlainUnpickler(pickle.Unpickler):
 def load_plain_pickle(path: Path) -> object:
     """Load a pickle of built-in containers, numbers, strings and bytes, of any protocol.
 
-    Python-2 byte strings are read as Latin-1 text, so text arrives as `str` either way.
+    Python-2 byte strings are read as Latin-1 text, so text arrives as ``str`` either way.
 
     Raises:
-        UnsafePickleError: The pickle names a class, a function, an extension code or a persistent
+        UnsafePickleError: the pickle names a class, a function, an extension code or a persistent
             id; the message names the file and what was refused.
-        DataError: The file is cut short, damaged or not a pickle.
-        OSError: The file cannot be read.
+        DataError: the file is cut short, damaged or not a pickle.
+        OSError: the file cannot be read.
     """
     # A code that this process has resolved before would be taken from the cache, past find_class.
     copyreg.clear_extension_cache()
@@ -80,13 +83,13 @@ def load_plain_pickle(path: Path) -> object:
             return _PlainUnpickler(file, encoding="latin1").load()
         except UnsafePickleError as error:
             raise UnsafePickleError(
-                f"Expected only containers, numbers, strings and bytes in the pickle {path}; "
-                f"it asks for {error}, which was refused and not run. {_REMEDY}."
+                f"Expected only containers, numbers, strings and bytes in the pickle {path}, "
+                f"got a request for {error}, which was refused and not run; {_FIX}."
             ) from None
         except OSError:
             raise
         except Exception as error:  # a damaged pickle can fail in any operation it stumbles into
             raise DataError(
-                f"Expected a whole pickle in {path} ({path.stat().st_size} bytes); it is cut "
-                f"short, damaged or not a pickle ({type(error).__name__}: {error}). {_REMEDY}."
+                f"Expected a whole pickle in {path}, got {path.stat().st_size} bytes that are cut "
+                f"short, damaged or not a pickle ({type(error).__name__}: {error}); {_FIX}."
             ) from error

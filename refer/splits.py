@@ -1,27 +1,34 @@
-"""The splits that exist, and how many referring expressions each must hold.
+"""The splits that exist, how many referring expressions each must hold, and the check of these.
 
 Refs and images, and RefCOCO's sentences, come from the public catalogue of the REFER data, as do
 PhraseCut's phrases; the other sentence counts are widely quoted but unchecked, so a difference
-there is a warning.  Splits match by equality: the original API matches substrings, where `test` on
-RefCOCO means testA and testB together.
+there is a warning.  Splits match by equality: the original API matches substrings, where ``test``
+on RefCOCO means testA and testB together.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hybridgl.errors import DataError
+from refer.dataset import ReferSplit
+from refer.entries import first_few
 
 __all__ = [
     "DATASETS",
     "SPLITS",
     "UNNAMED_SPLIT_BY",
     "ExpectedCounts",
+    "checked",
     "default_split_by",
     "expected_counts",
     "validate",
 ]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +36,10 @@ class ExpectedCounts:
     """What a complete split holds.
 
     Attributes:
-        refs: Referred objects (PhraseCut: phrases).
-        images: Distinct images.
-        sentences: Expressions, or None where no count is known.
-        sentences_checked: Whether the sentence count is certain: a difference is then an error,
+        refs: referred objects (PhraseCut: phrases).
+        images: distinct images.
+        sentences: expressions, or None where no count is known.
+        sentences_checked: whether the sentence count is certain: a difference is then an error,
             otherwise a warning.
     """
 
@@ -95,7 +102,7 @@ DATASETS = tuple(SPLITS)
 
 
 def default_split_by(dataset: str) -> str:
-    """The split_by of a dataset where none is named.
+    """Return the split_by of a dataset where none is named.
 
     >>> default_split_by("refcocog")
     'umd'
@@ -110,33 +117,95 @@ def validate(dataset: str, split: str, split_by: str | None = None) -> str:
     'umd'
 
     Raises:
-        DataError: There is no such dataset, split_by or split; the message lists the legal ones.
+        DataError: there is no such dataset, split_by or split; the message lists the legal ones.
     """
     if dataset not in SPLITS:
-        raise DataError(f"Expected dataset to be one of {', '.join(DATASETS)}; got {dataset!r}.")
+        raise DataError(
+            f"Expected dataset to be one of {', '.join(DATASETS)}, got {dataset!r}; choose one of "
+            "these."
+        )
     ways = SPLITS[dataset]
     resolved = default_split_by(dataset) if split_by is None else split_by
     if resolved not in ways:
         raise DataError(
-            f"Expected split_by of {dataset} to be one of {', '.join(ways)}; got {split_by!r}."
+            f"Expected split_by of {dataset} to be one of {', '.join(ways)}, got {split_by!r}; "
+            "choose one of these."
         )
     if split not in ways[resolved]:
         others = [way for way in ways if split in ways[way]]
         hint = f" ({split!r} exists with split_by {', '.join(others)})" if others else ""
         raise DataError(
             f"Expected split of {dataset} with split_by {resolved} to be one of "
-            f"{', '.join(ways[resolved])}; got {split!r}{hint}."
+            f"{', '.join(ways[resolved])}, got {split!r}{hint}; choose one of these."
         )
     return resolved
 
 
 def expected_counts(dataset: str, split: str, split_by: str | None = None) -> ExpectedCounts | None:
-    """What the complete split holds, or None for a dataset without a fixed size.
+    """Return what the complete split holds, or None for a dataset without a fixed size.
 
     >>> expected_counts("refcoco", "testA").refs
     1975
 
     Raises:
-        DataError: As `validate`.
+        DataError: as ``validate``.
     """
     return SPLITS[dataset][validate(dataset, split, split_by)][split]
+
+
+def checked(split: ReferSplit, path: Path, *, check_counts: bool) -> ReferSplit:
+    """Return a split with all that is doubtful about it among its warnings, which are logged.
+
+    That is: counts other than the published ones, and refs without a mask or sentences.
+
+    Args:
+        split: as it was read.
+        path: the file of its refs, to be named.
+        check_counts: refuse a split of other counts; False names them among the warnings.
+
+    Raises:
+        DataError: the counts are off, and ``check_counts``.
+    """
+    warnings = [*split.warnings]
+    lacking = {"a mask": split.refs_without_mask, "sentences": split.refs_without_sentences}
+    for what, ref_ids in lacking.items():
+        if ref_ids:
+            of = f"{len(split.refs)} refs of {split.dataset} {split.split}"
+            warnings.append(f"{len(ref_ids)} of {of} lack {what}: {first_few(ref_ids)}.")
+    certain_off, unchecked_off = _count_differences(split)
+    warnings += [f"Unchecked number: {line} in {path}." for line in unchecked_off]
+    if certain_off:
+        whole = f"the whole of {split.dataset} {split.split} ({split.split_by})"
+        off = f"{'; '.join(certain_off)} in {path}"
+        if check_counts:
+            raise DataError(
+                f"Expected {whole}, got a part: {off}; fetch the file again, or load it without "
+                "checking counts if it is a subset on purpose."
+            )
+        warnings.append(f"Not {whole}: {off}. Its scores do not compare with published ones.")
+    for warning in warnings:
+        _logger.warning(warning)
+    return replace(split, warnings=tuple(warnings))
+
+
+def _count_differences(split: ReferSplit) -> tuple[list[str], list[str]]:
+    """Compare a split's counts with the published ones.
+
+    Returns:
+        Two lists, each entry with the expected and the found number: counts that are certain
+        (refs, images, RefCOCO's sentences), and sentence counts that are quoted but unchecked.
+    """
+    certain_off: list[str] = []
+    unchecked_off: list[str] = []
+    published = split.dataset in SPLITS  # no custom dataset is called as one of these
+    expected = expected_counts(split.dataset, split.split, split.split_by) if published else None
+    if expected is not None:
+        for what, want, got, certain in (
+            ("refs", expected.refs, len(split.refs), True),
+            ("images", expected.images, len(split.images), True),
+            ("sentences", expected.sentences, split.num_sentences, expected.sentences_checked),
+        ):
+            if want is not None and got != want:
+                off = certain_off if certain else unchecked_off
+                off.append(f"expected {want} {what}, got {got}")
+    return certain_off, unchecked_off

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import open_clip
 import torch
-from open_clip.modified_resnet import ModifiedResNet
 from torch import nn
 
 from hybridgl.models.clip import ClipEncoder
@@ -79,7 +79,8 @@ def clip_state(
 def resnet_clip_state(seed=0):
     """A state dict as ``clip_state``'s with a ResNet as vision tower, for images of 64 pixels."""
     torch.manual_seed(seed)
-    tower = ModifiedResNet((1, 1, 1, 1), 64, heads=8, image_size=64, width=16)
+    vision = open_clip.CLIPVisionCfg(layers=(1, 1, 1, 1), width=16, image_size=64)
+    tower = open_clip.CLIP(64, vision, open_clip.CLIPTextCfg(layers=1)).visual
     text = {key: value for key, value in clip_state(seed).items() if "visual." not in key}
     return text | {
         f"visual.{key}": value.half().float() if value.is_floating_point() else value

@@ -5,7 +5,7 @@ COCO's are) with a red box on the left, a blue object on the right that is annot
 overlapping polygons, and a crowd in run lengths that nobody refers to.  As in the published files,
 image ids are not sorted, an image's refs do not follow each other, and the refs' file_name is not
 the image's.
-PhraseCut's and one's own data show the same images.
+PhraseCut's files and custom datasets show the same images.
 """
 
 from __future__ import annotations
@@ -249,8 +249,8 @@ def mini_phrasecut() -> MiniPhraseCut:
     return MiniPhraseCut(json.loads(json.dumps(tasks)), [unused, *sizes])
 
 
-def own_coco() -> dict[str, Any]:
-    """One's own data in COCO form, as little as there can be: two images, three annotations."""
+def custom_coco() -> dict[str, Any]:
+    """Make a small custom dataset in COCO form: two images, three annotations."""
     return {
         "images": [
             {"id": 1, "file_name": "a.jpg", "height": HW[0], "width": HW[1]},

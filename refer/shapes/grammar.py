@@ -86,7 +86,7 @@ class Expression:
 
     @property
     def text(self) -> str:
-        """The cleaned text: lower case, one space between tokens."""
+        """Join the cleaned text: lower case, one space between tokens."""
         return " ".join(self.words)
 
 
@@ -138,7 +138,7 @@ _Templates = Mapping[str, float]
 
 
 def _sided(word: str) -> dict[str, float]:
-    """Ways to say that something is on the left or on the right."""
+    """List ways to say that something is on the left or on the right."""
     return {
         f"the? {word}>T:amod T": 3,
         f"the? T on>T:prep {word}>on:pobj": 2,
@@ -154,7 +154,7 @@ def _sided(word: str) -> dict[str, float]:
 
 
 def _vertical(word: str) -> dict[str, float]:
-    """Ways to say that something is at the top or at the bottom."""
+    """List ways to say that something is at the top or at the bottom."""
     return {
         f"the? {word}>T:amod T": 4,
         f"the? T at>T:prep the? {word}>at:pobj": 3,
@@ -349,14 +349,14 @@ _Verdict = bool | None
 
 
 def _clearly(value: float, yes_from: float, no_below: float) -> _Verdict:
-    """True from ``yes_from`` on, False at or below ``no_below``, unclear between."""
+    """Decide: True from ``yes_from`` on, False at or below ``no_below``, unclear between."""
     if value >= yes_from:
         return True
     return False if value <= no_below else None
 
 
 def _all(verdicts: Iterable[_Verdict]) -> _Verdict:
-    """Conjunction: False if any is False, else unclear if any is unclear."""
+    """Combine by "and": False if any is False, else unclear if any is unclear."""
     known = list(verdicts)
     if False in known:
         return False
@@ -390,7 +390,10 @@ def _bigger(view: _View, index: int, other: int) -> _Verdict:
 
 
 def _within(view: _View, index: int, ring: int) -> _Verdict:
-    """Inside a ring: the box is well within the ring's box; outside: its centre is out of it."""
+    """Decide whether an object is inside a ring: its box well within the ring's box.
+
+    It is outside when its centre is out of that box.
+    """
     left, top, right, bottom = view.boxes_xyxy[ring]
     x, y = view.centers_xy[index]
     if not (left < x < right and top < y < bottom):
@@ -402,7 +405,7 @@ def _within(view: _View, index: int, ring: int) -> _Verdict:
 
 
 def _between(view: _View, index: int, first: int, second: int) -> _Verdict:
-    """Near the middle part of the line that joins two centres."""
+    """Decide whether an object is near the middle part of the line that joins two centres."""
     start, end, point = (view.centers_xy[i] for i in (first, second, index))
     line, offset = end - start, point - start
     length = float(np.hypot(*line)) + 1e-9
@@ -414,7 +417,7 @@ def _between(view: _View, index: int, first: int, second: int) -> _Verdict:
 
 
 def _extreme(view: _View, direction: str, index: int, rivals: Sequence[int]) -> _Verdict:
-    """Farthest of its like in a direction, and in that half of the picture."""
+    """Decide whether it is farthest of its like in a direction, in that half of the image."""
     axis, sign = _DIRECTIONS[direction]
     beyond = _all(_beyond(view, direction, index, other) for other in rivals if other != index)
     middle = view.hw[1 - axis] / 2
@@ -423,7 +426,7 @@ def _extreme(view: _View, direction: str, index: int, rivals: Sequence[int]) -> 
 
 
 def _central(view: _View, index: int, rivals: Sequence[int]) -> _Verdict:
-    """In the middle of the picture and, among three or more, not the outermost to a side."""
+    """Decide whether it is in the middle of the image; of three or more, not the outermost."""
     height, width = view.hw
     x, y = view.centers_xy[index]
     verdict = _all(
@@ -464,7 +467,7 @@ _RELATIONS: dict[str, Callable[..., _Verdict]] = {
 def _verdict(
     view: _View, name: str, index: int, rivals: Sequence[int], anchors: Sequence[int]
 ) -> _Verdict:
-    """Whether a meaning holds of one object, whose like are ``rivals`` (itself among them)."""
+    """Decide whether a meaning holds of one object, one of ``rivals``: all that are like it."""
     others = [other for other in rivals if other != index]
     group, _, detail = name.partition(":")
     if name == "attributes":
@@ -483,20 +486,20 @@ def _verdict(
 
 
 def _refers_to(view: _View, meaning: _Meaning, index: int) -> bool:
-    """Whether the meaning is true of this object and clearly false of every other."""
+    """Decide whether the meaning is true of this object and clearly false of every other."""
     anchors = [view.matching(anchor)[0] for anchor in meaning.anchors]
     rivals = view.matching(meaning.target)
     if meaning.name.endswith("of two") and len(rivals) != 2:
         return False
     wanted = {other: other == index for other in rivals}
     return index in wanted and all(
-        _verdict(view, meaning.name, other, rivals, anchors) is truth
-        for other, truth in wanted.items()
+        _verdict(view, meaning.name, other, rivals, anchors) is expected
+        for other, expected in wanted.items()
     )
 
 
 def _descriptions(item: SceneObject) -> list[_Description]:
-    """Every description that fits the object, the empty one included."""
+    """List every description that fits the object, the empty one included."""
     return [
         _Description(shape, color, size)
         for shape in (None, item.shape)
@@ -506,7 +509,7 @@ def _descriptions(item: SceneObject) -> list[_Description]:
 
 
 def _names(view: _View, index: int) -> list[_Description]:
-    """Descriptions with a shape that single out the object; wordy ones only when needed."""
+    """List descriptions with a shape that single out the object; wordy ones only if needed."""
     names = [
         description
         for description in _descriptions(view.objects[index])
@@ -516,7 +519,7 @@ def _names(view: _View, index: int) -> list[_Description]:
 
 
 def _anchor_sets(view: _View, name: str, index: int) -> list[tuple[int, ...]]:
-    """Objects that a relation of ``index`` could be told by."""
+    """List the objects by which a relation of ``index`` could be expressed."""
     others = [other for other in range(len(view.objects)) if other != index]
     if name == "between":
         return list(permutations(others, 2))
@@ -528,7 +531,7 @@ def _anchor_sets(view: _View, name: str, index: int) -> list[tuple[int, ...]]:
 
 
 def _meanings(view: _View, index: int, name: str) -> list[_Meaning]:
-    """All meanings of one name that refer to the object."""
+    """Find all meanings of one name that refer to the object."""
     names_of = [_names(view, other) for other in range(len(view.objects))]
     found = []
     for anchors in _anchor_sets(view, name, index):
@@ -549,7 +552,7 @@ def _meanings(view: _View, index: int, name: str) -> list[_Meaning]:
 
 
 def _natural(view: _View, name: str, index: int, anchors: Sequence[int]) -> bool:
-    """Whether people would relate these: a direction must be most of the way from there."""
+    """Decide whether people would relate these: mostly in that direction from there."""
     direction = name.partition(":")[2]
     if direction not in _DIRECTIONS or not anchors:
         return True
@@ -559,7 +562,7 @@ def _natural(view: _View, name: str, index: int, anchors: Sequence[int]) -> bool
 
 
 def _worth_saying(view: _View, meaning: _Meaning) -> bool:
-    """Whether the words beyond the description are needed, and the description is not empty."""
+    """Decide whether the words beyond the description are needed, and it is not empty."""
     if meaning.name == "attributes":
         return meaning.target.length > 0
     if _KIND_OF.get(meaning.name) == "size" and (
@@ -580,8 +583,8 @@ class _Noun:
     noun: str
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str], first: float = 0.7) -> str:
-    """The first option with probability ``first``, else any."""
+def _draw(rng: np.random.Generator, options: Sequence[str], first: float = 0.7) -> str:
+    """Draw the first option with probability ``first``, else any."""
     return options[0 if rng.random() < first else int(rng.integers(len(options)))]
 
 
@@ -591,17 +594,17 @@ def _weighted(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
 
 
 def _name(rng: np.random.Generator, description: _Description) -> _Noun:
-    """Words for a description; a small circle may be a dot, whose size goes without saying."""
+    """Find words for a description; a small circle may be a dot, whose size goes unsaid."""
     size, shape = description.size, description.shape
     if shape is None:
-        noun = _pick(rng, GENERIC_NOUNS, 0.4)
+        noun = _draw(rng, GENERIC_NOUNS, 0.4)
     elif (shape, size) == ("circle", "small") and rng.random() < 0.5:
         noun, size = SMALL_CIRCLE_NOUN, None
     else:
-        noun = _pick(rng, SHAPE_NOUNS[shape])
-    adjectives = [] if size is None else [_pick(rng, SIZE_WORDS[size], 0.5)]
+        noun = _draw(rng, SHAPE_NOUNS[shape])
+    adjectives = [] if size is None else [_draw(rng, SIZE_WORDS[size], 0.5)]
     if description.color is not None:
-        adjectives.append(_pick(rng, COLOR_WORDS[description.color]))
+        adjectives.append(_draw(rng, COLOR_WORDS[description.color]))
     return _Noun(tuple(adjectives), noun)
 
 
@@ -643,7 +646,7 @@ def _read_template(template: str) -> tuple[_Token, ...]:
 def _fill(
     rng: np.random.Generator, template: str, nouns: Mapping[str, _Noun], indefinite: str
 ) -> list[tuple[str, int, str, str]]:
-    """Words of a template with its slots filled: (word, head, dep, tag) each.
+    """Fill the slots of a template; return (word, head, dep, tag) of each word.
 
     The slots named in ``indefinite`` now and then take "a" for "the".
     """
@@ -671,7 +674,7 @@ def _fill(
 
 
 def _type_out(rng: np.random.Generator, words: Sequence[str]) -> str:
-    """The words as people type them: any case, now and then a space too many."""
+    """Write the words as people type them: any case, now and then a space too many."""
     gaps = [" "] * (len(words) - 1)
     if words[-1] == ".":
         gaps[-1] = ""
@@ -741,8 +744,8 @@ def expressions_for(
     """
     if not 0 <= index < len(scene.objects):
         raise IndexError(
-            f"expected an object index below {len(scene.objects)}, got {index}: "
-            "use an index into scene.objects"
+            f"Expected an object index below {len(scene.objects)}, got {index}; "
+            "use an index into scene.objects."
         )
     view = _View.of(scene)
     sayable = {name: meanings for name in _TEMPLATES if (meanings := _meanings(view, index, name))}
@@ -768,7 +771,7 @@ def _without_articles(expression: Expression) -> tuple[str, ...]:
 
 
 def _choose(rng: np.random.Generator, meanings: Sequence[_Meaning]) -> _Meaning:
-    """One of them; people name shapes most, then colours, and sizes least."""
+    """Choose one of them; people name shapes most, then colours, and sizes least."""
     weights = np.cumsum([_likelihood(*m.anchors) * _likelihood(m.target) for m in meanings])
     return meanings[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
 
@@ -834,7 +837,7 @@ _OTHER_TEMPLATES: _Templates = {
     "the? second>T:amod T from>T:prep the? left>from:pobj": 0.4,
     "the? second>T:amod T from>T:prep the? right>from:pobj": 0.4,
 }
-"""Everyday wording that the shapes world has no picture of; ``C`` is a colour used as a noun."""
+"""Everyday wording that the shapes world has no image of; ``C`` is a colour used as a noun."""
 
 _OTHER_SHARE = 0.2
 _EVERYDAY_SHARE = 0.25
@@ -857,7 +860,7 @@ def sample_phrase(rng: np.random.Generator) -> Expression:
         name = list(_TEMPLATES)[int(rng.integers(len(_TEMPLATES)))]
         template = _weighted(rng, _TEMPLATES[name])
     nouns = {slot: _any_noun(rng) for slot in "TAB"}
-    nouns["C"] = _Noun((), _pick(rng, _BARE_COLORS, 0.0))
+    nouns["C"] = _Noun((), _draw(rng, _BARE_COLORS, 0.0))
     return _express(rng, name, template, nouns, indefinite="TAB")
 
 
@@ -871,8 +874,8 @@ def _any_noun(rng: np.random.Generator) -> _Noun:
     if rng.random() < _EVERYDAY_SHARE:
         adjectives = name.adjectives
         if rng.random() < 0.3:
-            adjectives = (*adjectives[:-1], _pick(rng, _EVERYDAY_ADJECTIVES, 0.0))
-        name = _Noun(adjectives, _pick(rng, _EVERYDAY_NOUNS, 0.0))
+            adjectives = (*adjectives[:-1], _draw(rng, _EVERYDAY_ADJECTIVES, 0.0))
+        name = _Noun(adjectives, _draw(rng, _EVERYDAY_NOUNS, 0.0))
     return _Noun(
         tuple(_perhaps_made_up(rng, adjective) for adjective in name.adjectives),
         _perhaps_made_up(rng, name.noun),

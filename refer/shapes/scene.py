@@ -60,7 +60,7 @@ def _star(inner: float) -> NDArray[np.float64]:
 def _inside_polygon(
     x: NDArray[np.float64], y: NDArray[np.float64], corners: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Even-odd rule for a closed polygon with ``corners`` (K, 2)."""
+    """Test points by the even-odd rule; ``corners`` (corners, 2) of a closed polygon."""
     inside = np.zeros(x.shape, dtype=bool)
     for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         if y0 != y1:
@@ -120,7 +120,7 @@ class Scene:
     labels_HW: NDArray[np.uint8]
 
     def mask_HW(self, index: int) -> NDArray[np.bool_]:
-        """Visible pixels of ``objects[index]``, bool, (H, W)."""
+        """Return the visible pixels of ``objects[index]``, bool, (H, W)."""
         return self.labels_HW == index + 1
 
 
@@ -242,12 +242,12 @@ def _paint(
 
 
 def _muted_color(rng: np.random.Generator) -> NDArray[np.float32]:
-    """A greyish colour of middle brightness, unlike any object's."""
+    """Draw a greyish colour of middle brightness, unlike any object's."""
     return (rng.uniform(95, 175) + rng.uniform(-16, 16, size=3)).astype(np.float32)
 
 
 def _background(rng: np.random.Generator, hw: tuple[int, int]) -> NDArray[np.float32]:
-    """A plain, gradient, striped, checked or cloudy background, float32, (H, W, 3)."""
+    """Draw a plain, gradient, striped, checked or cloudy background, float32, (H, W, 3)."""
     height, width = hw
     first, second = _muted_color(rng), _muted_color(rng)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -273,7 +273,7 @@ def _background(rng: np.random.Generator, hw: tuple[int, int]) -> NDArray[np.flo
 
 
 def _upsample(coarse: NDArray[np.float32], hw: tuple[int, int]) -> NDArray[np.float32]:
-    """Bilinear interpolation of a coarse grid to ``hw``, corners aligned."""
+    """Interpolate a coarse grid bilinearly to ``hw``, corners aligned."""
     columns = np.linspace(0, coarse.shape[1] - 1, hw[1])
     rows = np.linspace(0, coarse.shape[0] - 1, hw[0])
     wide = np.stack([np.interp(columns, np.arange(coarse.shape[1]), line) for line in coarse])
@@ -282,7 +282,7 @@ def _upsample(coarse: NDArray[np.float32], hw: tuple[int, int]) -> NDArray[np.fl
 
 
 def _scatter_clutter(rng: np.random.Generator, image_HW3: NDArray[np.float32]) -> None:
-    """Specks and short bars in background colours: things that no expression names."""
+    """Scatter specks and short bars in background colours, which no expression names."""
     height, width, _ = image_HW3.shape
     for _ in range(int(rng.integers(0, 9))):
         half_h, half_w = rng.integers(1, 6), rng.integers(1, 6)

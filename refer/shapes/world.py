@@ -12,7 +12,6 @@ Run ``python -m refer.shapes.world --root refer/data`` to write it.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import math
@@ -27,6 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from hybridgl.errors import SettingError
+from hybridgl.files import file_sha256
 from refer.shapes.grammar import Expression, expressions_for
 from refer.shapes.scene import RING_HOLE, SHAPES, Scene, sample_scene
 
@@ -62,7 +63,8 @@ def training_scene(seed: int, index: int) -> Scene:
     Its entropy differs from that of every scene of every split, whatever the seeds.
 
     Raises:
-        ValueError: the seed is not from 0 to 2**32 - 1, or the index is negative.
+        SettingError: the seed is not from 0 to 2**32 - 1.
+        ValueError: the index is negative.
     """
     return sample_scene(_generator(seed, _TRAINING_NUMBER, index))
 
@@ -70,12 +72,14 @@ def training_scene(seed: int, index: int) -> Scene:
 def _generator(seed: int, *numbers: int) -> np.random.Generator:
     # A seed of more than 32 bits would spill into the next number and could meet another stream.
     if not 0 <= seed <= _MAX_SEED:
-        raise ValueError(f"expected a seed from 0 to {_MAX_SEED}, got {seed}: choose one of those")
+        raise SettingError(
+            f"Expected a seed from 0 to {_MAX_SEED}, got {seed}; choose one of those."
+        )
     return np.random.default_rng(np.random.SeedSequence((seed, *numbers)))
 
 
 def run_lengths(mask_HW: NDArray[np.bool_]) -> dict[str, list[int]]:
-    """COCO's uncompressed run lengths: down the columns, background first.
+    """Write a mask as COCO's uncompressed run lengths: down the columns, background first.
 
     >>> run_lengths(np.array([[False, True], [False, True]]))
     {'size': [2, 2], 'counts': [2, 2]}
@@ -120,19 +124,19 @@ def write_world(
         The folder with the annotations, ``<root>/shapes``.
 
     Raises:
-        ValueError: an unknown split, a size out of range or a seed out of range.
+        SettingError: an unknown split, a size out of range or a seed out of range.
         FileExistsError: files that are no shapes world are in its place.
         OSError: the root cannot be written.
     """
     for split, size in sizes.items():
         if split not in _SPLIT_NUMBERS:
-            raise ValueError(
-                f"expected splits among {', '.join(_SPLIT_NUMBERS)}, got {split!r}: rename it"
+            raise SettingError(
+                f"Expected splits among {', '.join(_SPLIT_NUMBERS)}, got {split!r}; rename it."
             )
         if not 0 <= size < _IDS_PER_SPLIT:
-            raise ValueError(
-                f"expected 0 to {_IDS_PER_SPLIT - 1} images in {split}, got {size}: "
-                "choose a number in that range"
+            raise SettingError(
+                f"Expected 0 to {_IDS_PER_SPLIT - 1} images in {split}, got {size}; "
+                "choose a number in that range."
             )
     parameters = {
         "generator": GENERATOR_VERSION,
@@ -147,7 +151,7 @@ def write_world(
         build = Path(folder)
         _build(build, seed, sizes, progress)
         files = {
-            path.relative_to(build).as_posix(): _file_sha256(path)
+            path.relative_to(build).as_posix(): file_sha256(path)
             for path in sorted(build.rglob("*"))
             if path.is_file()
         }
@@ -194,7 +198,7 @@ def ensure_world(root: Path) -> Path:
 
 
 def _parameters_below(root: Path) -> tuple[int, Mapping[str, int]]:
-    """Seed and sizes of the world below the root, whole or not; the default ones if unreadable."""
+    """Read seed and sizes of the world below the root, whole or not; the defaults if unreadable."""
     try:
         manifest = json.loads((root / "shapes" / "world.json").read_text(encoding="utf-8"))
         sizes = {split: int(manifest["sizes"][split]) for split in _SPLIT_NUMBERS}
@@ -204,11 +208,11 @@ def _parameters_below(root: Path) -> tuple[int, Mapping[str, int]]:
 
 
 def _whole_world(root: Path) -> dict[str, object] | None:
-    """Parameters of the world below the root, or None if it is missing or damaged."""
+    """Read the parameters of the world below the root; None if it is missing or damaged."""
     try:
         manifest = json.loads((root / "shapes" / "world.json").read_text(encoding="utf-8"))
         files = manifest.pop("files")
-        if all(_file_sha256(root / name) == digest for name, digest in files.items()):
+        if all(file_sha256(root / name) == sha256 for name, sha256 in files.items()):
             return {"generator": None, **manifest}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
@@ -216,20 +220,16 @@ def _whole_world(root: Path) -> dict[str, object] | None:
 
 
 def _refuse_to_replace_other_files(root: Path) -> None:
-    """Only what this module wrote may be replaced: it would be deleted."""
+    """Refuse to delete what this module did not write."""
     folder, images = root / "shapes", root / "images" / "shapes"
     foreign = [folder] if folder.exists() and not (folder / "world.json").is_file() else []
     if images.is_dir():
         foreign += [path for path in images.iterdir() if not path.match("shapes_*_*.png")]
     if foreign:
         raise FileExistsError(
-            f"expected nothing but a shapes world to replace below {root}, got {foreign[0]}: "
-            "move it away"
+            f"Expected nothing but a shapes world to replace below {root}, got {foreign[0]}; "
+            "move it away."
         )
-
-
-def _file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _dump_json(path: Path, content: Mapping[str, object]) -> None:
@@ -338,7 +338,7 @@ def _sentence(sent_id: int, expression: Expression) -> dict[str, object]:
 def _choose_referents(
     scene: Scene, rng: np.random.Generator
 ) -> Iterator[tuple[int, tuple[Expression, ...]]]:
-    """Two or three objects of the scene with one to three expressions each, 4 or 5 in all.
+    """Choose two or three objects with one to three expressions each, 4 or 5 in all.
 
     An object inside a ring comes first: few scenes have one.
     """

@@ -30,14 +30,14 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything.modeling import Sam
+from segment_anything import modeling
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 import hybridgl
 from hybridgl.config import PROPOSALS_SHAPES
-from hybridgl.models.sam import SamProposer, build_tiny_sam
+from hybridgl.models.sam import Sam, build_tiny_sam
 from refer.shapes.scene import IMAGE_HW, SIZES
 from refer.shapes.world import training_scene
 
@@ -199,7 +199,7 @@ def _sample_clicks(
     return points, claims[flat]
 
 
-def predict(sam: Sam, batch: Batch) -> tuple[Tensor, Tensor]:
+def predict(sam: modeling.Sam, batch: Batch) -> tuple[Tensor, Tensor]:
     """Mask logits (B*P, M, h, w) on the loss grid and predicted qualities (B*P, M)."""
     embeddings = sam.image_encoder(sam.preprocess(batch.images_B3HW))
     pe = sam.prompt_encoder.get_dense_pe()
@@ -240,7 +240,7 @@ def training_loss(logits: Tensor, quality: Tensor, batch: Batch) -> tuple[Tensor
     return loss + 10 * F.mse_loss(quality, wanted_quality), best_iou
 
 
-def train(settings: Settings) -> Sam:
+def train(settings: Settings) -> modeling.Sam:
     """Train to the last step, from the last checkpoint if there is one.
 
     Args:
@@ -298,7 +298,7 @@ def train(settings: Settings) -> Sam:
     return sam.eval()
 
 
-def export(sam: Sam, path: Path) -> None:
+def export(sam: modeling.Sam, path: Path) -> None:
     """Write the weights as float16 arrays; the same weights give the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: value.numpy().astype(np.float16) for name, value in sam.state_dict().items()}
@@ -326,7 +326,7 @@ class Scores:
     best_iou_by_size: dict[str, float]
 
 
-def evaluate(proposer: SamProposer, num_images: int) -> Scores:
+def evaluate(proposer: Sam, num_images: int) -> Scores:
     """Measure a model on scenes that no training with another seed has met."""
     best: dict[str, list[float]] = {size: [] for size in SIZES}
     num_proposals, seconds = 0, 0.0
@@ -384,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args.folder, args.seed, args.scenes, args.steps, args.images, args.clicks, args.lr
         )
         export(train(settings), args.weights)
-    scores = evaluate(SamProposer.from_checkpoint(args.weights, "tiny"), args.evaluate_images)
+    scores = evaluate(Sam.from_checkpoint(args.weights, "tiny"), args.evaluate_images)
     report = {
         "weights": str(args.weights),
         "bytes": args.weights.stat().st_size,

@@ -24,7 +24,7 @@ from hybridgl.arguments import add_model_arguments, model_from_arguments
 from hybridgl.doctor import add_doctor_arguments, doctor
 from hybridgl.downloads.command import add_download_arguments, download
 from hybridgl.errors import HybridGLError
-from hybridgl.figures import GUIDED_COLOR, overlay
+from hybridgl.figures import overlay
 from hybridgl.images import RgbImage
 from hybridgl.methods.hybridgl import Segmentation
 
@@ -99,11 +99,11 @@ def _segment(arguments: argparse.Namespace) -> int:
     image = RgbImage(arguments.image)
     model = model_from_arguments(arguments)
     result = model.segment(arguments.image, arguments.expression)
-    _write_png(output, overlay(image.pixels_HW3, result.mask, GUIDED_COLOR))
+    _write_png(output, overlay(image.pixels_HW3, result.mask))
     if arguments.mask:
         _write_png(arguments.mask, result.mask.astype(np.uint8) * 255)
     print(_description(result))
-    print(f"image      {output}")
+    print(f"image        {output} (prediction outlined in magenta, the rest faded)")
     if arguments.mask:
         print(f"mask         {arguments.mask}")
     return 0

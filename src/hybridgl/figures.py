@@ -1,6 +1,10 @@
-"""Images of what the method saw and chose, one file per expression.
+"""Figures of what the method saw and predicted: one panel each, and a gallery.
 
-Shapes: N proposals, H x W image pixels.
+An overlay leaves the object in its own colours, fades everything else, and outlines prediction and
+ground truth: a tint would turn the colours that expressions name into others. matplotlib is
+imported where a figure is drawn, so that importing the library stays cheap.
+
+Shapes: N proposals, K candidates, H x W image pixels.
 """
 
 from __future__ import annotations
@@ -11,48 +15,76 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
-from hybridgl.methods.hybridgl import Prediction
-from hybridgl.proposals import Proposals
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["GUIDED_COLOR", "GalleryItem", "draw_gallery", "draw_prediction", "overlay"]
+    from hybridgl.masks import Proposals
+    from hybridgl.methods import Prediction
 
-GUIDED_COLOR = (0.15, 0.45, 0.95)
-"""RGB, 0 to 1, in which the final pick is shown."""
+__all__ = [
+    "GT_RGB",
+    "PREDICTION_RGB",
+    "GalleryItem",
+    "draw_gallery",
+    "draw_prediction",
+    "overlay",
+]
 
-_TRUTH = (0.10, 0.75, 0.35)
-_PURE = (0.95, 0.60, 0.10)
+PREDICTION_RGB = (255, 0, 160)
+"""Outline of a prediction, magenta, 0 to 255; no object of the shapes world has this colour."""
+GT_RGB = (0, 205, 225)
+"""Outline of the ground truth, cyan, 0 to 255; no object of the shapes world has this colour."""
+
+_CANDIDATES_RGB = ((240, 130, 0), (40, 110, 240), (20, 150, 90))
+_TITLES = {"features": "mask features", "relations": "relations", "guided": "with guidance"}
+"""Of the panels of variants; a variant of another name has its own."""
+_FADED_SHARE = 0.7
+"""Share of light grey in what lies outside a prediction."""
+_FADED_TOWARDS = 228
+_OUTLINES_PER_SIDE = 160
+"""An outline is this part of the longer side of the image wide, and at least one pixel."""
 _MOST_CHARACTERS = 90
 """Longer texts are cut, so that they leave room for the images."""
 
-_CANDIDATES = ((0.15, 0.45, 0.95), (0.85, 0.20, 0.55), (0.10, 0.65, 0.60))
-
 
 def overlay(
-    image_HW3: NDArray[np.uint8], mask_HW: NDArray[np.bool_], color: tuple[float, float, float]
+    image_HW3: NDArray[np.uint8],
+    mask_HW: NDArray[np.bool_] | None,
+    gt_mask_HW: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.uint8]:
-    """The image with a mask tinted and its surroundings dimmed.
+    """Fade what lies outside a prediction, and outline it in magenta and the ground truth in cyan.
+
+    The outlines run side by side where both agree, outside of the masks, except where a mask
+    touches the border of the image: there they run along the border.
 
     Args:
         image_HW3: RGB, uint8, (H, W, 3).
-        mask_HW: bool, (H, W).
-        color: RGB, 0 to 1.
+        mask_HW: the prediction, bool, (H, W); None fades nothing.
+        gt_mask_HW: bool, (H, W); None where it is not known.
 
     Returns:
         uint8, (H, W, 3).
+
+    >>> mask_HW = np.eye(9, dtype=bool)
+    >>> shown_HW3 = overlay(np.full((9, 9, 3), 40, dtype=np.uint8), mask_HW)
+    >>> shown_HW3[4, 4].tolist(), shown_HW3[4, 5].tolist(), shown_HW3[0, 8].tolist()
+    ([40, 40, 40], [255, 0, 160], [171, 171, 171])
     """
-    faded = 0.45 * np.arange(256)
-    shown_HW3 = (faded + 0.55 * 205).astype(np.uint8)[image_HW3]
-    for channel, value in enumerate(color):
-        tinted = (faded + 0.55 * 255 * value).astype(np.uint8)
-        shown_HW3[mask_HW, channel] = tinted[image_HW3[mask_HW, channel]]
+    shown_HW3 = image_HW3.copy()
+    if mask_HW is not None:
+        faded = (1 - _FADED_SHARE) * np.arange(256) + _FADED_SHARE * _FADED_TOWARDS
+        shown_HW3[~mask_HW] = faded.astype(np.uint8)[image_HW3[~mask_HW]]
+    width = max(1, round(max(image_HW3.shape[:2]) / _OUTLINES_PER_SIDE))
+    if gt_mask_HW is not None:
+        shown_HW3[_ring(gt_mask_HW, width, 2 * width)] = GT_RGB
+    if mask_HW is not None:
+        shown_HW3[_ring(mask_HW, 0, width)] = PREDICTION_RGB
     return shown_HW3
 
 
@@ -65,41 +97,49 @@ def draw_prediction(
     title: str,
     gt_mask_HW: NDArray[np.bool_] | None = None,
 ) -> bytes:
-    """A figure: image, truth, both picks, attention map, candidates with scores, and the parse.
+    """Draw image, ground truth, every variant, attention map, candidates with scores, and parse.
 
     Args:
         image_HW3: RGB, uint8, (H, W, 3).
         proposals: all masks of the image.
-        prediction: picks and scores.
-        attention_HW: GEM map under the position prior, mean 1, float32, (H, W); None where there is none.
+        prediction: what was predicted, and the scores.
+        attention_HW: attention map under the position prior, mean 1, float32, (H, W); None where
+            there is none.
         title: first line.
         gt_mask_HW: bool, (H, W); None where it is not known.
 
     Returns:
         A PNG file.
     """
-    figure = Figure(figsize=(15, 6.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 4)
-    for axis in axes.flat:
+    masks = _mask_by_variant(proposals, prediction)
+    top = ["image", "ground truth", *masks]
+    columns = 2 * max(len(top), 5)
+    written = columns - 4
+    layout: list[Any] = [
+        [name for name in top for _ in range(2)] + ["."] * (columns - 2 * len(top)),
+        ["attention"] * 2
+        + ["candidates"] * 2
+        + ["scores"] * (written // 2)
+        + ["expression"] * (written - written // 2),
+    ]
+    figure = _figure(1.6 * columns, 6.8)
+    axes = figure.subplot_mosaic(layout)
+    for axis in axes.values():
         axis.set_axis_off()
-    _show(axes[0, 0], image_HW3, "image")
+    _show(axes["image"], image_HW3, "image")
     if gt_mask_HW is not None:
-        _show(axes[0, 1], overlay(image_HW3, gt_mask_HW, _TRUTH), "ground truth")
-    for axis, name, color, title_of_pick in (
-        (axes[0, 2], "pure", _PURE, "mask features"),
-        (axes[0, 3], "guided", GUIDED_COLOR, "with guidance"),
-    ):
-        if name in prediction.picks:
-            mask_HW = proposals.masks_NHW[prediction.picks[name]]
-            _show(axis, overlay(image_HW3, mask_HW, color), title_of_pick)
+        _show(axes["ground truth"], overlay(image_HW3, None, gt_mask_HW), "ground truth")
+    for variant, mask_HW in masks.items():
+        title_of_variant = _TITLES.get(variant, variant)
+        _show(axes[variant], overlay(image_HW3, mask_HW, gt_mask_HW), title_of_variant)
     if attention_HW is not None:
-        _show(axes[1, 0], image_HW3, "GEM map and position prior")
-        axes[1, 0].imshow(attention_HW, cmap="inferno", alpha=0.65)
-    _show_candidates(axes[1, 1], image_HW3, proposals, prediction)
-    _write_scores(axes[1, 2], prediction)
-    _write_expression(axes[1, 3], prediction)
+        _show(axes["attention"], image_HW3, "attention map and position prior")
+        axes["attention"].imshow(attention_HW, cmap="inferno", alpha=0.65)
+    _show_candidates(axes["candidates"], image_HW3, proposals, prediction)
+    _write_scores(axes["scores"], prediction)
+    _write_expression(axes["expression"], prediction)
     figure.suptitle(_cut(title), fontsize=13, parse_math=False)
+    _add_legend(figure)
     return _png(figure)
 
 
@@ -109,8 +149,8 @@ class GalleryItem:
 
     Attributes:
         image_HW3: RGB, uint8, (H, W, 3).
-        mask_HW: the pick, bool, (H, W).
-        gt_mask_HW: its outline is drawn, bool, (H, W).
+        mask_HW: the prediction, bool, (H, W).
+        gt_mask_HW: bool, (H, W).
         expression: written above.
     """
 
@@ -121,7 +161,7 @@ class GalleryItem:
 
 
 def draw_gallery(items: Sequence[GalleryItem], *, columns: int = 4) -> bytes:
-    """One image of many picks: the mask in blue, the truth outlined in green.
+    """Draw many predictions beside their ground truths.
 
     Args:
         items: at least one.
@@ -131,17 +171,74 @@ def draw_gallery(items: Sequence[GalleryItem], *, columns: int = 4) -> bytes:
         A PNG file.
     """
     rows = math.ceil(len(items) / columns)
-    layout = ConstrainedLayoutEngine(h_pad=0.12)
-    figure = Figure(figsize=(3.1 * columns, 3.1 * rows), layout=layout)
-    FigureCanvasAgg(figure)
+    figure = _figure(3.1 * columns, 3.1 * rows + 0.3)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, item in zip(axes.flat, items, strict=False):
         title = fill(_cut(item.expression), 30)
-        _show(axis, overlay(item.image_HW3, item.mask_HW, GUIDED_COLOR), title)
-        _outline(axis, item.gt_mask_HW, _TRUTH)
+        _show(axis, overlay(item.image_HW3, item.mask_HW, item.gt_mask_HW), title)
+    _add_legend(figure)
     return _png(figure)
+
+
+def _mask_by_variant(proposals: Proposals, prediction: Prediction) -> dict[str, NDArray[np.bool_]]:
+    """Return the predicted masks; none where the image has no proposals to choose from."""
+    chosen = {name: proposals.masks_NHW[index] for name, index in prediction.proposals.items()}
+    return {**chosen, **prediction.masks}
+
+
+def _ring(mask_HW: NDArray[np.bool_], near: int, far: int) -> NDArray[np.bool_]:
+    """Return the pixels more than ``near`` and at most ``far`` pixels away from a mask.
+
+    Where the mask touches the border of the image, the ring is closed along it, inside the mask.
+    """
+    rows, columns = (np.minimum(np.arange(side), np.arange(side)[::-1]) for side in mask_HW.shape)
+    border_HW = np.minimum.outer(rows, columns)
+    closing_HW = mask_HW & (near <= border_HW) & (border_HW < far)
+    return (_grown(mask_HW, far) & ~_grown(mask_HW, near)) | closing_HW
+
+
+def _grown(mask_HW: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+    """Grow a mask by some pixels to all sides, corners included."""
+    for axis in (0, 1):
+        padding = [(pixels, pixels) if other == axis else (0, 0) for other in (0, 1)]
+        windows = np.lib.stride_tricks.sliding_window_view(
+            np.pad(mask_HW, padding), 2 * pixels + 1, axis=axis
+        )
+        mask_HW = np.asarray(windows.any(axis=-1))
+    return mask_HW
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches, which no window system has to show."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.12))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _add_legend(figure: Figure) -> None:
+    """Say below the images which outline is which."""
+    from matplotlib.lines import Line2D
+
+    lines = [
+        Line2D([], [], color=_unit(rgb), linewidth=3, label=label)
+        for rgb, label in (
+            (PREDICTION_RGB, "prediction, in its own colours; the rest is faded"),
+            (GT_RGB, "ground truth"),
+        )
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False)
+
+
+def _unit(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
+    """Return a colour with values from 0 to 1, as matplotlib takes it."""
+    red, green, blue = rgb
+    return red / 255, green / 255, blue / 255
 
 
 def _png(figure: Figure) -> bytes:
@@ -162,51 +259,54 @@ def _show(axis: Axes, image_HW3: NDArray[np.uint8], title: str) -> None:
     axis.set_title(title, fontsize=11, parse_math=False)
 
 
-def _outline(axis: Axes, mask_HW: NDArray[np.bool_], color: tuple[float, float, float]) -> None:
-    """Contour of a mask, closed along the border of the image; none where the mask is empty."""
-    if mask_HW.any():
-        y, x = (np.clip(np.arange(-1, side + 1), -0.5, side - 0.5) for side in mask_HW.shape)
-        axis.contour(x, y, np.pad(mask_HW, 1), levels=[0.5], colors=[color], linewidths=2)
-
-
 def _show_candidates(
     axis: Axes, image_HW3: NDArray[np.uint8], proposals: Proposals, prediction: Prediction
 ) -> None:
-    _show(axis, image_HW3, f"candidates of {len(proposals)} proposals")
-    if prediction.choice is None:
-        return
-    for rank, index in enumerate(prediction.choice.candidates_K):
+    shown_HW3 = image_HW3.copy()
+    candidates_K = [] if prediction.choice is None else prediction.choice.candidates_K.tolist()
+    for rank, index in reversed(list(enumerate(candidates_K))):
+        color = _CANDIDATES_RGB[rank % len(_CANDIDATES_RGB)]
+        shown_HW3[_ring(proposals.masks_NHW[index], 0, 2)] = color
         x, y, w, h = proposals.boxes_xywh[index]
-        color = _CANDIDATES[rank % len(_CANDIDATES)]
-        _outline(axis, proposals.masks_NHW[index], color)
-        axis.text(x + w / 2, y + h / 2, str(rank + 1), color="white", backgroundcolor=color)
+        middle = (x + w / 2, y + h / 2)
+        axis.text(*middle, str(rank + 1), color="white", backgroundcolor=_unit(color))
+    title = f"{len(candidates_K)} candidates of {len(proposals)} proposals"
+    if not prediction.masks:
+        _show(axis, shown_HW3, title if candidates_K else f"{len(proposals)} proposals")
 
 
 def _write_scores(axis: Axes, prediction: Prediction) -> None:
-    choice = prediction.choice
+    choice, similarity_N = prediction.choice, prediction.similarity_N
+    if similarity_N is None:
+        return
     if choice is None:
-        best = [f"{value:9.2f}" for value in sorted(prediction.similarity_N, reverse=True)[:3]]
-        text = "\n".join(["best similarities", *best]) if best else "no proposals"
-        axis.text(0.0, 0.95, text, family="monospace", fontsize=9, va="top")
+        highest = sorted(similarity_N, reverse=True)[:3]
+        lines = ["highest similarities", *(f"{value:9.2f}" for value in highest)]
+        _write(axis, lines if highest else ["no proposals"])
         return
     lines = ["     similarity  relation  coherence   final"]
     for rank, index in enumerate(choice.candidates_K):
-        chosen = "*" if index == choice.pick else " "
+        mark = "*" if index == choice.guided else " "
         lines.append(
-            f"{chosen}{rank + 1:>3}  {prediction.similarity_N[index]:9.2f} "
-            f"{choice.relation_K[rank]:9.3f} {choice.coherence_N[index]:10.3f} "
-            f"{choice.final_K[rank]:7.3f}"
+            f"{mark}{rank + 1:>3}  {similarity_N[index]:9.2f} {choice.relation_K[rank]:9.3f} "
+            f"{choice.coherence_N[index]:10.3f} {choice.final_K[rank]:7.3f}"
         )
-    axis.text(0.0, 0.95, "\n".join(lines), family="monospace", fontsize=8.5, va="top")
+    _write(axis, [*lines, "", "* the prediction with guidance"])
 
 
 def _write_expression(axis: Axes, prediction: Prediction) -> None:
     expression = prediction.expression
+    if expression is None:
+        return
     lines = [
         f"noun phrase  {_cut(expression.noun_phrase)}",
         f"other nouns  {_cut(', '.join(expression.other_noun_phrases)) or '-'}",
         f"position     {expression.position.value}",
         f"relation     {expression.relation.value}",
     ]
+    _write(axis, [fill(line, 60, subsequent_indent=" " * 13) for line in lines])
+
+
+def _write(axis: Axes, lines: Sequence[str]) -> None:
     text = "\n".join(lines)
     axis.text(0.0, 0.95, text, family="monospace", fontsize=9, va="top", parse_math=False)

@@ -24,7 +24,7 @@ from hybridgl.models.clip import (
     qkv_heads,
     residual_block,
 )
-from hybridgl.models.transformer import attend, linear
+from hybridgl.models.transformer import linear
 
 __all__ = ["fuse", "mask_features", "stream_tokens"]
 
@@ -143,8 +143,10 @@ class _MaskedBlocks:
         if not class_attends_mask:
             return residual_block(block, tokens_NTD)
         q_NhTd, k_NhTd, v_NhTd = qkv_heads(block, block.ln_1(tokens_NTD))
-        attended_NhTd = attend(q_NhTd, k_NhTd, v_NhTd)
-        attended_NhTd[:, :, :1] = attend(q_NhTd[:, :, :1], k_NhTd, v_NhTd, self._visible_N11T)
+        attended_NhTd = F.scaled_dot_product_attention(q_NhTd, k_NhTd, v_NhTd)
+        attended_NhTd[:, :, :1] = F.scaled_dot_product_attention(
+            q_NhTd[:, :, :1], k_NhTd, v_NhTd, self._visible_N11T
+        )
         return finish_block(block, tokens_NTD, attended_NhTd)
 
     def last(self, tokens_NTD: Tensor, *, class_attends_mask: bool = False) -> Tensor:

@@ -12,11 +12,11 @@ E embedding width, h heads, d head width, S phrases, H x W image pixels.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from hybridgl.config import GemConfig
 from hybridgl.models.clip import (
@@ -26,7 +26,7 @@ from hybridgl.models.clip import (
     qkv_heads,
     residual_block,
 )
-from hybridgl.models.transformer import attend, linear
+from hybridgl.models.transformer import linear
 from hybridgl.views import CLIP_MEAN, CLIP_STD
 
 __all__ = ["attention_map", "gem_input", "min_max", "patch_features", "patch_similarity"]
@@ -45,9 +45,10 @@ def gem_input(image: Image.Image, side: int) -> Tensor:
     Returns:
         float32, (3, side, side), normalised with CLIP's statistics.
     """
-    resized = pil_to_tensor(image.resize((side, side), Image.Resampling.BICUBIC))
+    resized_RR3 = np.array(image.resize((side, side), Image.Resampling.BICUBIC))
     mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
-    return (resized.float() / 255 - mean[:, None, None]) / std[:, None, None]
+    resized_3RR = torch.from_numpy(resized_RR3).permute(2, 0, 1)
+    return (resized_3RR.float() / 255 - mean[:, None, None]) / std[:, None, None]
 
 
 def patch_features(visual: VisionTower, images_B3RR: Tensor, config: GemConfig) -> Tensor:
@@ -80,7 +81,8 @@ def patch_features(visual: VisionTower, images_B3RR: Tensor, config: GemConfig) 
         out_proj = block.attn.out_proj
         y_BTD = y_BTD + linear(mean_BTD, out_proj.weight, out_proj.bias)
         if block is not blocks[-1]:
-            x_BTD = finish_block(block, x_BTD, attend(q_BhTd, k_BhTd, v_BhTd))
+            attended_BhTd = F.scaled_dot_product_attention(q_BhTd, k_BhTd, v_BhTd)
+            x_BTD = finish_block(block, x_BTD, attended_BhTd)
     return F.normalize(linear(visual.ln_post(y_BTD[:, 1:]), visual.proj.T), dim=-1)
 
 
@@ -132,6 +134,6 @@ def _self_self_attention(
     """Values gathered by the similarity of ``z`` with itself, after ``iterations`` sharpenings."""
     for _ in range(iterations):
         z_BhTd = F.normalize(z_BhTd, dim=-1)
-        z_BhTd = attend((tau_B111 * z_BhTd).to(z_BhTd.dtype), z_BhTd, z_BhTd, scale=1.0)
+        z_BhTd = F.scaled_dot_product_attention(tau_B111 * z_BhTd, z_BhTd, z_BhTd, scale=1.0)
     z_BhTd = F.normalize(z_BhTd, dim=-1)
-    return attend((tau_B111 * z_BhTd).to(z_BhTd.dtype), z_BhTd, v_BhTd, scale=1.0)
+    return F.scaled_dot_product_attention(tau_B111 * z_BhTd, z_BhTd, v_BhTd, scale=1.0)

@@ -22,7 +22,6 @@ __all__ = [
     "PixelCounts",
     "bootstrap_intervals",
     "intersection_and_union",
-    "resize_nearest",
     "scores",
 ]
 
@@ -116,26 +115,6 @@ def intersection_and_union(
     areas_N1 = np.count_nonzero(flat_N, axis=1)[:, None]
     areas_1S = np.count_nonzero(flat_S, axis=1)[None]
     return intersections, areas_N1 + areas_1S - intersections
-
-
-def resize_nearest(masks_NHW: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
-    """Masks at another size: each pixel is the one under its center.
-
-    Args:
-        masks_NHW: bool, (N, H, W).
-        side: height and width to reach, in pixels.
-
-    Returns:
-        bool, (N, side, side).
-
-    Example:
-        >>> resize_nearest(np.array([[[True, False, False, True]]]), 2).tolist()
-        [[[False, True], [False, True]]]
-    """
-    rows, columns = (
-        ((2 * np.arange(side) + 1) * extent) // (2 * side) for extent in masks_NHW.shape[1:]
-    )
-    return masks_NHW[:, rows[:, None], columns]
 
 
 def scores(

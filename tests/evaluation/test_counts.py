@@ -11,8 +11,8 @@ from evaluation.counts import ImageEvaluation, running_k_limits
 from hybridgl.config import GuidanceConfig
 from hybridgl.guidance import choose
 from hybridgl.language import Relation
+from hybridgl.masks import Proposals
 from hybridgl.metrics import PixelCounts
-from hybridgl.proposals import Proposals
 
 
 def proposals_of(masks_NHW):

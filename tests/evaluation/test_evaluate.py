@@ -28,7 +28,7 @@ from hybridgl.config import GuidanceConfig, Profile, ReferenceQuirks
 from hybridgl.errors import DataError, HybridGLError
 from hybridgl.guidance import choose
 from hybridgl.language import ParsedExpression, Position, Relation
-from hybridgl.proposals import Proposals
+from hybridgl.masks import Proposals
 from refer.arguments import check_split_arguments
 from refer.dataset import ImageInfo, Ref, ReferSplit, Sentence
 from refer.image_errors import find_image_errors
@@ -51,7 +51,7 @@ class Counting:
 
 def split_of(image_ids: list[int]) -> ReferSplit:
     """Refs 0, 1, ... of the images in turn, without sentences."""
-    refs = tuple(Ref(i, (), image_id, None, ()) for i, image_id in enumerate(image_ids))
+    refs = tuple(Ref(i, (), image_id, ()) for i, image_id in enumerate(image_ids))
     images = {i: ImageInfo(i, "", 1, 1) for i in dict.fromkeys(image_ids)}
     return ReferSplit("mini", "val", "-", refs, images, {}, (), {})
 
@@ -233,7 +233,9 @@ def test_records_hold_what_a_loop_over_pixels_counts(split, quirks):
     variants = evaluated(split, ByTheCap(quirks), source)
     image = SimpleNamespace(hw=HW)
     for ref in split.refs:
-        gt_mask_HW = split.gt_mask(ref, drop_overlaps=quirks.overlapping_polygons_dropped)
+        gt_mask_HW = split.gt_mask(
+            ref, overlapping_polygons_dropped=quirks.overlapping_polygons_dropped
+        )
         masks_NHW = source.propose(ref.image_id, image).masks_NHW
         overlaps = [slow_overlap(mask_HW, gt_mask_HW) for mask_HW in masks_NHW]
         ious = [intersection / union for intersection, union in overlaps]
@@ -306,7 +308,7 @@ def test_image_that_is_known_to_be_unreadable_is_not_counted_and_has_no_pick(
 ):
     first, second, third = split.images
     known = dataclasses.replace(with_faults, image_errors=find_image_errors(with_faults))
-    assert (known.image_errors.missing, known.image_errors.damaged) == ((first,), (third,))
+    assert (known.image_errors.missing, known.image_errors.corrupt) == ((first,), (third,))
     source = Halves()
     counts = count_proposals(source, known, split.images)
     assert counts == {first: 0, second: 3, third: 0}
@@ -338,7 +340,7 @@ def test_image_that_turns_out_to_be_unreadable_is_named_and_has_no_pick(split, w
 
 def test_image_that_turns_out_to_be_unreadable_lowers_no_cap(split, with_faults):
     """Counts decide the k_limits of later images (Q5), and the records say what the counts are."""
-    source = GroundTruthSource(with_faults, drop_overlaps=True)
+    source = GroundTruthSource(with_faults, overlapping_polygons_dropped=True)
     counts = count_proposals(source, with_faults, split.images)
     variants = evaluated(with_faults, source=source, counts=counts)
     in_records = {of_cap[3].image_id: of_cap[3].num_proposals for of_cap in variants.values()}
@@ -392,7 +394,7 @@ def test_broken_truth_is_found_without_a_image(tmp_path):
 
 def test_sentence_ids_need_not_be_unique_beyond_their_ref():
     """PhraseCut's tasks have one sentence each, always number 0."""
-    refs = [Ref(f"{i}__0", (), 5, None, (Sentence(0, f"no. {i}", ""),)) for i in range(3)]
+    refs = [Ref(f"{i}__0", (), 5, (Sentence(0, f"no. {i}"),)) for i in range(3)]
     variants = {(ref.ref_id, 0): {1: ref.sentences[0].raw} for ref in refs}
     split = dataclasses.replace(split_of([5]), refs=tuple(refs))
     assert in_dataset_order(split, variants, dict.fromkeys((r.ref_id for r in refs), 1)) == [

@@ -1,3 +1,5 @@
+"""Files of another program's masks: what is read, and in which words the first fault is refused."""
+
 from __future__ import annotations
 
 import ast
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 
 import refer.refer
-from evaluation.coco_masks import ProposalEntry, check_images, read_proposal_file
+from evaluation.proposals import FileSource
 from evaluation.published import ROWS
-from hybridgl.errors import HybridGLError
-from hybridgl.mask_rle import decode_masks
-from refer.segmentation import ground_truth
+from hybridgl.errors import DataError
+from hybridgl.images import RgbImage
+from refer.dataset import ImageErrors, ImageInfo, ReferSplit
+from refer.segmentation import MaskRule, gt_mask
 from tests.refer_factories import mini_refer
 
 FOLDER = Path(__file__).parents[2] / "third_party"
@@ -27,7 +30,8 @@ MASK[1:3, 1:3] = True
 RUNS = {"size": [4, 6], "counts": [5, 2, 2, 2, 13]}
 LETTERS = {"size": [4, 6], "counts": "5220;"}
 POLYGON = [[1.0, 1, 3, 1, 3, 3, 1, 3]]
-IMAGES = {CAT: ("cat.jpg", 4, 6), DOG: ("dog.jpg", 4, 6)}
+IMAGES = {CAT: "cat.jpg", DOG: "dog.jpg"}
+IMAGE = RgbImage(np.zeros((*HW, 3), dtype=np.uint8))
 NAN = float("nan")
 
 
@@ -39,14 +43,30 @@ def listed(image_id=CAT, file_name="cat.jpg", height=4, width=6):
     return {"id": image_id, "file_name": file_name, "height": height, "width": width}
 
 
+def split_of(images):
+    """A split of images of 4 x 6 pixels, by their ids."""
+    return ReferSplit(
+        dataset="mine",
+        split="all",
+        split_by="-",
+        refs=(),
+        images={image_id: ImageInfo(image_id, name, *HW) for image_id, name in images.items()},
+        annotations={},
+        image_roots=(),
+        sha256_by_file={},
+        mask_rule=MaskRule.COCO,
+        image_errors=ImageErrors(),
+    )
+
+
 @pytest.fixture
 def read(tmp_path):
-    """Write content as JSON and read it back."""
+    """Write content as JSON and read it back as the masks of images."""
 
-    def write_and_read(content):
+    def write_and_read(content, images=IMAGES):
         path = tmp_path / "masks.json"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return read_proposal_file(path)
+        return FileSource(path, split_of(images))
 
     return write_and_read
 
@@ -55,9 +75,9 @@ def read(tmp_path):
 def refusal(read):
     """The message with which content is refused."""
 
-    def message_of(content):
-        with pytest.raises(HybridGLError) as error:
-            read(content)
+    def message_of(content, images=IMAGES):
+        with pytest.raises(DataError) as error:
+            read(content, images)
         message = str(error.value)
         assert "masks.json" in message
         assert "\n" not in message
@@ -70,62 +90,58 @@ def refusal(read):
     "segmentation", [RUNS, LETTERS, POLYGON], ids=["runs", "letters", "polygon"]
 )
 def test_fixtures_are_three_spellings_of_one_mask(segmentation):
-    np.testing.assert_array_equal(ground_truth(segmentation, HW, drop_overlaps=False), MASK)
+    np.testing.assert_array_equal(
+        gt_mask(segmentation, HW, overlapping_polygons_dropped=False), MASK
+    )
 
 
-def test_results_keep_order_position_score_and_segmentation(read, tmp_path):
+def test_results_keep_order_score_and_masks(read, tmp_path):
+    column = {"size": [4, 6], "counts": [4, 4, 16]}
     rows = [
         result(DOG, RUNS, score=0.25),
         result(CAT, LETTERS, score=1, bbox=[1, 1, 2, 2]),
-        result(DOG, POLYGON, score=-3.5),
-        result(DOG),
+        result(DOG, column, score=-3.5),
+        result(DOG, POLYGON),
     ]
-    file = read(rows)
-    assert list(file.by_image.items()) == [
-        (
-            DOG,
-            (
-                ProposalEntry(0, DOG, RUNS, 0.25),
-                ProposalEntry(2, DOG, POLYGON, -3.5),
-                ProposalEntry(3, DOG, LETTERS, None),
-            ),
-        ),
-        (CAT, (ProposalEntry(1, CAT, LETTERS, 1.0),)),
-    ]
-    assert type(file.by_image[CAT][0].score) is float
-    assert file.images is None
-    assert file.path == tmp_path / "masks.json"
-    assert file.sha256 == hashlib.sha256(file.path.read_bytes()).hexdigest()
+    source = read(rows)
+    dogs, cats = source.propose(DOG, IMAGE), source.propose(CAT, IMAGE)
+    column_HW = np.broadcast_to(np.arange(6) == 1, HW)
+    np.testing.assert_array_equal(dogs.masks_NHW, [MASK, column_HW, MASK])
+    np.testing.assert_array_equal(cats.masks_NHW, [MASK])
+    assert dogs.predicted_iou.tolist() == [0.25, -3.5, 1]
+    assert cats.predicted_iou.tolist() == [1]
+    sha256 = hashlib.sha256((tmp_path / "masks.json").read_bytes()).hexdigest()
+    assert source.describe() == {"source": "coco", "file": "masks.json", "sha256": sha256}
 
 
-def test_annotations_list_their_images(read):
-    tree = {"size": [7, 8], "counts": [0, 56]}
+def test_annotations_may_list_images_of_other_data(read):
     content = {
         "info": {},
         "images": [listed(TREE, "tree.jpg", 7, 8), listed()],
-        "annotations": [{"id": 9, **result(CAT, POLYGON)}, result(TREE, tree)],
+        "annotations": [
+            {"id": 9, **result(CAT, POLYGON)},
+            result(TREE, {"size": [7, 8], "counts": [0, 56]}),
+        ],
         "categories": [],
     }
-    file = read(content)
-    assert file.by_image == {
-        CAT: (ProposalEntry(0, CAT, POLYGON, None),),
-        TREE: (ProposalEntry(1, TREE, tree, None),),
-    }
-    assert [(i.image_id, i.file_name, i.hw) for i in file.images.values()] == [
-        (TREE, "tree.jpg", (7, 8)),
-        (CAT, "cat.jpg", (4, 6)),
-    ]
+    source = read(content, {CAT: "cat.jpg"})
+    np.testing.assert_array_equal(source.propose(CAT, IMAGE).masks_NHW, [MASK])
+    assert source.warnings == ()
 
 
 @pytest.mark.parametrize("spelled", ["581857", "000000581857"])
 def test_digits_in_a_string_are_the_number(read, spelled):
-    assert list(read([result(spelled)]).by_image) == [CAT]
-    file = read({"images": [listed(spelled)], "annotations": [result(CAT)]})
-    assert (list(file.by_image), list(file.images)) == ([CAT], [CAT])
+    for content in (
+        [result(spelled)],
+        {"images": [listed(spelled)], "annotations": [result(CAT)]},
+    ):
+        assert len(read(content).propose(CAT, IMAGE)) == 1
 
 
-def test_string_that_is_no_number_stays(read):
-    assert list(read([result("cat.jpg"), result("²")]).by_image) == ["cat.jpg", "²"]
+def test_string_that_is_no_number_is_of_no_image(read, refusal):
+    rows = [result("cat.jpg"), result("²"), result("9" * 5000)]
+    assert "entry 0 has image_id 'cat.jpg'; the images have 581857, 37:" in refusal(rows)
+    assert len(read([*rows, result()]).propose(CAT, IMAGE)) == 1
 
 
 def test_two_spellings_of_an_id_are_refused(refusal):
@@ -136,28 +152,46 @@ def test_two_spellings_of_an_id_are_refused(refusal):
 
 BROKEN_ROWS = {
     "box only": ({"image_id": CAT, "bbox": [1, 1, 2, 2], "score": 1.0}, "got none, only a bbox"),
-    "no mask": ({"image_id": CAT}, "Expected a segmentation, got none. Have the program write"),
-    "null": (result(segmentation=None), "RLE {size, counts} or as a list of polygons, got None"),
+    "no mask": ({"image_id": CAT}, "Expected a segmentation, got none; have the program write"),
+    "null": (result(segmentation=None), "at least one polygon or run-length mask, got None"),
     "no polygons": (result(segmentation=[]), "got []"),
     "text": (result(segmentation="5220;"), "got '5220;'"),
-    "flat polygon": (result(segmentation=POLYGON[0]), "each a list of numbers, got 1.0"),
+    "flat polygon": (
+        result(segmentation=POLYGON[0]),
+        "Expected a polygon (a list of numbers) or run lengths (size and counts), got 1.0",
+    ),
     "two points": (result(segmentation=[[1, 1, 3, 3]]), "even count of numbers, at least 6, got 4"),
     "odd polygon": (result(segmentation=[[1, 1, 3, 1, 3, 3, 1]]), "got 7"),
-    "NaN in polygon": (result(segmentation=[[1, 1, 3, 1, 3, NAN]]), "finite numbers, got nan"),
-    "text in polygon": (result(segmentation=[[1, 1, 3, 1, 3, "3"]]), "finite numbers, got '3'"),
+    "NaN in polygon": (
+        result(segmentation=[[1, 1, 3, 1, 3, NAN]]),
+        "height 4 and width 6, got the coordinate nan",
+    ),
+    "text in polygon": (
+        result(segmentation=[[1, 1, 3, 1, 3, "3"]]),
+        "a polygon of numbers, got '3'",
+    ),
     "no size": (result(segmentation={"counts": "5220;"}), "height first, got None"),
     "float size": (result(segmentation={**LETTERS, "size": [4.0, 6]}), "got [4.0, 6]"),
-    "zero size": (result(segmentation={**LETTERS, "size": [0, 6]}), "above 0, height first"),
-    "no counts": (result(segmentation={"size": [4, 6]}), "text or as a list of runs, got None"),
+    "zero size": (result(segmentation={**LETTERS, "size": [0, 6]}), "got [0, 6]"),
+    "no counts": (
+        result(segmentation={"size": [4, 6]}),
+        "as text or as a list of numbers, got None",
+    ),
     "printed bytes": (result(segmentation={**LETTERS, "counts": "b'5220;'"}), ".decode('ascii')"),
-    "empty counts": (result(segmentation={**LETTERS, "counts": ""}), "COCO's letters, got ''"),
-    "runs too short": (result(segmentation={**RUNS, "counts": [5, 2]}), "add up to 4 x 6 pixels"),
-    "negative run": (result(segmentation={**RUNS, "counts": [25, -1]}), "got [25, -1]"),
-    "float run": (result(segmentation={**RUNS, "counts": [24.0]}), "got [24.0]"),
+    "empty counts": (
+        result(segmentation={**LETTERS, "counts": ""}),
+        "got 0 runs from 0 that add up to 0",
+    ),
+    "runs too short": (result(segmentation={**RUNS, "counts": [5, 2]}), "add up to 24 pixels"),
+    "negative run": (
+        result(segmentation={**RUNS, "counts": [25, -1]}),
+        "got 2 runs from -1 that add up to 24",
+    ),
+    "float run": (result(segmentation={**RUNS, "counts": [24.0]}), "as whole numbers, got 24.0"),
     "NaN score": (result(score=NAN), "score as a finite number, got nan"),
     "infinite score": (result(score=float("inf")), "got inf"),
     "score as text": (result(score="0.9"), "got '0.9'"),
-    "score null": (result(score=None), "got None. Write a number, or leave score out"),
+    "score null": (result(score=None), "got None; write a number, or leave score out"),
     "score true": (result(score=True), "got True"),
     "score beyond float32": (result(score=10**400), "score as a finite number"),
     "id as float": (result(581857.0), "image_id as a whole number, got 581857.0"),
@@ -198,14 +232,15 @@ def test_file_of_another_form_says_what_it_is(refusal, content, said):
 
 
 def test_missing_file_and_other_encodings_are_refused(tmp_path):
-    with pytest.raises(HybridGLError, match=r"absent\.json, got No such file"):
-        read_proposal_file(tmp_path / "absent.json")
-    with pytest.raises(HybridGLError, match="Is a directory"):
-        read_proposal_file(tmp_path)
+    split = split_of(IMAGES)
+    with pytest.raises(DataError, match=r"absent\.json, got No such file"):
+        FileSource(tmp_path / "absent.json", split)
+    with pytest.raises(DataError, match="Is a directory"):
+        FileSource(tmp_path, split)
     packed = tmp_path / "masks.json.gz"
     packed.write_bytes(b"\x1f\x8b\x08\x00")
-    with pytest.raises(HybridGLError, match=r"masks\.json\.gz, got UnicodeDecodeError"):
-        read_proposal_file(packed)
+    with pytest.raises(DataError, match=r"masks\.json\.gz, got UnicodeDecodeError"):
+        FileSource(packed, split)
 
 
 BROKEN_IMAGES = {
@@ -229,74 +264,50 @@ def test_annotation_has_to_fit_the_listed_images(refusal):
     rows = [result(CAT), result(DOG)]
     message = refusal({"images": [listed()], "annotations": rows})
     assert f"entry 1 (image_id {DOG}): Expected the image of every annotation" in message
-    turned = [result(CAT), result(CAT, {**RUNS, "size": [6, 4]})]
-    message = refusal({"images": [listed()], "annotations": turned})
+
+
+def test_first_mask_of_another_size_is_named(refusal):
+    turned = {**RUNS, "size": [6, 4]}
+    message = refusal([result(DOG), result(CAT, POLYGON), result(CAT, turned), result(DOG, turned)])
+    assert f"entry 2 (image_id {CAT}): Expected run lengths of the image's size [4, 6]" in message
+    assert "got [6, 4]; write the height first" in message
+    message = refusal({"images": [listed()], "annotations": [result(CAT), result(CAT, turned)]})
     assert "entry 1" in message
-    assert "size [4, 6] that the file lists for the image, got [6, 4]" in message
+    assert "size [4, 6], height first, got [6, 4]" in message
+    assert "got [8, 6]; write the mask at" in refusal(
+        [result(CAT, {"size": [8, 6], "counts": [48]})]
+    )
 
 
 def test_masks_of_all_images_leave_nothing_to_say(read):
     elsewhere = result(TREE, {**RUNS, "size": [24, 1]})
-    assert check_images(read([result(CAT), result(DOG), elsewhere]), IMAGES) == ()
+    assert read([result(CAT), result(DOG), elsewhere]).warnings == ()
 
 
 def test_images_without_entry_are_said(read):
-    images = {i: (f"{i}.jpg", 4, 6) for i in (1, 2, 3, 4, 5, 6, CAT)}
-    (line,) = check_images(read([result(CAT)]), images)
+    images = {i: f"{i}.jpg" for i in (1, 2, 3, 4, 5, 6, CAT)}
+    (line,) = read([result(CAT)], images).warnings
     assert line.startswith("6 of 7 images have no entry in ")
     assert line.endswith(
         "no proposals: 1.jpg (1), 2.jpg (2), 3.jpg (3), 4.jpg (4), 5.jpg (5) and 1 more."
     )
 
 
-def test_file_for_none_of_the_images_is_refused(read):
-    file = read([result("cat.jpg")])
-    with pytest.raises(HybridGLError) as error:
-        check_images(file, IMAGES)
-    assert "entry 0 has image_id 'cat.jpg'; the images have 581857, 37." in str(error.value)
+def test_listed_image_has_to_be_the_datasets_own(read, refusal):
+    def content(name):
+        return {"images": [listed(TREE, name)], "annotations": [result(TREE)]}
+
+    images = {TREE: "train/tree.jpg"}
+    assert read(content("/data/tree.jpg"), images).warnings == ()
+    assert read(content("data\\tree.jpg"), images).warnings == ()
+    message = refusal(content("palm.jpg"), images)
+    assert "image 0 of its list (id 412): " in message
+    assert "to be train/tree.jpg, got 'palm.jpg'" in message
 
 
-def test_listed_image_has_to_be_the_datasets_own(read):
-    def check(**image):
-        return check_images(
-            read({"images": [listed(**image)], "annotations": [result(TREE)]}),
-            {TREE: ("train/tree.jpg", 4, 6)},
-        )
-
-    assert check(image_id=TREE, file_name="/data/tree.jpg") == ()
-    assert check(image_id=TREE, file_name="data\\tree.jpg") == ()
-    with pytest.raises(
-        HybridGLError, match=r"image 412 of .* to be train/tree\.jpg, got 'palm\.jpg'"
-    ):
-        check(image_id=TREE, file_name="palm.jpg")
-
-
-def test_listed_image_of_another_size_is_refused(read):
+def test_listed_image_of_another_size_is_refused(refusal):
     content = {"images": [listed(height=8, width=12)], "annotations": [result(CAT, POLYGON)]}
-    with pytest.raises(HybridGLError, match="to have height 4 and width 6, got 8 and 12"):
-        check_images(read(content), IMAGES)
-
-
-def test_listed_image_of_other_data_may_differ(read):
-    content = {
-        "images": [listed(), listed(TREE, "tree.jpg", 7, 8)],
-        "annotations": [result(CAT)],
-    }
-    assert check_images(read(content), {CAT: IMAGES[CAT]}) == ()
-
-
-def test_first_mask_of_another_size_is_named(read):
-    turned = {**RUNS, "size": [6, 4]}
-    file = read([result(DOG), result(CAT, POLYGON), result(CAT, turned), result(DOG, turned)])
-    with pytest.raises(HybridGLError) as error:
-        check_images(file, {DOG: IMAGES[DOG], CAT: IMAGES[CAT]})
-    assert (
-        f"entry 2 (image_id {CAT}): Expected the size [4, 6] of cat.jpg, got [6, 4]. That is "
-        in str(error.value)
-    )
-    larger = {"size": [8, 6], "counts": [48]}
-    with pytest.raises(HybridGLError, match=r"got \[8, 6\]\. Propose masks"):
-        check_images(read([result(CAT, larger)]), IMAGES)
+    assert "to have height 4 and width 6, got 8 and 12" in refusal(content)
 
 
 def python_blocks(path):
@@ -315,16 +326,13 @@ def test_writer_of_the_readme_writes_what_is_read(tmp_path):
     full = np.ones(HW, dtype=bool)
     masks = {str(CAT): np.stack([MASK, full]), DOG: np.zeros((0, *HW), dtype=bool)}
     names["masks_to_coco_results"](masks, path)
-    file = read_proposal_file(path)
-    assert [entry.score for entry in file.by_image[CAT]] == [1.0, 1.0]
-    rles = [
-        {**entry.segmentation, "counts": entry.segmentation["counts"].encode()}
-        for entry in file.by_image[CAT]
-    ]
-    np.testing.assert_array_equal(decode_masks(rles, HW), masks[str(CAT)])
-    assert check_images(file, IMAGES)[0].startswith("1 of 2 images")
+    source = FileSource(path, split_of(IMAGES))
+    proposals = source.propose(CAT, IMAGE)
+    assert proposals.predicted_iou.tolist() == [1, 1]
+    np.testing.assert_array_equal(proposals.masks_NHW, masks[str(CAT)])
+    assert source.warnings[0].startswith("1 of 2 images")
     names["masks_to_coco_results"]({DOG: [MASK]}, path, {DOG: np.float32([0.5])})
-    assert read_proposal_file(path).by_image[DOG][0].score == 0.5
+    assert FileSource(path, split_of(IMAGES)).propose(DOG, IMAGE).predicted_iou == [0.5]
 
 
 def test_image_list_of_the_readme_names_the_files_of_a_split(tmp_path, monkeypatch):

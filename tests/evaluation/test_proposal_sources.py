@@ -14,7 +14,7 @@ from evaluation.proposals import FileSource, GroundTruthSource, SamSource
 from hybridgl.config import PROPOSALS_REFCOCO
 from hybridgl.errors import DataError, HybridGLError
 from hybridgl.images import RgbImage
-from hybridgl.proposals import Proposals
+from hybridgl.masks import Proposals
 from hybridgl.store import Store
 from refer.images import open_image
 from refer.phrasecut import load_phrasecut
@@ -237,31 +237,34 @@ def test_first_entry_of_a_wrong_size_is_named_in_the_order_of_the_file(refusal, 
     turned = {"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}
     rows = [result(ids[1], right), result(ids[2], turned), result(ids[0], turned)]
     message = refusal(rows)
-    assert f"entry 1 (image_id {ids[2]}): Expected the size [64, 96]" in message
-    assert "got [96, 64]. That is width first" in message
+    assert f"entry 1 (image_id {ids[2]}): Expected run lengths of the image's size [64" in message
+    assert "got [96, 64]; write the height first" in message
 
 
 BROKEN = {
-    "too few runs": compressed(np.zeros(HW, dtype=bool)) | {"counts": "0"},
-    "cut short": compressed(random_masks(0)[0]) | {"counts": "Pk"},
-    "run of a hundred letters": {"size": list(HW), "counts": "o" * 100},
-    "polygon far outside": [[0, 0, 5000, 0, 5000, 5000]],
+    "too few runs": ({"size": list(HW), "counts": "0"}, "got 1 runs from 0 that add up to 0"),
+    "cut short": (
+        {"size": list(HW), "counts": "Pk"},
+        "compressed run lengths, got 'Pk', cut short",
+    ),
+    "run of a hundred letters": ({"size": list(HW), "counts": "o" * 100}, "compressed run lengths"),
+    "polygon far outside": ([[0, 0, 5000, 0, 5000, 5000]], "got the coordinate 5000"),
 }
 
 
-@pytest.mark.parametrize("segmentation", BROKEN.values(), ids=BROKEN)
-def test_broken_mask_is_refused_by_its_entry_and_image(segmentation, refusal, ids):
+@pytest.mark.parametrize(("segmentation", "said"), BROKEN.values(), ids=BROKEN)
+def test_broken_mask_is_refused_by_its_entry_and_image(segmentation, said, refusal, ids):
     right = compressed(random_masks(0)[0])
     message = refusal([result(ids[0], right), result(ids[2], right), result(ids[2], segmentation)])
-    assert f"entry 2, of image {ids[2]}, is broken" in message
-    assert "Write the file again" in message
+    assert f"entry 2 (image_id {ids[2]}): Expected " in message
+    assert said in message
 
 
 def test_first_broken_entry_is_named_in_the_order_of_the_file(refusal, ids):
     """As all other image_errors of a file are, so that fixing it goes from top to bottom."""
-    right, broken = compressed(random_masks(0)[0]), BROKEN["too few runs"]
+    right, (broken, _) = compressed(random_masks(0)[0]), BROKEN["too few runs"]
     rows = [result(ids[1], right), result(ids[2], broken), result(ids[0], broken)]
-    assert f"entry 1, of image {ids[2]}" in refusal(rows)
+    assert f"entry 1 (image_id {ids[2]})" in refusal(rows)
 
 
 def test_boxes_alone_are_refused(refusal, ids):
@@ -286,21 +289,23 @@ def test_missing_file_is_named(tmp_path, split):
 # Annotated objects.
 
 
-def slow_truth(polygons, *, drop_overlaps):
+def slow_truth(polygons, *, overlapping_polygons_dropped):
     """Every polygon alone by pycocotools, and how many of them cover a pixel."""
     alone = [coco_mask.decode(coco_mask.frPyObjects([p], *HW))[..., 0] for p in polygons]
     total_HW = np.sum(alone, axis=0)
-    return total_HW == 1 if drop_overlaps else total_HW >= 1
+    return total_HW == 1 if overlapping_polygons_dropped else total_HW >= 1
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("drop_overlaps", [True, False])
-def test_objects_are_those_of_the_annotations_without_the_crowd(drop_overlaps, split, ids):
-    source = GroundTruthSource(split, drop_overlaps=drop_overlaps)
+@pytest.mark.parametrize("overlapping_polygons_dropped", [True, False])
+def test_objects_are_those_of_the_annotations_without_the_crowd(
+    overlapping_polygons_dropped, split, ids
+):
+    source = GroundTruthSource(split, overlapping_polygons_dropped=overlapping_polygons_dropped)
     for image_id in ids:
         proposals = proposed(source, split, image_id)
         expected = [
-            slow_truth(polygons, drop_overlaps=drop_overlaps)
+            slow_truth(polygons, overlapping_polygons_dropped=overlapping_polygons_dropped)
             for polygons in ([LEFT_POLYGON], RIGHT_POLYGONS)
         ]
         np.testing.assert_array_equal(proposals.masks_NHW, expected)
@@ -312,19 +317,19 @@ def test_objects_are_those_of_the_annotations_without_the_crowd(drop_overlaps, s
 
 def test_overlapping_polygons_make_the_two_profiles_differ(split, ids):
     both = [
-        proposed(GroundTruthSource(split, drop_overlaps=drop), split, ids[0]).masks_NHW.sum(
-            axis=(1, 2)
-        )
+        proposed(
+            GroundTruthSource(split, overlapping_polygons_dropped=drop), split, ids[0]
+        ).masks_NHW.sum(axis=(1, 2))
         for drop in (True, False)
     ]
     assert [counts.tolist() for counts in both] == [[768, 768], [768, 896]]
 
 
-@pytest.mark.parametrize("drop_overlaps", [True, False])
-def test_every_truth_of_one_object_is_among_the_proposals(drop_overlaps, split):
-    source = GroundTruthSource(split, drop_overlaps=drop_overlaps)
+@pytest.mark.parametrize("overlapping_polygons_dropped", [True, False])
+def test_every_truth_of_one_object_is_among_the_proposals(overlapping_polygons_dropped, split):
+    source = GroundTruthSource(split, overlapping_polygons_dropped=overlapping_polygons_dropped)
     for ref in split.refs:
-        gt_mask_HW = split.gt_mask(ref, drop_overlaps=drop_overlaps)
+        gt_mask_HW = split.gt_mask(ref, overlapping_polygons_dropped=overlapping_polygons_dropped)
         masks_NHW = proposed(source, split, ref.image_id).masks_NHW
         assert (masks_NHW == gt_mask_HW).all(axis=(1, 2)).any()
 
@@ -335,7 +340,7 @@ def test_crowd_that_is_referred_to_is_a_proposal(tmp_path):
     refs[0]["ann_id"] += 2
     data.write(tmp_path)
     split = load_refer(tmp_path, "refcoco", "val", check_counts=False)
-    source = GroundTruthSource(split, drop_overlaps=True)
+    source = GroundTruthSource(split, overlapping_polygons_dropped=True)
     counts = {image_id: source.count(image_id) for image_id in split.images}
     assert counts.pop(refs[0]["image_id"]) == 3
     assert set(counts.values()) == {2}
@@ -347,7 +352,7 @@ def test_image_without_annotated_objects_has_no_proposals(tmp_path):
         annotation["segmentation"] = []
     data.write(tmp_path)
     split = load_refer(tmp_path, "refcoco", "val", check_counts=False)
-    source = GroundTruthSource(split, drop_overlaps=True)
+    source = GroundTruthSource(split, overlapping_polygons_dropped=True)
     for image_id in split.images:
         assert len(proposed(source, split, image_id)) == 0
 
@@ -355,7 +360,7 @@ def test_image_without_annotated_objects_has_no_proposals(tmp_path):
 def test_objects_that_phrasecut_repeats_are_proposed_once(tmp_path):
     mini_phrasecut().write(tmp_path / "phrasecut")
     split = load_phrasecut(tmp_path, "val", check_counts=False)
-    source = GroundTruthSource(split, drop_overlaps=True)
+    source = GroundTruthSource(split, overlapping_polygons_dropped=True)
     for image_id in split.images:
         # Drawn with its border, the box of 24 x 32 pixels has 25 x 33.
         assert proposed(source, split, image_id).masks_NHW.sum(axis=(1, 2)).tolist()[0] == 25 * 33
@@ -371,7 +376,7 @@ def test_broken_annotation_is_named_before_any_work_even_if_nobody_refers_to_it(
     data.write(tmp_path)
     split = load_refer(tmp_path, "refcoco", "val", check_counts=False)
     with pytest.raises(DataError, match="Annotation 99 of image COCO_train2014_"):
-        GroundTruthSource(split, drop_overlaps=True)
+        GroundTruthSource(split, overlapping_polygons_dropped=True)
 
 
 # SAM.
@@ -391,7 +396,7 @@ class TwoHalves:
         ones = np.ones(2, dtype=np.float32)
         return Proposals(masks_NHW, boxes, ones, ones)
 
-    def begin(self, images, config):
+    def submit(self, images, config):
         return [partial(self.propose, image_HW3, config) for image_HW3 in images]
 
 
@@ -404,7 +409,7 @@ class OnlySam:
         return "torch.float32"
 
     def __init__(self, proposer):
-        self.proposer = proposer
+        self.sam = proposer
         self.weights = type("Files", (), {"sam_checkpoint": type("File", (), {"name": "sam.pth"})})
 
     def sha256(self, model):

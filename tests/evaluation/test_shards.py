@@ -28,8 +28,7 @@ def split_of(image_of_ref: dict[int | str, int], sentences: int = 2) -> ReferSpl
             ref_id=ref_id,
             ann_ids=(ref_id,),
             image_id=image_id,
-            category_id=None,
-            sentences=tuple(Sentence(i, f"the {i}th of {ref_id}", "") for i in range(sentences)),
+            sentences=tuple(Sentence(i, f"the {i}th of {ref_id}") for i in range(sentences)),
         )
         for ref_id, image_id in image_of_ref.items()
     )

@@ -15,7 +15,7 @@ from PIL import Image
 from hybridgl.arguments import model_from_arguments
 from hybridgl.cli import main
 from hybridgl.config import PROPOSALS_REFCOCO, PROPOSALS_SHAPES
-from hybridgl.figures import GUIDED_COLOR, overlay
+from hybridgl.figures import overlay
 from hybridgl.methods.hybridgl import HybridGL
 
 
@@ -54,7 +54,7 @@ def test_segment_writes_overlay_and_mask_and_prints_what_it_found(image, capsys)
     with Image.open("mask.png") as mask:
         np.testing.assert_array_equal(np.array(mask), result.mask * np.uint8(255))
     with Image.open("scene-segmented.png") as drawn, Image.open(image) as plain:
-        expected_HW3 = overlay(np.array(plain.convert("RGB")), result.mask, GUIDED_COLOR)
+        expected_HW3 = overlay(np.array(plain.convert("RGB")), result.mask)
         np.testing.assert_array_equal(np.array(drawn), expected_HW3)
     lines = capsys.readouterr().out.splitlines()
     x, y, w, h = result.box

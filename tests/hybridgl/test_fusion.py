@@ -7,7 +7,6 @@ import torch
 
 from hybridgl.config import FusionConfig, FusionMode
 from hybridgl.fusion import mask_features
-from hybridgl.models.clip import ClipEncoder
 from tests.clip_oracle import SlowVision
 from tests.factories_clip import clip_encoder, clip_state
 
@@ -235,19 +234,3 @@ def test_views_gates_and_weights_stay_as_they_are(visual, inputs, mode):
     assert torch.equal(features(visual, inputs, mode), first)
     assert all(torch.equal(*pair) for pair in zip(inputs, before, strict=True))
     assert all(torch.equal(visual.state_dict()[name], old) for name, old in weights.items())
-
-
-@pytest.fixture(scope="module")
-def narrow_visual(state):
-    return ClipEncoder(state, torch.device("cpu"), torch.bfloat16).visual
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_bfloat16_products_give_nearly_the_same_float32_features(
-    visual, narrow_visual, inputs, mode
-):
-    exact, rounded = features(visual, inputs, mode), features(narrow_visual, inputs, mode)
-    assert rounded.dtype is torch.float32
-    cosines = torch.cosine_similarity(rounded, exact)
-    assert cosines.min() > 0.998
-    assert not torch.equal(rounded, exact)

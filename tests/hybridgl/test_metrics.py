@@ -10,7 +10,6 @@ from hybridgl.metrics import (
     EvaluationProtocol,
     bootstrap_intervals,
     intersection_and_union,
-    resize_nearest,
     scores,
 )
 
@@ -146,20 +145,6 @@ def test_large_counts_stay_exact():
     intersections, unions = np.full(3, 2**40 + 1), np.full(3, 2**41)
     result = scores(intersections, unions, PROTOCOLS["zero-shot"])
     assert result["oIoU"] == 100 * ((2**40 + 1) / 2**41)
-
-
-def test_resizing_takes_the_pixel_under_each_center():
-    masks = random_masks(3, hw=(7, 5))
-    resized = resize_nearest(masks, 4)
-    assert resized.shape == (3, 4, 4)
-    for n, y, x in np.ndindex(3, 4, 4):
-        expected = masks[n, int((y + 0.5) * 7 / 4), int((x + 0.5) * 5 / 4)]
-        assert resized[n, y, x] == expected
-    assert np.array_equal(resize_nearest(random_masks(2, hw=(6, 6)), 6), random_masks(2, hw=(6, 6)))
-
-
-def test_resizing_of_no_masks():
-    assert resize_nearest(np.zeros((0, 3, 5), dtype=bool), 8).shape == (0, 8, 8)
 
 
 def slow_bootstrap(images, intersections, unions, protocol, draws):

@@ -30,9 +30,9 @@ from evaluation.records import read_records
 from hybridgl.config import MethodConfig
 from hybridgl.errors import HybridGLError
 from hybridgl.images import MAX_ASPECT_RATIO, RgbImage
+from hybridgl.masks import Proposals
 from hybridgl.methods.hybridgl import HybridGL
 from hybridgl.models.models import Models
-from hybridgl.proposals import Proposals
 from hybridgl.weights.registry import weight_set
 from tests.factories_clip import clip_state, save_npz
 from tests.refer_factories import HW, IMAGES_PER_SPLIT, mini_refer

@@ -15,7 +15,7 @@ from evaluation.counts import running_k_limits
 from hybridgl.config import MethodConfig
 from hybridgl.images import RgbImage
 from hybridgl.methods.hybridgl import HybridGL
-from hybridgl.models.models import Models
+from hybridgl.models import Models
 
 MASK_COUNTS = {0: 5, 1: 2}
 """Of each image: enough for quirk Q5 to act on the second ref of the first."""

@@ -23,7 +23,7 @@ import save_attn_gem
 from evaluation.counts import running_k_limits
 from evaluation.records import read_records
 from hybridgl.config import FusionMode
-from hybridgl.models.sam import SamProposer
+from hybridgl.models.sam import Sam
 from hybridgl.store import Store
 from tests.factories_clip import clip_state, save_npz, save_torchscript
 from tests.programs.conftest import NUM_IMAGES
@@ -342,7 +342,7 @@ def test_refcoco_layout_with_openai_format_files(tmp_path, capsys):
     mini_refer("refcoco").write(tmp_path / "data")
     clip = save_torchscript(tmp_path / "clip.pt", clip_state())
     sam = tmp_path / "sam.pth"
-    torch.save(SamProposer.from_checkpoint(CARRIED / "sam.npz", "tiny")._sam.state_dict(), sam)
+    torch.save(Sam.from_checkpoint(CARRIED / "sam.npz", "tiny")._sam.state_dict(), sam)
     spacy = shutil.copytree(CARRIED / "spacy", tmp_path / "spacy")
     given = ["--dataset", "refcoco", "--split", "testA", "--splitBy", "unc", "--device", "cpu"]
     given += ["--refer_data_root", str(tmp_path / "data"), "--store", str(tmp_path / "store")]

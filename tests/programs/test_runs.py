@@ -24,11 +24,10 @@ from evaluation.run import prepare
 from hybridgl.config import PROPOSALS_PHRASECUT, PROPOSALS_SHAPES, FusionConfig, GuidanceConfig
 from hybridgl.metrics import PROTOCOLS
 from hybridgl.models.clip import ClipEncoder
-from refer.images import open_image
 from refer.refer import load_refer
 from tests.factories_clip import resnet_clip_state, save_npz
 from tests.programs.conftest import NUM_IMAGES
-from tests.refer_factories import HW, mini_phrasecut, mini_refer, own_coco, write_images
+from tests.refer_factories import HW, custom_coco, mini_phrasecut, mini_refer, write_images
 
 PROGRAMS = [save_attn_gem.main, hybridgl_main.main]
 METHODS = ("hybridgl", "global_local")
@@ -480,7 +479,7 @@ def sam_proposals(arguments, stocked):
     """SAM's proposals of every image of the world, from the store."""
     this = prepared(arguments(stocked))
     return {
-        image_id: this.source.propose(image_id, open_image(this.split, image_id))
+        image_id: this.source.propose(image_id, this.split.open_image(image_id))
         for image_id in this.split.images
     }
 
@@ -524,7 +523,7 @@ def test_masks_of_sam_from_a_file_have_the_boxes_of_sam(given, sam_proposals, fr
     masks = {image_id: proposals.masks_NHW for image_id, proposals in sam_proposals.items()}
     this = prepared(given(tmp_path, *from_file(masks)))
     for image_id, expected in sam_proposals.items():
-        came = this.source.propose(image_id, open_image(this.split, image_id))
+        came = this.source.propose(image_id, this.split.open_image(image_id))
         np.testing.assert_array_equal(came.masks_NHW, expected.masks_NHW)
         np.testing.assert_array_equal(came.boxes_xywh, expected.boxes_xywh)
 
@@ -642,7 +641,7 @@ def test_an_empty_mask_among_the_proposals_gives_finite_scores(refcoco, refcoco_
         run(argv)
         this = prepared(argv)
         for image_id in this.split.images:
-            image = open_image(this.split, image_id)
+            image = this.split.open_image(image_id)
             expressions = this.method.parse(["the red box", "box left of the blue thing"])
             for scores in this.method.score(
                 image, this.source.propose(image_id, image), expressions
@@ -762,7 +761,7 @@ def judged(argv):
     rows = {}
     for image_id, refs in this.split.refs_by_image().items():
         sentences = [sentence for ref in refs for sentence in ref.sentences]
-        image = open_image(this.split, image_id)
+        image = this.split.open_image(image_id)
         proposals = this.source.propose(image_id, image)
         expressions = this.method.parse([sentence.raw for sentence in sentences])
         scored = this.method.score(image, proposals, expressions)
@@ -1263,7 +1262,7 @@ def test_tables_of_the_report_are_markdown(phrasecut, tmp_path):
 def test_own_file_in_coco_form(method, given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "birds.json"
-    path.write_text(json.dumps(own_coco()))
+    path.write_text(json.dumps(custom_coco()))
     write_images(tmp_path / "images", ["a.jpg", "b.jpg"])
     argv = given(tmp_path, "--dataset", path, "--weights", "tiny", "--proposals", "gt")
     at = argv.index("--output")

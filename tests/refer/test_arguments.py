@@ -18,7 +18,7 @@ from refer.arguments import (
 )
 from refer.dataset import ImageErrors
 from refer.splits import DATASETS
-from tests.refer_factories import mini_phrasecut, mini_refer, own_coco, write_images
+from tests.refer_factories import custom_coco, mini_phrasecut, mini_refer, write_images
 
 
 def parsed(*argv):
@@ -47,7 +47,7 @@ def of_refcoco(root):
 def birds(tmp_path):
     """One's own data in COCO form, whole."""
     path = tmp_path / "birds.json"
-    path.write_text(json.dumps(own_coco()))
+    path.write_text(json.dumps(custom_coco()))
     write_images(tmp_path, ["a.jpg", "b.jpg"])
     return path
 
@@ -77,7 +77,7 @@ def test_the_only_split_of_ones_own_data_is_chosen(birds, root):
     choice = check_split_arguments(parsed("--dataset", birds))
     assert (choice, choice.label) == (SplitChoice("birds", "all", "-"), "birds-all")
     folder = (root / "refcoco").rename(root / "cats")
-    with pytest.raises(ValueError, match="one of train, val, testA, testB; got none"):
+    with pytest.raises(ValueError, match="one of train, val, testA, testB, got none"):
         check_split_arguments(parsed("--dataset", folder))
     choice = check_split_arguments(parsed("--dataset", folder, "--split", "testB"))
     assert (choice.split, choice.label) == ("testB", "cats-unc-testB")
@@ -86,10 +86,10 @@ def test_the_only_split_of_ones_own_data_is_chosen(birds, root):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--split", "test"], "train, val, testA, testB; got 'test'"),
-        (["--split", ""], "train, val, testA, testB; got ''"),
-        (["--dataset", "phrasecut", "--split", "testA"], "train, val, test, miniv; got 'testA'"),
-        (["--dataset", "phrasecut", "--split_by", "unc"], "one of -; got 'unc'"),
+        (["--split", "test"], "train, val, testA, testB, got 'test'"),
+        (["--split", ""], "train, val, testA, testB, got ''"),
+        (["--dataset", "phrasecut", "--split", "testA"], "train, val, test, miniv, got 'testA'"),
+        (["--dataset", "phrasecut", "--split_by", "unc"], "one of -, got 'unc'"),
         (["--limit", "0"], "at least 1 image, got 0"),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_known_name_is_not_taken_for_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "refcoco").mkdir()
     assert check_split_arguments(parsed("--dataset", "refcoco")).dataset == "refcoco"
-    with pytest.raises(FileNotFoundError, match="there is no refs file"):
+    with pytest.raises(FileNotFoundError, match="got no refs file"):
         check_split_arguments(parsed("--dataset", "./refcoco"))
 
 
@@ -151,7 +151,7 @@ def test_a_limit_counts_images_and_says_so(birds):
 
 
 def test_data_without_sentences_is_refused(birds):
-    content = own_coco()
+    content = custom_coco()
     for annotation in content["annotations"][::2]:
         annotation.pop("caption", None)
         annotation["sentences"] = []
@@ -179,7 +179,7 @@ def test_faults_are_kept_as_data_and_named(of_refcoco, caplog):
     for line, name, what in zip(
         lines,
         [info.file_name for info in split.images.values()],
-        ["missing", "damaged", "another size"],
+        ["missing", "corrupt", "another size"],
         strict=True,
     ):
         assert line.startswith("1 of 3 images of refcoco val are ")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
+import refer
+from hybridgl.errors import ImageError
 from refer.dataset import Annotation, ImageErrors, ImageInfo, Ref, ReferSplit, Sentence
 from refer.segmentation import MaskRule
 
@@ -14,8 +17,8 @@ CROWD = {"size": [4, 6], "counts": [20, 4]}
 
 
 def ref(ref_id, *ann_ids, image_id=1, sentences=1):
-    said = tuple(Sentence(i, f"thing {i}", f"thing {i}") for i in range(sentences))
-    return Ref(ref_id, ann_ids, image_id, None, said)
+    said = tuple(Sentence(i, f"thing {i}") for i in range(sentences))
+    return Ref(ref_id, ann_ids, image_id, said)
 
 
 def split_of(refs, annotations, *, roots=(), rule=MaskRule.COCO, image_errors=None):
@@ -38,11 +41,11 @@ def as_rows(mask_HW):
     return ["".join(".#"[int(pixel)] for pixel in row) for row in mask_HW]
 
 
-@pytest.mark.parametrize("drop_overlaps", [True, False])
-def test_the_truth_of_several_objects_is_their_union(drop_overlaps):
-    """Q9 is about the polygons of one object: pixels that two objects share stay in the truth."""
+@pytest.mark.parametrize("dropped", [True, False])
+def test_the_mask_of_several_objects_is_their_union(dropped):
+    """Q9 is about the polygons of one object: pixels that two objects share stay."""
     split = split_of([ref(1, "a", "b")], [Annotation("a", 1, [TOP]), Annotation("b", 1, [LEFT])])
-    gt_mask_HW = split.gt_mask(split.refs[0], drop_overlaps=drop_overlaps)
+    gt_mask_HW = split.gt_mask(split.refs[0], overlapping_polygons_dropped=dropped)
     assert as_rows(gt_mask_HW) == ["######", "######", "##....", "##...."]
     assert gt_mask_HW.dtype == bool
 
@@ -51,16 +54,16 @@ def test_overlaps_are_dropped_within_an_object():
     both = Annotation(7, 1, [TOP, LEFT])
     split = split_of([ref(1, 7)], [both])
     rows = ["..####", "..####", "##....", "##...."]
-    assert as_rows(split.instance_mask(7, drop_overlaps=True)) == rows
-    assert as_rows(split.gt_mask(split.refs[0], drop_overlaps=True)) == rows
+    assert as_rows(split.instance_mask(7, overlapping_polygons_dropped=True)) == rows
+    assert as_rows(split.gt_mask(split.refs[0], overlapping_polygons_dropped=True)) == rows
     rows = ["######", "######", "##....", "##...."]
-    assert as_rows(split.instance_mask(7, drop_overlaps=False)) == rows
+    assert as_rows(split.instance_mask(7, overlapping_polygons_dropped=False)) == rows
 
 
 def test_the_rule_of_the_dataset_draws_and_checks():
     square = [[[1.9, 1], [3, 1], [3, 2]]]
     split = split_of([ref("t", "t.0")], [Annotation("t.0", 1, square)], rule=MaskRule.PHRASECUT)
-    assert as_rows(split.instance_mask("t.0", drop_overlaps=True))[1] == ".###.."
+    assert as_rows(split.instance_mask("t.0", overlapping_polygons_dropped=True))[1] == ".###.."
     split.check_mask("t.0")
     as_coco = split_of([ref("t", "t.0")], [Annotation("t.0", 1, square)])
     with pytest.raises(ValueError, match="3 numbers"):
@@ -73,20 +76,20 @@ def test_an_object_without_a_segmentation_adds_nothing(segmentation):
     split = split_of([ref(1, 1), ref(2, 1, 2), ref(3, 2), ref(4)], annotations)
     assert split.refs_without_mask == (1, 2, 4)
     split.check_mask(1)
-    masks_HW = [split.gt_mask(one, drop_overlaps=True) for one in split.refs]
+    masks_HW = [split.gt_mask(one, overlapping_polygons_dropped=True) for one in split.refs]
     assert [mask_HW.sum() for mask_HW in masks_HW] == [0, 12, 12, 0]
     assert {mask_HW.shape for mask_HW in masks_HW} == {HW}
 
 
 def test_a_broken_mask_is_named_by_its_annotation_and_image():
     split = split_of([ref(1, 5)], [Annotation(5, 1, [TOP[:-1]])])
-    says = r"^Annotation 5 of image 1\.jpg: Part 0 of 1 .* got 7 numbers"
+    says = r"^Annotation 5 of image 1\.jpg: Expected a polygon .* got 7 numbers"
     with pytest.raises(ValueError, match=says):
         split.check_mask(5)
     with pytest.raises(ValueError, match=says):
-        split.instance_mask(5, drop_overlaps=True)
+        split.instance_mask(5, overlapping_polygons_dropped=True)
     with pytest.raises(ValueError, match=says):
-        split.gt_mask(split.refs[0], drop_overlaps=False)
+        split.gt_mask(split.refs[0], overlapping_polygons_dropped=False)
 
 
 def test_instances_are_what_can_serve_as_a_proposal():
@@ -133,11 +136,32 @@ def test_images_are_found_in_the_first_folder_that_has_them(tmp_path):
         split.image_path(4)
 
 
-def test_a_limit_keeps_the_faults_of_its_images():
+def test_an_image_is_opened_at_its_annotated_size(tmp_path):
+    split = split_of([ref(1), ref(2, image_id=2)], [], roots=[tmp_path])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by the camera; annotations are in stored pixels
+    Image.new("RGB", (12, 8), (9, 8, 7)).save(tmp_path / "1.jpg", exif=exif)
+    Image.new("L", HW[::-1]).save(tmp_path / "2.jpg", exif=exif)
+    assert [split.open_image(i).pixels_HW3.shape for i in (1, 2)] == [(*HW, 3)] * 2
+
+
+def test_an_image_that_cannot_be_opened_is_named(tmp_path):
+    split = split_of([ref(i, image_id=i) for i in (1, 2)], [], roots=[tmp_path])
+    (tmp_path / "2.jpg").touch()
+    for image_id in (1, 2):
+        with pytest.raises(ImageError, match=rf"{image_id}\.jpg"):
+            split.open_image(image_id)
+
+
+def test_the_folder_exports_what_it_promises():
+    assert set(refer.__all__) <= vars(refer).keys()
+
+
+def test_a_limit_keeps_the_errors_of_its_images():
     refs = [ref(i, i, image_id=i) for i in (3, 1, 2)]
-    image_errors = ImageErrors(missing=(3, 2), damaged=(1,), other_size={1: (5, 5), 2: (8, 8)})
+    image_errors = ImageErrors(missing=(3, 2), corrupt=(1,), wrong_size={1: (5, 5), 2: (8, 8)})
     annotations = [Annotation(i, i, [TOP]) for i in (1, 2, 3)]
     limited = split_of(refs, annotations, image_errors=image_errors).limited(2)
-    assert limited.image_errors == ImageErrors(missing=(3,), damaged=(1,), other_size={1: (5, 5)})
+    assert limited.image_errors == ImageErrors(missing=(3,), corrupt=(1,), wrong_size={1: (5, 5)})
     assert (list(limited.images), list(limited.annotations)) == ([3, 1], [1, 3])
     assert (limited.instances(3), limited.instances(2)) == ((3,), ())

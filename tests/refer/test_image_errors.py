@@ -1,4 +1,4 @@
-"""Image files that are missing, damaged, or of another size than annotated."""
+"""Image files that are missing, corrupt, or of another size than annotated."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def png_that_claims(width, height):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def test_whole_images_have_no_faults(tmp_path, split_of):
+def test_whole_images_have_no_errors(tmp_path, split_of):
     names = [f"a{extension}" for extension in (".jpg", ".png", ".gif", ".tif", ".bmp", ".webp")]
     for name in names:
         (tmp_path / name).write_bytes(image(name[1:]))
     assert find_image_errors(split_of(*names)) == ImageErrors()
 
 
-def test_each_fault_is_told_in_dataset_order(tmp_path, split_of):
+def test_errors_are_in_dataset_order(tmp_path, split_of):
     (tmp_path / "wide.jpg").write_bytes(image(".jpg", (24, 40)))
     (tmp_path / "turned.jpg").write_bytes(image(".jpg", (32, 24)))
     (tmp_path / "text.jpg").write_text("not found")
@@ -64,16 +64,16 @@ def test_each_fault_is_told_in_dataset_order(tmp_path, split_of):
         "turned.jpg", "none.jpg", "text.jpg", "good.jpg", "wide.jpg", "folder.jpg", "empty.jpg"
     )
     assert find_image_errors(split) == ImageErrors(
-        missing=(14, 42), damaged=(21, 49), other_size={7: (32, 24), 35: (24, 40)}
+        missing=(14, 42), corrupt=(21, 49), wrong_size={7: (32, 24), 35: (24, 40)}
     )
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png", ".gif", ".tif", ".bmp", ".webp"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.6, 0.9])
-def test_a_file_cut_short_is_damaged(tmp_path, split_of, extension, share):
+def test_a_file_cut_short_is_corrupt(tmp_path, split_of, extension, share):
     content = image(extension)
     (tmp_path / f"a{extension}").write_bytes(content[: int(share * len(content))])
-    assert find_image_errors(split_of(f"a{extension}")) == ImageErrors(damaged=(7,))
+    assert find_image_errors(split_of(f"a{extension}")) == ImageErrors(corrupt=(7,))
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png"])
@@ -92,15 +92,15 @@ def test_whole_files_are_not_decoded(tmp_path, split_of, extension, monkeypatch)
     assert find_image_errors(split_of("a")) == ImageErrors()
     with (tmp_path / "a").open("ab") as file:
         file.write(b"\0")
-    assert find_image_errors(split_of("a")) == ImageErrors(damaged=(7,))
+    assert find_image_errors(split_of("a")) == ImageErrors(corrupt=(7,))
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("side", "expected"),
     [
-        (10_000, ImageErrors(other_size={7: (10_000, 10_000)})),
-        (60_000, ImageErrors(damaged=(7,))),
+        (10_000, ImageErrors(wrong_size={7: (10_000, 10_000)})),
+        (60_000, ImageErrors(corrupt=(7,))),
     ],
 )
 def test_gigapixels_are_not_decoded(tmp_path, split_of, side, expected):
@@ -115,29 +115,29 @@ def test_the_orientation_of_a_camera_does_not_turn_the_size(tmp_path, split_of):
     assert find_image_errors(split_of("a.jpg")) == ImageErrors()
 
 
-def test_a_file_that_may_not_be_read_is_damaged(tmp_path, split_of, monkeypatch):
+def test_a_file_that_may_not_be_read_is_corrupt(tmp_path, split_of, monkeypatch):
     (tmp_path / "a.jpg").write_bytes(image(".jpg"))
 
     def refuse(*_, **__):
         raise PermissionError
 
     monkeypatch.setattr("pathlib.Path.open", refuse)
-    assert find_image_errors(split_of("a.jpg")) == ImageErrors(damaged=(7,))
+    assert find_image_errors(split_of("a.jpg")) == ImageErrors(corrupt=(7,))
 
 
-def test_no_faults_need_no_words(split_of):
+def test_no_errors_need_no_words(split_of):
     assert describe_image_errors(split_of("a.jpg"), ImageErrors()) == []
 
 
-def test_each_kind_of_fault_gives_a_line_with_count_and_names(split_of):
+def test_each_kind_of_error_gives_a_line_with_count_and_names(split_of):
     names = [f"{letter}.jpg" for letter in "abcdefghij"]
     image_errors = ImageErrors(
-        missing=(7, 14, 21, 28, 35, 42, 49), damaged=(56,), other_size={63: (2, 1), 70: (9, 8)}
+        missing=(7, 14, 21, 28, 35, 42, 49), corrupt=(56,), wrong_size={63: (2, 1), 70: (9, 8)}
     )
     assert describe_image_errors(split_of(*names), image_errors) == [
         "7 of 10 images of birds all are missing: a.jpg, b.jpg, c.jpg, d.jpg, e.jpg and 2 more. "
         "See refer/README.md for where they come from.",
-        "1 of 10 images of birds all are damaged: h.jpg. Fetch them again.",
+        "1 of 10 images of birds all are corrupt: h.jpg. Fetch them again.",
         "2 of 10 images of birds all are of another size than annotated: "
         "i.jpg (1 x 2, annotated 32 x 24), j.jpg (8 x 9, annotated 32 x 24). Fetch them again.",
     ]

@@ -75,7 +75,7 @@ def test_an_unknown_dataset_is_answered_with_the_known_ones():
 
 @pytest.mark.parametrize("split", ["test", "A", "testa", "testAB", "", "train,val", "miniv"])
 def test_no_other_name_passes_for_a_split_of_refcoco(split):
-    with pytest.raises(ValueError, match="train, val, testA, testB; got"):
+    with pytest.raises(ValueError, match="train, val, testA, testB, got"):
         validate("refcoco", split)
 
 
@@ -95,5 +95,5 @@ def test_a_split_of_another_split_by_is_pointed_out():
     ],
 )
 def test_a_wrong_split_by_is_answered_with_the_legal_ones(dataset, split_by, legal):
-    with pytest.raises(ValueError, match=f"one of {legal}; got '{split_by}'"):
+    with pytest.raises(ValueError, match=f"one of {legal}, got '{split_by}'"):
         validate(dataset, "val", split_by)

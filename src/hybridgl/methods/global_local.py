@@ -21,8 +21,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
-from torchvision.transforms.v2.functional import resize as resize_shorter_side
 
 from hybridgl import views
 from hybridgl.config import FusionConfig, FusionMode, GlobalLocalConfig
@@ -61,8 +59,11 @@ def resized_image(image: Image.Image) -> Tensor:
         float32, (3, h, w), the shorter side 800 pixels (bilinear, antialiased), normalised with
         ImageNet's statistics.
     """
-    resized = pil_to_tensor(resize_shorter_side(image, [_SHORTER_SIDE])).float()
-    return views.normalise(resized / 255, views.IMAGENET_MEAN, views.IMAGENET_STD)
+    # torchvision's rounding: the longer side is cut, not rounded.
+    width, height = (_SHORTER_SIDE * side // min(image.size) for side in image.size)
+    resized_hw3 = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+    resized_3hw = torch.from_numpy(resized_hw3).permute(2, 0, 1).float()
+    return views.normalise(resized_3hw / 255, views.IMAGENET_MEAN, views.IMAGENET_STD)
 
 
 def mask_boxes(masks_NHW: Tensor) -> Tensor:
@@ -281,7 +282,8 @@ class GlobalLocalClip:
         weight = self.config.mixing_weight
         if weight is None:
             raise SettingError(
-                "Expected a mixing_weight, got None; give one, or GlobalLocalConfig.resolved(dataset)."
+                "Expected a mixing_weight, got None; give one, or resolve the settings for a "
+                "dataset."
             )
         return weight * global_NE + (1 - weight) * crop_NE
 

@@ -1,1 +1,258 @@
-"""The models that the method stands on: one module per foreign package."""
+"""Registry of the models that methods stand on: loaded by name, or as the set of one run.
+
+Each foreign package has one module here, and is imported when its first model is loaded: importing
+``hybridgl.models`` costs little more than torch, and a run whose results are all stored loads none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor
+
+from hybridgl.errors import SettingError, WeightsError
+from hybridgl.models.clip import ClipEncoder
+from hybridgl.models.parser import SpacyParser
+from hybridgl.models.sam import Sam
+from hybridgl.models.sam_generator import IMAGES_AT_ONCE
+from hybridgl.timing import timer
+from hybridgl.weights.registry import WeightSet
+
+__all__ = ["LOADERS", "Models", "load", "select_device", "select_dtype"]
+
+_logger = logging.getLogger(__name__)
+
+_Parameters = ParamSpec("_Parameters")
+
+_PACKAGES = ("hybridgl", "torch", "torchvision", "open_clip_torch", "segment-anything", "spacy")
+
+LOADERS: dict[str, Callable[..., Any]] = {
+    "clip": ClipEncoder.from_file,
+    "sam": Sam.from_checkpoint,
+    # Methods in turn parse with the same pipeline.
+    "parser": lru_cache(maxsize=2)(SpacyParser),
+}
+"""What loads a model, by its name."""
+
+
+@timer("load models")
+def load(name: str, weights: Path | str, **options: Any) -> Any:
+    """Load a model; any number of one name can live side by side.
+
+    Args:
+        name: "clip", "sam" or "parser".
+        weights: its file; of the parser, a folder or the name of an installed pipeline.
+        options: those of its loader: ``device`` of CLIP and SAM, ``architecture`` of CLIP,
+            ``sam_type``, ``dtype`` and ``compiles`` of SAM.
+
+    Returns:
+        A ``ClipEncoder``, a ``Sam`` or a ``SpacyParser``.
+
+    Raises:
+        SettingError: no model has this name.
+        WeightsError: the weights are missing, damaged, or those of another model.
+
+    Example:
+        >>> from hybridgl.weights.registry import weight_set
+        >>> load("clip", weight_set("tiny").clip_weights, device="cpu").image_size
+        112
+    """
+    if name not in LOADERS:
+        known = ", ".join(LOADERS)
+        raise SettingError(f"Expected a model among {known}, got {name!r}; choose one of them.")
+    return LOADERS[name](weights, **options)
+
+
+class Models:
+    """CLIP, SAM and the parser of one set of weights, each loaded when it is first needed.
+
+    Attributes:
+        weights: their files.
+        device: where they run.
+        dtype: of the products in SAM's image encoder: float32, or bfloat16, with which the masks
+            are nearly the same; CLIP computes in float32.
+        compiles: whether torch compiles the encoders.
+    """
+
+    def __init__(
+        self,
+        weights: WeightSet,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        compiles: bool = False,
+    ) -> None:
+        self.weights = weights
+        self.device = device
+        self.dtype = dtype
+        self.compiles = compiles
+        self._sha256: dict[str, str] = {}
+
+    @cached_property
+    def clip(self) -> ClipEncoder:
+        """CLIP.
+
+        Raises:
+            WeightsError: no such file, damaged, or of another architecture.
+        """
+        clip: ClipEncoder = load(
+            "clip",
+            self.weights.clip_weights,
+            architecture=self.weights.clip_model,
+            device=self.device,
+        )
+        return clip
+
+    @cached_property
+    def sam(self) -> Sam:
+        """SAM.
+
+        Raises:
+            WeightsError: no such file, damaged, or of another type.
+        """
+        sam: Sam = load(
+            "sam",
+            self.weights.sam_checkpoint,
+            sam_type=self.weights.sam_type,
+            device=self.device,
+            dtype=self.dtype,
+            compiles=self.compiles,
+        )
+        return sam
+
+    @cached_property
+    def parser(self) -> SpacyParser:
+        """SpaCy's pipeline.
+
+        Raises:
+            WeightsError: it is not installed, damaged, or lacks a component.
+        """
+        parser: SpacyParser = load("parser", self.weights.spacy_model)
+        return parser
+
+    def require(self, *names: str) -> None:
+        """Check that files are there, before any work.
+
+        Args:
+            names: those of "clip" and "sam" that are needed.
+
+        Raises:
+            WeightsError: some are not; all of them are named.
+        """
+        missing = self.weights.missing(names)
+        if missing:
+            raise WeightsError(" ".join(missing))
+
+    def sha256(self, name: str) -> str:
+        """Return the sha256 of a model's weights: part of the keys of what it computes.
+
+        A file that has a published one's name, but not its content, is named in a warning.
+
+        Args:
+            name: "clip", "sam" or "parser".
+        """
+        if name not in self._sha256:
+            self._sha256[name] = self.weights.sha256(name)
+            for warning in self.weights.warnings(name):
+                _logger.warning(warning)
+        return self._sha256[name]
+
+    def assume(self, name: str, sha256: str) -> None:
+        """Take a model whose file is not here to have some content.
+
+        Args:
+            name: "clip", "sam" or "parser".
+            sha256: of what it would hold.
+        """
+        self._sha256[name] = sha256
+
+    def name(self, name: str) -> str:
+        """Return the name of a model's file, folder or package."""
+        return self.weights.path(name).name
+
+    @property
+    def images_at_once(self) -> int:
+        """Images that are worth giving to SAM together."""
+        return IMAGES_AT_ONCE[self.device.type]
+
+    def warnings(self, *names: str) -> list[str]:
+        """Return one line for every file that has a published one's name, but not its content."""
+        return self.weights.warnings(*names)
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Encode texts with CLIP, float32, (L, E), un-normalised."""
+        return self.clip.encode_texts(texts)
+
+    def numerics(self, name: str) -> str:
+        """Return the numeric settings of a model (dtype, compiled): part of its store keys.
+
+        Args:
+            name: "clip" or "sam".
+        """
+        dtype = self.dtype if name == "sam" else torch.float32
+        return f"{dtype}{' compiled' if self.compiles else ''}"
+
+    def compiled(self, function: Callable[_Parameters, Tensor]) -> Callable[_Parameters, Tensor]:
+        """Compile a function with torch, if that was asked for."""
+        return torch.compile(function, dynamic=True) if self.compiles else function
+
+    def settings(self, *names: str) -> dict[str, Any]:
+        """Return weights, number format and versions as JSON values.
+
+        Args:
+            names: those of "clip" and "sam" that take part.
+        """
+        return {
+            "weights": {
+                **{name: self.weights.path(name).name for name in names},
+                "spacy": self.parser.name,
+                "sha256": {name: self.sha256(name) for name in names},
+            },
+            "device": self.device.type,
+            "dtype": self.numerics("sam").removeprefix("torch."),
+            "versions": {name: version(name) for name in _PACKAGES},
+        }
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device of a name; "auto" is the first GPU, or else the CPU.
+
+    Raises:
+        SettingError: no device has this name, or it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise SettingError(
+            f"Expected the device auto, cpu, cuda or cuda:i, got {name!r}; choose one of them."
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingError(
+            f"Expected a device that is there, got {name!r} with {torch.cuda.device_count()} "
+            f"GPUs; use --device cpu."
+        )
+    return device
+
+
+def select_dtype(name: str) -> torch.dtype:
+    """Return the number format of a name.
+
+    Raises:
+        SettingError: neither float32 nor bfloat16.
+    """
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise SettingError(
+            f"Expected the dtype float32 or bfloat16, got {name!r}; choose one of them."
+        )
+    return known[name]

@@ -1,12 +1,14 @@
-"""CLIP through open_clip: loading OpenAI's files, text features, the parts of the vision towers.
+"""CLIP through open_clip: load OpenAI's files, encode images and texts, run parts of the towers.
 
 OpenAI's ``.pt`` files are TorchScript archives of float16 weights trained with QuickGELU; the
-architecture, vision transformer or ResNet, is read off the weights. Residual blocks run through
-``hybridgl.models.transformer``: products in the number format that was asked for, everything else
-in float32.
+architecture, vision transformer or ResNet, is read off the weights and built from open_clip's
+public classes. Residual blocks run through ``hybridgl.models.transformer``, in float32: two masks
+are often more alike than bfloat16's rounding of their features.
 
-Shapes: B images or masks, R side of the input, T tokens, D width, h heads, d head width,
-L texts, E embedding width.
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
+(ICML 2021).
+Shapes: B images or masks, R side of the input, G patches along it, P = G * G patches, T = 1 + P
+tokens or those of a text, D width, h heads, d head width, L texts, E embedding width.
 """
 
 from __future__ import annotations
@@ -14,26 +16,19 @@ from __future__ import annotations
 import logging
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.model import build_model_from_openai_state_dict
 from torch import Tensor, nn
 
-from hybridgl.errors import HybridGLError
-from hybridgl.models.transformer import (
-    attend,
-    linear,
-    mlp,
-    patch_tokens,
-    quick_gelu_,
-    set_product_dtype,
-)
+from hybridgl.errors import WeightsError
+from hybridgl.models.transformer import linear, mlp, patch_tokens, quick_gelu_
+from hybridgl.timing import timer
 
 __all__ = [
     "ClipEncoder",
@@ -46,20 +41,15 @@ __all__ = [
     "residual_block",
 ]
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
-_ARCHITECTURES = {
-    "ViT-B-16": "vision transformer of width 768, patch 16, 12 blocks, embedding 512",
-    "ViT-B-32": "vision transformer of width 768, patch 32, 12 blocks, embedding 512",
-    "ViT-L-14": "vision transformer of width 1024, patch 14, 24 blocks, embedding 768",
-    "RN50": "ResNet of width 64, 3 + 4 + 6 + 3 blocks, embedding 1024",
-}
-"""OpenAI's vision towers, as ``_describe`` words them."""
+_WEIGHTS_OF_NO_MODULE = ("input_resolution", "context_length", "vocab_size")
+"""Settings that stand among the tensors of OpenAI's archives."""
 
 _TEXTS_PER_BATCH = 256
 
 _MOST_KEPT_TEXTS = 2**16
-"""Texts whose features are kept: 134 MB at 512 channels."""
+"""Texts whose features are kept: 134 MB at an embedding of 512."""
 
 _LENGTH_STEP = 8
 """Texts are cut to a multiple of so many tokens."""
@@ -67,9 +57,12 @@ _LENGTH_STEP = 8
 _RESNET_STRIDE = 32
 """Pixels of the input along each side of a place of a ResNet's last feature map."""
 
+_HEAD_WIDTH = 64
+"""Of every attention head of OpenAI's CLIPs."""
+
 
 class VisionTower(Protocol):
-    """The public parts of open_clip's ``VisionTransformer`` that the method calls."""
+    """Public parts of open_clip's ``VisionTransformer`` that methods call."""
 
     conv1: nn.Conv2d
     class_embedding: Tensor
@@ -81,7 +74,7 @@ class VisionTower(Protocol):
 
 
 class ResNetTower(Protocol):
-    """The public parts of open_clip's ``ModifiedResNet`` that masks act between."""
+    """Public parts of open_clip's ``ModifiedResNet`` that masks act between."""
 
     layer1: nn.Module
     layer2: nn.Module
@@ -90,11 +83,11 @@ class ResNetTower(Protocol):
     attnpool: nn.Module
 
     def stem(self, images_B3RR: Tensor) -> Tensor:
-        """Three convolutions and a pooling, (B, D, R / 4, R / 4)."""
+        """Apply three convolutions and a pooling, (B, D, R / 4, R / 4)."""
 
 
 def embed_patches(visual: VisionTower, images_B3RR: Tensor) -> Tensor:
-    """Tokens that enter the first block.
+    """Compute the tokens that enter the first block.
 
     Args:
         visual: CLIP's vision transformer.
@@ -104,9 +97,9 @@ def embed_patches(visual: VisionTower, images_B3RR: Tensor) -> Tensor:
     Returns:
         (B, 1 + P, D), the class token first.
     """
-    patches_BggD = patch_tokens(images_B3RR, visual.conv1.weight, visual.conv1.bias)
-    grid = patches_BggD.shape[1]
-    patches_BPD = patches_BggD.flatten(1, 2)
+    patches_BGGD = patch_tokens(images_B3RR, visual.conv1.weight, visual.conv1.bias)
+    grid = patches_BGGD.shape[1]
+    patches_BPD = patches_BGGD.flatten(1, 2)
     class_B1D = visual.class_embedding.expand(len(patches_BPD), 1, -1)
     position_TD = _position_embedding(visual.positional_embedding, grid)
     tokens: Tensor = visual.ln_pre(torch.cat([class_B1D, patches_BPD], dim=1) + position_TD)
@@ -114,7 +107,7 @@ def embed_patches(visual: VisionTower, images_B3RR: Tensor) -> Tensor:
 
 
 def qkv_heads(block: Any, normed_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value of a residual block.
+    """Project tokens to query, key and value of a residual block.
 
     Args:
         block: open_clip's ``ResidualAttentionBlock``.
@@ -128,7 +121,7 @@ def qkv_heads(block: Any, normed_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _project_heads(attention: Any, normed_BTD: Tensor, parts: slice) -> tuple[Tensor, ...]:
-    """Those of query, key and value that a slice of the three selects, each (B, h, T, d)."""
+    """Project to those of query, key and value that ``parts`` selects, each (B, h, T, d)."""
     weight_3DD = attention.in_proj_weight.unflatten(0, (3, -1))[parts]
     bias_3D = attention.in_proj_bias.unflatten(0, (3, -1))[parts]
     projected = linear(normed_BTD, weight_3DD.flatten(0, 1), bias_3D.flatten())
@@ -137,12 +130,12 @@ def _project_heads(attention: Any, normed_BTD: Tensor, parts: slice) -> tuple[Te
 
 
 def finish_block(block: Any, tokens_BTD: Tensor, attended_BhTd: Tensor) -> Tensor:
-    """What a residual block does after its attention.
+    """Do what a residual block does after its attention.
 
     Args:
         block: open_clip's ``ResidualAttentionBlock``.
         tokens_BTD: what entered the block, (B, T, D).
-        attended_BhTd: the attention's output, head by head.
+        attended_BhTd: output of the attention, head by head.
 
     Returns:
         float32, (B, T, D).
@@ -155,19 +148,19 @@ def finish_block(block: Any, tokens_BTD: Tensor, attended_BhTd: Tensor) -> Tenso
 
 
 def residual_block(block: Any, tokens_BTD: Tensor, mask: Tensor | None = None) -> Tensor:
-    """A residual block as it was trained.
+    """Run a residual block as it was trained.
 
     Args:
         block: open_clip's ``ResidualAttentionBlock``.
         tokens_BTD: float32, (B, T, D).
         mask: which tokens a token attends to, bool, broadcastable to (B, h, T, T).
     """
-    heads = qkv_heads(block, block.ln_1(tokens_BTD))
-    return finish_block(block, tokens_BTD, attend(*heads, mask))
+    q, k, v = qkv_heads(block, block.ln_1(tokens_BTD))
+    return finish_block(block, tokens_BTD, F.scaled_dot_product_attention(q, k, v, mask))
 
 
 def class_block(block: Any, tokens_BTD: Tensor, mask_B11T: Tensor | None = None) -> Tensor:
-    """The class token after a residual block; no other token is computed.
+    """Compute the class token after a residual block, and no other token.
 
     Args:
         block: open_clip's ``ResidualAttentionBlock``.
@@ -180,19 +173,64 @@ def class_block(block: Any, tokens_BTD: Tensor, mask_B11T: Tensor | None = None)
     normed_BTD = block.ln_1(tokens_BTD)
     (q_Bh1d,) = _project_heads(block.attn, normed_BTD[:, :1], slice(0, 1))
     k_BhTd, v_BhTd = _project_heads(block.attn, normed_BTD, slice(1, 3))
-    attended_Bh1d = attend(q_Bh1d, k_BhTd, v_BhTd, mask_B11T)
+    attended_Bh1d = F.scaled_dot_product_attention(q_Bh1d, k_BhTd, v_BhTd, mask_B11T)
     return finish_block(block, tokens_BTD[:, :1], attended_Bh1d)[:, 0]
 
 
 def _position_embedding(position_TD: Tensor, grid: int) -> Tensor:
+    """Resize the position embedding from the grid of g x g patches that it was trained for."""
     trained = round((position_TD.shape[0] - 1) ** 0.5)
     if trained == grid:
         return position_TD
-    grid_1Dgg = position_TD[1:].T.unflatten(-1, (trained, trained))[None]
-    resized_1Dgg = F.interpolate(
-        grid_1Dgg.float(), (grid, grid), mode="bicubic", align_corners=False, antialias=True
+    trained_1Dgg = position_TD[1:].T.unflatten(-1, (trained, trained))[None]
+    resized_1DGG = F.interpolate(
+        trained_1Dgg.float(), (grid, grid), mode="bicubic", align_corners=False, antialias=True
     )
-    return torch.cat([position_TD[:1], resized_1Dgg[0].flatten(1).T])
+    return torch.cat([position_TD[:1], resized_1DGG[0].flatten(1).T])
+
+
+@dataclass(frozen=True, slots=True)
+class _Tower:
+    """Sizes of a vision tower, read off its weights.
+
+    Attributes:
+        width: D.
+        patch: side of a patch in pixels; None for a ResNet.
+        blocks: residual blocks; of a ResNet, in each of its four layers.
+        embedding: E.
+    """
+
+    width: int
+    patch: int | None
+    blocks: int | tuple[int, ...]
+    embedding: int
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> _Tower:
+        """Read the sizes off a state dict."""
+        if "visual.proj" in state:
+            width, _, patch, _ = state["visual.conv1.weight"].shape
+            blocks = _count(state, "visual.transformer.resblocks.")
+            return cls(width, patch, blocks, state["visual.proj"].shape[1])
+        layers = tuple(_count(state, f"visual.layer{layer}.") for layer in (1, 2, 3, 4))
+        width = len(state["visual.layer1.0.conv1.weight"])
+        return cls(width, None, layers, len(state["visual.attnpool.c_proj.weight"]))
+
+    def __str__(self) -> str:
+        if isinstance(self.blocks, int):
+            what, blocks = f"vision transformer of patch {self.patch},", str(self.blocks)
+        else:
+            what, blocks = "ResNet of", " + ".join(map(str, self.blocks))
+        return f"{what} width {self.width}, {blocks} blocks, embedding {self.embedding}"
+
+
+_ARCHITECTURES = {
+    "ViT-B-16": _Tower(768, 16, 12, 512),
+    "ViT-B-32": _Tower(768, 32, 12, 512),
+    "ViT-L-14": _Tower(1024, 14, 24, 768),
+    "RN50": _Tower(64, None, (3, 4, 6, 3), 1024),
+}
+"""OpenAI's vision towers."""
 
 
 class ClipEncoder:
@@ -200,35 +238,55 @@ class ClipEncoder:
 
     Attributes:
         device: where the weights are.
-        dtype: number format of the products in residual blocks; ResNets have float32.
         resnet: the vision tower, where it is a ResNet; None where it is a transformer.
-        image_size: side of the square input, in pixels.
-        grid: patches along each side of the input; of a ResNet, places of its last feature map.
+        image_size: R, in pixels.
+        grid: G; of a ResNet, places along each side of its last feature map.
         logit_scale: factor on cosines, already exponentiated.
     """
 
-    def __init__(
-        self,
-        state: dict[str, Tensor],
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        import open_clip
+
         state = {name: value.float() for name, value in state.items()}
-        model = build_model_from_openai_state_dict(state, quick_gelu=True, cast_dtype=torch.float32)
-        # The builder rounds to float16 on its way; what the file holds is loaded again.
-        model.float().load_state_dict(state)
-        self._model = model.eval().requires_grad_(False).to(device)
-        set_product_dtype(self._residual_layers(), dtype)
-        self._tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
+        tower = _Tower.of(state)
+        positions = "visual.positional_embedding"
+        if tower.patch is None:
+            positions = "visual.attnpool.positional_embedding"
+        self.grid: int = round((len(state[positions]) - 1) ** 0.5)
+        self.image_size: int = self.grid * (tower.patch or _RESNET_STRIDE)
+        self._model = self._built(tower, state).to(device)
+        self._tokenizer = open_clip.SimpleTokenizer(context_length=self._model.context_length)
         self.device = device
-        self.dtype = dtype
-        tower: Any = self._model.visual
-        self.resnet: ResNetTower | None = None if _is_transformer(state) else tower
-        self.image_size: int = tower.image_size if self.resnet else tower.image_size[0]
-        self.grid: int = self.image_size // _RESNET_STRIDE if self.resnet else tower.grid_size[0]
+        self.resnet: ResNetTower | None = None if tower.patch else self._model.visual
         self.logit_scale = float(state["logit_scale"].exp())
         self._truncated: set[str] = set()
         self._text_features: dict[str, Tensor] = {}
+
+    def _built(self, tower: _Tower, state: Mapping[str, Tensor]) -> Any:
+        """Build open_clip's ``CLIP`` of the sizes that the weights have, and load them."""
+        import open_clip
+
+        context, text_width = state["positional_embedding"].shape
+        model = open_clip.CLIP(
+            state["text_projection"].shape[1],
+            open_clip.CLIPVisionCfg(
+                layers=tower.blocks,
+                width=tower.width,
+                head_width=_HEAD_WIDTH,
+                patch_size=tower.patch,
+                image_size=self.image_size,
+            ),
+            open_clip.CLIPTextCfg(
+                context_length=context,
+                vocab_size=len(state["token_embedding.weight"]),
+                width=text_width,
+                heads=text_width // _HEAD_WIDTH,
+                layers=_count(state, "transformer.resblocks."),
+            ),
+            quick_gelu=True,
+        )
+        model.load_state_dict(state)
+        return model.eval().requires_grad_(False)
 
     @classmethod
     def from_file(
@@ -237,7 +295,6 @@ class ClipEncoder:
         *,
         architecture: str | None = None,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
     ) -> ClipEncoder:
         """Load OpenAI's TorchScript archive, a state dict of it, or a ``.npz`` of its arrays.
 
@@ -245,46 +302,45 @@ class ClipEncoder:
             path: a local file.
             architecture: the expected one, as ``ViT-B-16`` or ``RN50``; None takes any.
             device: where the weights go.
-            dtype: number format of the products.
 
         Raises:
-            HybridGLError: no such file, unreadable, or of another architecture.
+            WeightsError: no such file, unreadable, or of another architecture.
         """
         if not path.is_file():
-            raise HybridGLError(
-                f"Expected CLIP weights at {path}, found no such file. "
-                f"Give another file with --clip_weights."
+            raise WeightsError(
+                f"Expected CLIP weights at {path}, got no such file; "
+                f"give another one with --clip_weights."
             )
         state = _read_state(path)
         try:
-            _check_architecture(state, path, architecture)
-            return cls(state, torch.device(device), dtype)
-        except (HybridGLError, MemoryError):
+            _check_architecture(_Tower.of(state), path, architecture)
+            return cls(state, torch.device(device))
+        except (WeightsError, MemoryError):
             raise
-        except Exception as error:  # shapes that fit no CLIP can fail anywhere in the builder
+        except Exception as error:  # shapes that fit no CLIP can fail anywhere in open_clip
             reason = " ".join(str(error).split())[:200]
-            raise HybridGLError(
-                f"Expected the weights of a whole OpenAI CLIP in {path}, cannot build one of them "
-                f"({type(error).__name__}: {reason}). Fetch the file again."
+            raise WeightsError(
+                f"Expected the weights of a whole OpenAI CLIP in {path}, got some that none can "
+                f"be built from ({type(error).__name__}: {reason}); fetch the file again."
             ) from error
 
     @property
     def visual(self) -> VisionTower:
-        """The vision transformer.
+        """Vision transformer.
 
         Raises:
-            HybridGLError: the vision tower is a ResNet.
+            WeightsError: the vision tower is a ResNet.
         """
         if self.resnet:
-            raise HybridGLError(
-                "Expected a CLIP vision transformer, got a ResNet. Use --clip_model ViT-B-16."
+            raise WeightsError(
+                "Expected a CLIP vision transformer, got a ResNet; use --clip_model ViT-B-16."
             )
         tower: VisionTower = self._model.visual
         return tower
 
     @torch.inference_mode()
     def encode_images(self, images_B3RR: Tensor) -> Tensor:
-        """Image features.
+        """Encode images.
 
         Args:
             images_B3RR: normalised, float32, (B, 3, R, R), R the ``image_size``.
@@ -302,8 +358,9 @@ class ClipEncoder:
         return linear(self.visual.ln_post(class_block(last, tokens_BTD)), self.visual.proj.T)
 
     @torch.inference_mode()
+    @timer("text features")
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Text features, each distinct text computed once for all calls.
+        """Encode texts, each distinct one once for all calls.
 
         Args:
             texts: any strings; those beyond the context of 77 tokens are cut there and counted.
@@ -315,29 +372,29 @@ class ClipEncoder:
             return torch.empty(0, self._model.text_projection.shape[1], device=self.device)
         if len(self._text_features) > _MOST_KEPT_TEXTS:
             self._text_features.clear()
-        lacking = [text for text in dict.fromkeys(texts) if text not in self._text_features]
-        if lacking:
-            self._text_features.update(zip(lacking, self._encode(lacking), strict=True))
+        missing = [text for text in dict.fromkeys(texts) if text not in self._text_features]
+        if missing:
+            self._text_features.update(zip(missing, self._encode(missing), strict=True))
         return torch.stack([self._text_features[text] for text in texts])
 
     def _encode(self, texts: Sequence[str]) -> Iterator[Tensor]:
-        """Features of distinct texts, each (E,).
+        """Encode distinct texts, each to (E,).
 
         Texts of about the same length go together: no token attends to one after it, so that what
         follows the text is left out, and a feature depends on the other texts by rounding alone.
         """
-        tokens_LC = self.tokenize(texts)
-        end_L = tokens_LC.argmax(dim=1)  # the end of a text has the highest id
+        tokens_LT = self.tokenize(texts)
+        end_L = tokens_LT.argmax(dim=1)  # the end of a text has the highest id
         length_L = (end_L // _LENGTH_STEP + 1) * _LENGTH_STEP
         features: dict[int, Tensor] = {}
         for length in length_L.unique().tolist():
             for rows in (length_L == length).nonzero()[:, 0].split(_TEXTS_PER_BATCH):
-                encoded_LE = self._encode_tokens(tokens_LC[rows, :length], end_L[rows])
+                encoded_LE = self._encode_tokens(tokens_LT[rows, :length], end_L[rows])
                 features.update(zip(rows.tolist(), encoded_LE, strict=True))
         return (features[row] for row in range(len(texts)))
 
     def _encode_tokens(self, tokens_LT: Tensor, end_L: Tensor) -> Tensor:
-        """Features at the last token of every text, (L, E)."""
+        """Encode texts of about one length at the last token of each, (L, E)."""
         tokens_LT, end_L = tokens_LT.to(self.device), end_L.to(self.device)
         length, model = tokens_LT.shape[1], self._model
         x_LTD = model.token_embedding(tokens_LT) + model.positional_embedding[:length]
@@ -347,26 +404,20 @@ class ClipEncoder:
         end_LD = x_LTD[torch.arange(len(x_LTD), device=self.device), end_L]
         return linear(model.ln_final(end_LD), model.text_projection.T)
 
-    def _residual_layers(self) -> Iterator[nn.Module]:
-        """Layers of the residual blocks of both transformers."""
-        yield from self._model.transformer.modules()
-        if hasattr(self._model.visual, "transformer"):
-            yield from self._model.visual.transformer.modules()
-
     @property
     def num_truncated(self) -> int:
-        """Distinct texts so far that were longer than the context."""
+        """Number of distinct texts so far that were longer than the context."""
         return len(self._truncated)
 
     def is_truncated(self, text: str) -> bool:
-        """Whether a text is longer than the context and gets cut."""
+        """Decide whether a text is longer than the context and gets cut."""
         return len(self._tokenizer.encode(text)) + 2 > self._model.context_length
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids, int64, (L, 77), filled up with 0; texts beyond the context are cut."""
+        """Return token ids, int64, (L, 77), filled up with 0; texts beyond the context are cut."""
         truncated = {text for text in texts if self.is_truncated(text)}
         if truncated and not self._truncated:
-            _LOG.warning(
+            _logger.warning(
                 "A text is longer than CLIP's %d tokens and is cut there; such texts are counted.",
                 self._model.context_length,
             )
@@ -376,6 +427,7 @@ class ClipEncoder:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file by name, whichever kind of file it is."""
     try:
         if path.suffix == ".npz":
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
@@ -388,53 +440,35 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise HybridGLError(
-            f"Expected CLIP weights in {path}, but the file cannot be read "
-            f"({type(error).__name__}): it may be cut short. Fetch it again."
+        raise WeightsError(
+            f"Expected CLIP weights in {path}, got a file that cannot be read "
+            f"({type(error).__name__}), perhaps cut short; fetch it again."
         ) from error
     if not isinstance(state, dict) or "text_projection" not in state:
-        raise HybridGLError(
-            f"Expected OpenAI CLIP weights in {path}, found something else: "
-            f"no text_projection in it."
+        raise WeightsError(
+            f"Expected OpenAI CLIP weights in {path}, got something without text_projection; "
+            f"give another file with --clip_weights."
         )
-    for name in ("input_resolution", "context_length", "vocab_size"):
-        state.pop(name, None)
-    return dict(state)
+    return {name: value for name, value in state.items() if name not in _WEIGHTS_OF_NO_MODULE}
 
 
 def _is_torchscript(path: Path) -> bool:
-    """TorchScript archives are zip files that hold code beside the tensors."""
+    """Tell TorchScript archives from other files: they hold code beside the tensors."""
     with zipfile.ZipFile(path) as archive:
         return any("/code/" in name for name in archive.namelist())
 
 
-def _is_transformer(state: dict[str, Tensor]) -> bool:
-    return "visual.proj" in state
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """Count the numbered modules under a prefix."""
+    numbers = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
+    return len(numbers)
 
 
-def _describe(state: dict[str, Tensor]) -> str:
-    """A vision tower in words, by what its weights tell."""
-    if _is_transformer(state):
-        width, _, patch, _ = state["visual.conv1.weight"].shape
-        blocks = sum(name.startswith("visual.") and name.endswith(".ln_1.weight") for name in state)
-        embedding = state["visual.proj"].shape[1]
-        return (
-            f"vision transformer of width {width}, patch {patch}, {blocks} blocks, "
-            f"embedding {embedding}"
-        )
-    width = state["visual.layer1.0.conv1.weight"].shape[0]
-    layers = [
-        len({name.split(".")[2] for name in state if name.startswith(f"visual.layer{layer}.")})
-        for layer in (1, 2, 3, 4)
-    ]
-    embedding = state["visual.attnpool.c_proj.weight"].shape[0]
-    blocks_by_layer = " + ".join(map(str, layers))
-    return f"ResNet of width {width}, {blocks_by_layer} blocks, embedding {embedding}"
-
-
-def _check_architecture(state: dict[str, Tensor], path: Path, expected: str | None) -> None:
-    found = _describe(state)
-    if expected in _ARCHITECTURES and found != _ARCHITECTURES[expected]:
-        names = [name for name, described in _ARCHITECTURES.items() if described == found]
-        came = names[0] if names else f"a {found}"
-        raise HybridGLError(f"Expected CLIP {expected} in {path}, found {came}.")
+def _check_architecture(tower: _Tower, path: Path, expected: str | None) -> None:
+    """Refuse another one of OpenAI's vision towers than the expected one."""
+    if expected in _ARCHITECTURES and tower != _ARCHITECTURES[expected]:
+        names = [name for name, known in _ARCHITECTURES.items() if known == tower]
+        received, fix = f"a {tower}", "give another file with --clip_weights"
+        if names:
+            received, fix = names[0], f"choose --clip_model {names[0]}, or {fix}"
+        raise WeightsError(f"Expected CLIP {expected} in {path}, got {received}; {fix}.")

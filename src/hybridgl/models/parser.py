@@ -1,4 +1,4 @@
-"""spaCy: sentences to parsed expressions, each distinct sentence parsed once."""
+"""Parser through spaCy: sentences to parsed expressions, each distinct sentence parsed once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import spacy
-
-from hybridgl.errors import HybridGLError
+from hybridgl.errors import SettingError, WeightsError
 from hybridgl.language import ParsedExpression, clean_sentence, parse_expression
+from hybridgl.timing import timer
 
 __all__ = ["SpacyParser"]
 
@@ -21,7 +20,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class SpacyParser:
-    """A spaCy pipeline with tagger and parser, and the rules that read its parses.
+    """SpaCy pipeline with tagger and parser, and the rules that read its parses.
 
     Args:
         model: name of an installed pipeline, or the folder of one.
@@ -30,30 +29,33 @@ class SpacyParser:
         name: name and version of the pipeline.
 
     Raises:
-        HybridGLError: no such pipeline, a damaged one, or one of another language or without the
+        WeightsError: no such pipeline, a damaged one, or one of another language or without the
             components that noun phrases are read from.
     """
 
     def __init__(self, model: str | Path) -> None:
+        import spacy
+
         try:
             self._nlp: Any = spacy.load(model, exclude=["ner", "lemmatizer", "textcat"])
         except Exception as error:  # a damaged folder can fail in any of its components
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise HybridGLError(
-                f"Expected a spaCy pipeline {str(model)!r}, cannot load it ({reason}). Install one "
-                f"with `python -m spacy download en_core_web_lg`, or name another with "
-                f"--spacy_model."
+            raise WeightsError(
+                f"Expected a spaCy pipeline {str(model)!r}, got none that can be loaded "
+                f"({reason}); install one with `python -m spacy download en_core_web_lg`, or name "
+                f"another with --spacy_model."
             ) from error
         meta = self._nlp.meta
-        lacking = {"tagger", "attribute_ruler", "parser"} - set(self._nlp.pipe_names)
-        if meta["lang"] != "en" or lacking:
-            raise HybridGLError(
+        missing = {"tagger", "attribute_ruler", "parser"} - set(self._nlp.pipe_names)
+        if meta["lang"] != "en" or missing:
+            raise WeightsError(
                 f"Expected an English spaCy pipeline with tagger, attribute_ruler and parser, got "
-                f"{str(model)!r} of language {meta['lang']!r} with {self._nlp.pipe_names}. "
-                f"Use en_core_web_lg."
+                f"{str(model)!r} of language {meta['lang']!r} with {self._nlp.pipe_names}; "
+                f"use --spacy_model en_core_web_lg."
             )
         self.name = f"{meta['lang']}_{meta['name']} {meta['version']}"
 
+    @timer("parse")
     def parse(
         self, sentences: Sequence[str], *, right_relation_never_matches: bool
     ) -> list[ParsedExpression]:
@@ -64,20 +66,20 @@ class SpacyParser:
             right_relation_never_matches: quirk Q4.
 
         Raises:
-            HybridGLError: a sentence is longer than 10,000 characters, or is not valid Unicode.
+            SettingError: a sentence is longer than 10,000 characters, or is not valid Unicode.
         """
         longest = max(sentences, key=len, default="")
         if len(longest) > _MAX_CHARACTERS:
-            raise HybridGLError(
+            raise SettingError(
                 f"Expected expressions of at most {_MAX_CHARACTERS:,} characters, got one of "
-                f"{len(longest):,}: {longest[:40]!r}... Shorten it."
+                f"{len(longest):,}, {longest[:40]!r}...; shorten it."
             )
         distinct = list(dict.fromkeys(sentences))
         for sentence in distinct:
             if _LONE_SURROGATE.search(sentence):
-                raise HybridGLError(
+                raise SettingError(
                     f"Expected expressions in valid Unicode, got {sentence!r} with half of a "
-                    f"character. Decode it anew."
+                    f"character; decode it again."
                 )
         cleaned = [clean_sentence(self._nlp.make_doc(s.lower())) for s in distinct]
         parsed = {

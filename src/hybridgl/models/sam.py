@@ -1,9 +1,10 @@
-"""SAM: loading its weights with checks, and masks of images.
+"""SAM through segment_anything: load its weights with checks, and propose masks of images.
 
-HybridGL takes its candidates from SAM ViT-H (Kirillov et al., "Segment Anything", ICCV 2023). The
-architecture and its weights are segment_anything's; ``hybridgl.models.sam_generator`` runs them.
+HybridGL takes its candidates from SAM ViT-H. The architecture and its weights are
+segment_anything's; ``hybridgl.models.sam_generator`` runs them.
 
-Shapes: N proposals, H, W image pixels.
+Source: Kirillov et al., "Segment Anything" (ICCV 2023).
+Shapes: H, W image pixels.
 """
 
 from __future__ import annotations
@@ -11,40 +12,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything import sam_model_registry
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
 from torch import Tensor
 
 from hybridgl.config import ProposalConfig
-from hybridgl.errors import HybridGLError
+from hybridgl.errors import SettingError, WeightsError
+from hybridgl.masks import Proposals
 from hybridgl.models.sam_encoder import encode
 from hybridgl.models.sam_generator import MaskGenerator
 from hybridgl.models.transformer import set_product_dtype
-from hybridgl.proposals import Proposals
 from hybridgl.weights.registry import SAM_FILES
 
-__all__ = ["SAM_TYPES", "SamProposer", "build_tiny_sam"]
+__all__ = ["SAM_TYPES", "Sam", "build_tiny_sam"]
 
 _MASKS_PER_POINT = 3
 
 _ENCODER_STEM = "image_encoder.patch_embed.proj.weight"
 
 
-def build_tiny_sam() -> Sam:
-    """SAM's architecture with 0.8 million parameters for images of 256 pixels, untrained."""
+def build_tiny_sam() -> Any:
+    """Build segment_anything's ``Sam`` with 0.8 million parameters for 256 pixels, untrained."""
+    from segment_anything import modeling
+
     side, patch, width = 256, 16, 64
-    sam = Sam(
-        image_encoder=ImageEncoderViT(
+    sam = modeling.Sam(
+        image_encoder=modeling.ImageEncoderViT(
             img_size=side,
             patch_size=patch,
             embed_dim=96,
@@ -53,15 +49,15 @@ def build_tiny_sam() -> Sam:
             out_chans=width,
             use_rel_pos=True,
         ),
-        prompt_encoder=PromptEncoder(
+        prompt_encoder=modeling.PromptEncoder(
             embed_dim=width,
             image_embedding_size=(side // patch, side // patch),
             input_image_size=(side, side),
             mask_in_chans=4,
         ),
-        mask_decoder=MaskDecoder(
+        mask_decoder=modeling.MaskDecoder(
             transformer_dim=width,
-            transformer=TwoWayTransformer(
+            transformer=modeling.TwoWayTransformer(
                 depth=2, embedding_dim=width, num_heads=4, mlp_dim=4 * width
             ),
             num_multimask_outputs=_MASKS_PER_POINT,
@@ -73,52 +69,64 @@ def build_tiny_sam() -> Sam:
 
 @dataclass(frozen=True, slots=True)
 class _SamType:
-    """An architecture: how to build it and how to know its weights."""
+    """Architecture: how to know its weights.
 
-    build: Callable[[], Sam]
+    Attributes:
+        name: of the registry of segment_anything, or "tiny".
+        width: of the image encoder.
+        depth: blocks of the image encoder.
+    """
+
+    name: str
     width: int
-    """Of the image encoder."""
     depth: int
-    """Blocks of the image encoder."""
-    source: str
-    """Where its weights come from, as an instruction."""
+
+    @property
+    def fix(self) -> str:
+        """Word how to get its weights."""
+        if self.name == "tiny":
+            return "install hybridgl again, which bundles it"
+        return f"download {SAM_FILES[self.name].url}"
+
+    def build(self) -> Any:
+        """Build segment_anything's ``Sam``, untrained."""
+        if self.name == "tiny":
+            return build_tiny_sam()
+        from segment_anything import sam_model_registry
+
+        return sam_model_registry[self.name]()
 
 
-def _official(sam_type: str, width: int, depth: int) -> _SamType:
-    return _SamType(
-        sam_model_registry[sam_type], width, depth, f"download {SAM_FILES[sam_type].url}"
+_TYPES = {
+    known.name: known
+    for known in (
+        _SamType("vit_h", 1280, 32),
+        _SamType("vit_l", 1024, 24),
+        _SamType("vit_b", 768, 12),
+        _SamType("tiny", 96, 4),
     )
-
-
-_REGISTRY: dict[str, _SamType] = {
-    "vit_h": _official("vit_h", 1280, 32),
-    "vit_l": _official("vit_l", 1024, 24),
-    "vit_b": _official("vit_b", 768, 12),
-    "tiny": _SamType(build_tiny_sam, 96, 4, "install hybridgl again, which bundles it"),
 }
 
-SAM_TYPES = tuple(_REGISTRY)
+SAM_TYPES = tuple(_TYPES)
 """Names of the architectures."""
 
 
-class SamProposer:
-    """Proposes masks for images.
+class Sam:
+    """SAM that proposes masks for images.
 
     Attributes:
         device: where the model computes.
-        dtype: number format of the image encoder's products; the mask decoder has float32.
     """
 
     def __init__(
         self,
-        sam: Sam,
+        sam: Any,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         *,
         compiles: bool = False,
     ) -> None:
         self.device = torch.device(device)
-        self.dtype = dtype
         self._sam = sam.eval().requires_grad_(False).to(self.device)
         set_product_dtype(self._sam.image_encoder.modules(), dtype)
         self._encode = torch.compile(encode) if compiles else encode
@@ -132,7 +140,7 @@ class SamProposer:
         dtype: torch.dtype = torch.float32,
         *,
         compiles: bool = False,
-    ) -> SamProposer:
+    ) -> Sam:
         """Load weights.
 
         Args:
@@ -144,23 +152,25 @@ class SamProposer:
             compiles: whether torch compiles the image encoder.
 
         Raises:
-            HybridGLError: unknown type; no such file; a file that cannot be read; weights of another
+            SettingError: unknown type.
+            WeightsError: no such file; a file that cannot be read; weights of another
                 architecture.
         """
-        if sam_type not in _REGISTRY:
-            raise HybridGLError(
-                f"Expected a SAM type among {', '.join(SAM_TYPES)}, got {sam_type!r}."
+        if sam_type not in SAM_TYPES:
+            raise SettingError(
+                f"Expected a SAM type among {', '.join(SAM_TYPES)}, got {sam_type!r}; choose one "
+                f"of them."
             )
-        path = Path(path)
-        state = _read_state(path, sam_type)
-        _check_type(state, path, sam_type)
-        sam = _REGISTRY[sam_type].build()
-        _check_entries(state, sam.state_dict(), path, sam_type)
+        path, expected = Path(path), _TYPES[sam_type]
+        state = _read_state(path, expected)
+        _check_type(state, path, expected)
+        sam = expected.build()
+        _check_entries(state, sam.state_dict(), path, expected)
         sam.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
         return cls(sam, device, dtype, compiles=compiles)
 
     def propose(self, image_HW3: NDArray[np.uint8], config: ProposalConfig) -> Proposals:
-        """Masks of one image, in the order of SAM's automatic mask generator.
+        """Propose masks of one image, in the order of SAM's automatic mask generator.
 
         Args:
             image_HW3: uint8 RGB, (H, W, 3).
@@ -172,19 +182,20 @@ class SamProposer:
         Raises:
             ValueError: the image has another type or shape.
         """
-        return self.begin([image_HW3], config)[0]()
+        return self.submit([image_HW3], config)[0]()
 
-    def begin(
+    def submit(
         self, images: Sequence[NDArray[np.uint8]], config: ProposalConfig
     ) -> list[Callable[[], Proposals]]:
-        """The device's part of proposing masks for several images.
+        """Do the device's part of proposing masks for several images.
 
         Args:
             images: uint8 RGB, (H, W, 3), of any sizes.
             config: the generator's settings.
 
         Returns:
-            For every image a function that does the host's part, in any thread.
+            For every image, a function that does the host's part and returns its proposals; it
+            may run in another thread.
 
         Raises:
             ValueError: an image has another type or shape.
@@ -196,15 +207,14 @@ class SamProposer:
                     f"Expected image_HW3 to be uint8 of shape (H, W, 3), got {image_HW3.dtype} of "
                     f"shape {image_HW3.shape}; convert the image to 8-bit RGB."
                 )
-        return MaskGenerator(self._sam, config, self.device, self._encode).begin(images)
+        return MaskGenerator(self._sam, config, self.device, self._encode).submit(images)
 
 
-def _read_state(path: Path, sam_type: str) -> dict[str, Tensor]:
-    source = _REGISTRY[sam_type].source
+def _read_state(path: Path, expected: _SamType) -> dict[str, Tensor]:
+    """Read the tensors of a file by name."""
+    weights = f"Expected weights of SAM {expected.name}"
     if not path.is_file():
-        raise HybridGLError(
-            f"Expected weights of SAM {sam_type} at {path}, found no such file: {source}."
-        )
+        raise WeightsError(f"{weights} at {path}, got no such file; {expected.fix}.")
     try:
         if path.suffix == ".npz":
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
@@ -214,51 +224,51 @@ def _read_state(path: Path, sam_type: str) -> dict[str, Tensor]:
     except (MemoryError, PermissionError):
         raise
     except Exception as error:  # a damaged file can fail in any way inside zip, pickle or NumPy
-        raise HybridGLError(
-            f"Expected weights of SAM {sam_type} in {path}, but the file cannot be read "
-            f"({type(error).__name__}); it may be cut short: {source}."
+        raise WeightsError(
+            f"{weights} in {path}, got a file that cannot be read ({type(error).__name__}), "
+            f"perhaps cut short; {expected.fix}."
         ) from error
     tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
     if not tensors or _ENCODER_STEM not in state:
-        raise HybridGLError(
-            f"Expected weights of SAM {sam_type} in {path}, found something else "
-            f"(no {_ENCODER_STEM} in it): {source}."
+        raise WeightsError(
+            f"{weights} in {path}, got something without {_ENCODER_STEM}; {expected.fix}."
         )
     return dict(state)
 
 
-def _check_type(state: Mapping[str, Tensor], path: Path, sam_type: str) -> None:
+def _check_type(state: Mapping[str, Tensor], path: Path, expected: _SamType) -> None:
     """Tell the architectures apart by the image encoder's width and depth."""
     width = state[_ENCODER_STEM].shape[:1].numel()
     depth = len({name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")})
-    expected = _REGISTRY[sam_type]
     if (width, depth) == (expected.width, expected.depth):
         return
-    looks = [name for name, t in _REGISTRY.items() if (t.width, t.depth) == (width, depth)]
-    if looks:
-        raise HybridGLError(
-            f"Expected weights of SAM {sam_type} in {path}, found those of {looks[0]}: "
-            f"choose SAM type {looks[0]} or {expected.source}."
+    names = [
+        known.name for known in _TYPES.values() if (known.width, known.depth) == (width, depth)
+    ]
+    if names:
+        raise WeightsError(
+            f"Expected weights of SAM {expected.name} in {path}, got those of {names[0]}; choose "
+            f"--sam_type {names[0]}, or {expected.fix}."
         )
-    raise HybridGLError(
-        f"Expected weights of SAM {sam_type} (width {expected.width}, {expected.depth} blocks) in "
-        f"{path}, found width {width} and {depth} blocks: {expected.source}."
+    raise WeightsError(
+        f"Expected weights of SAM {expected.name} (width {expected.width}, {expected.depth} "
+        f"blocks) in {path}, got width {width} and {depth} blocks; {expected.fix}."
     )
 
 
 def _check_entries(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, sam_type: str
+    state: Mapping[str, Tensor], model: Mapping[str, Tensor], path: Path, expected: _SamType
 ) -> None:
-    """Every entry of the model is there, with its shape, and no other one."""
-    image_errors = [f"{name} is missing" for name in expected if name not in state]
-    image_errors += [f"{name} is not of this model" for name in state if name not in expected]
-    image_errors += [
+    """Check that every entry of the model is there, with its shape, and no other one."""
+    wrong = [f"{name} is missing" for name in model if name not in state]
+    wrong += [f"{name} is not of this model" for name in state if name not in model]
+    wrong += [
         f"{name} has shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
+        for name, value in model.items()
         if name in state and state[name].shape != value.shape
     ]
-    if image_errors:
-        raise HybridGLError(
-            f"Expected the {len(expected)} entries of SAM {sam_type} in {path}, found "
-            f"{len(image_errors)} wrong, first: {image_errors[0]}; {_REGISTRY[sam_type].source}."
+    if wrong:
+        raise WeightsError(
+            f"Expected the {len(model)} entries of SAM {expected.name} in {path}, got "
+            f"{len(wrong)} wrong ones, first {wrong[0]}; {expected.fix}."
         )

@@ -1,14 +1,14 @@
-"""SAM's automatic masks: a grid of clicks over images and their crops, filtered and deduplicated.
+"""Automatic masks of SAM: point prompts in a grid over images and crops, filtered, deduplicated.
 
 The same masks, boxes, scores and order as segment_anything's ``SamAutomaticMaskGenerator``, up to
 the rounding of float32: images and crops go through the encoder in batches, a mask is drawn only
-where its predicted IoU passes, and nothing waits for the device between one batch of clicks and the
-next.
+where its predicted IoU passes, and nothing waits for the device between one batch of point prompts
+and the next.
 
 Source: Kirillov et al., "Segment Anything" (ICCV 2023), section 5 and appendix B.
-Shapes: N masks, P clicks, M masks of a click, H x W pixels of an image, h x w of a crop, R side of
-the encoder's input, C channels of its embedding, g places of it along a side. Boxes are x0, y0, x1,
-y1 in pixels, right and bottom inclusive.
+Shapes: N masks, Q point prompts, M masks of each, H x W pixels of an image, h x w of a crop, R side
+of the encoder's input, C channels of its embedding, G places along its side, g = 4 G. Boxes are x0,
+y0, x1, y1 in pixels, right and bottom inclusive.
 """
 
 from __future__ import annotations
@@ -27,21 +27,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import batched_nms, box_area
 
 from hybridgl.config import ProposalConfig
-from hybridgl.mask_regions import without_small_regions
+from hybridgl.masks import Proposals, without_small_regions
 from hybridgl.models import sam_encoder
 from hybridgl.models.sam_decoder import DecodedPoints, PointDecoder
 from hybridgl.models.transformer import linear
-from hybridgl.proposals import Proposals
+from hybridgl.timing import timer
 
 __all__ = ["IMAGES_AT_ONCE", "MaskGenerator", "crop_boxes", "point_grid"]
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 _NMS_IOU = 0.7
-"""Of two boxes that overlap by more, the worse one's mask is left out."""
+"""NMS threshold on box IoU (``box_nms_thresh`` of segment_anything)."""
 
 _STABILITY_OFFSET = 1.0
 """Logits by which the threshold is raised and lowered to see how stable a mask is."""
@@ -50,10 +49,10 @@ _CROP_OVERLAP = 512 / 1500
 """Share of an image's shorter side by which the crops of the first layer overlap."""
 
 _EDGE_PIXELS = 20.0
-"""Masks that end so near to the edge of a crop, within the image, are left out."""
+"""Masks that end so near to an edge of a crop that is none of the image are left out."""
 
 _POINTS_PER_BATCH = {"cpu": 16, "cuda": 128}
-"""Clicks decoded at once."""
+"""Point prompts that are decoded at once."""
 
 IMAGES_AT_ONCE = {"cpu": 1, "cuda": 8}
 """Images or crops that go through the encoder together; a CPU gains nothing from more."""
@@ -64,29 +63,29 @@ _LOGIT_BYTES = 2**28
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Masks:
-    """Candidates of one crop, on the device.
+    """Masks of one crop, on the device.
 
     Attributes:
-        bits_NB: masks of the crop, eight pixels a byte.
+        bits: eight pixels a byte, uint8, (N, bytes).
         boxes_N4: int64, in pixels of the crop.
         iou_N: predicted IoU.
         stability_N: IoU of the mask cut higher and lower.
     """
 
-    bits_NB: Tensor
+    bits: Tensor
     boxes_N4: Tensor
     iou_N: Tensor
     stability_N: Tensor
 
     def __getitem__(self, rows: Tensor) -> _Masks:
         return _Masks(
-            self.bits_NB[rows], self.boxes_N4[rows], self.iou_N[rows], self.stability_N[rows]
+            self.bits[rows], self.boxes_N4[rows], self.iou_N[rows], self.stability_N[rows]
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Crop:
-    """A part of an image as the encoder gets it.
+    """Part of an image as the encoder gets it.
 
     Attributes:
         box: x0, y0, x1, y1, right and bottom exclusive.
@@ -112,22 +111,22 @@ class _Drawn:
     Attributes:
         box: of the crop: x0, y0, x1, y1, right and bottom exclusive.
         places_N: places of the masks among all of their image.
-        bits_NB: the masks, eight pixels a byte.
+        bits: eight pixels a byte, (N, bytes).
     """
 
     box: tuple[int, int, int, int]
     places_N: NDArray[np.int64]
-    bits_NB: NDArray[np.uint8]
+    bits: NDArray[np.uint8]
 
 
 def point_grid(points_per_side: int) -> NDArray[np.float64]:
-    """Clicks evenly over an image, row by row.
+    """Spread points evenly over an image, row by row.
 
     >>> point_grid(2).tolist()
     [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
 
     Returns:
-        (P, 2): x and y as shares of width and height.
+        (Q, 2): x and y as shares of width and height.
     """
     offset = 1 / (2 * points_per_side)
     places = np.linspace(offset, 1 - offset, points_per_side)
@@ -135,7 +134,7 @@ def point_grid(points_per_side: int) -> NDArray[np.float64]:
 
 
 def crop_boxes(hw: tuple[int, int], layers: int) -> list[tuple[tuple[int, int, int, int], int]]:
-    """The image and, layer by layer, its overlapping crops: four times as many in each.
+    """Return the image and, layer by layer, its overlapping crops: four times as many in each.
 
     Args:
         hw: height and width of the image in pixels.
@@ -157,7 +156,7 @@ def crop_boxes(hw: tuple[int, int], layers: int) -> list[tuple[tuple[int, int, i
 
 
 class MaskGenerator:
-    """Automatic masks of images.
+    """Generator of automatic masks.
 
     Args:
         sam: segment_anything's ``Sam``, ready to run.
@@ -176,8 +175,10 @@ class MaskGenerator:
         self._sam, self._config, self._device, self._encode = sam, config, device, encode
         self._side: int = sam.image_encoder.img_size
 
-    def generate(self, images: Sequence[NDArray[np.uint8]]) -> list[Proposals]:
-        """Masks of images, in the order of the library's generator.
+    @torch.inference_mode()
+    @timer("SAM decoder")
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> list[Callable[[], Proposals]]:
+        """Generate masks on the device, in the order of segment_anything's generator.
 
         Where an image has too few pixels for a layer of crops, that layer and those after it are
         left out. An image so long and thin that no row or no column of it would be left has no
@@ -185,19 +186,10 @@ class MaskGenerator:
 
         Args:
             images: uint8 RGB, (H, W, 3), of any sizes.
-        """
-        return [finish() for finish in self.begin(images)]
-
-    @torch.inference_mode()
-    def begin(self, images: Sequence[NDArray[np.uint8]]) -> list[Callable[[], Proposals]]:
-        """The device's part of ``generate``.
-
-        Args:
-            images: uint8 RGB, (H, W, 3), of any sizes.
 
         Returns:
-            For every image a function that does what is left, which is the host's alone: it may
-            run in another thread.
+            For every image, a function that does what is left, which is the host's alone, and
+            returns the proposals: it may run in another thread.
         """
         crops_of = [self._crops(image_HW3) for image_HW3 in images]
         embeddings = self._embeddings([crop for crops in crops_of for crop in crops])
@@ -209,7 +201,7 @@ class MaskGenerator:
         return unfinished
 
     def _crops(self, image_HW3: NDArray[np.uint8]) -> list[_Crop]:
-        """The image and its crops, scaled; none where the image cannot be."""
+        """Scale the image and its crops; return none where the image cannot be scaled."""
         height, width, _ = image_HW3.shape
         for layers in range(self._config.crop_n_layers, -1, -1):
             boxes = crop_boxes((height, width), layers)
@@ -219,9 +211,10 @@ class MaskGenerator:
                     _Crop(box, layer, _scaled(image_HW3, box, size))
                     for (box, layer), size in zip(boxes, sizes, strict=True)
                 ]
-        _LOG.warning(
+        _logger.warning(
             "Expected an image that SAM can scale to a longer side of %d pixels, got %d x %d, of "
-            "which no row or no column is left then: no proposals. Crop it to a usual shape.",
+            "which no row or no column is left then, so that it has no proposals; crop it to a "
+            "usual shape.",
             self._side,
             height,
             width,
@@ -229,18 +222,20 @@ class MaskGenerator:
         return []
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height in pixels of the encoder's input."""
+        """Return width and height in pixels of the encoder's input."""
         if min(width, height) <= 0:
             return 0, 0
         scale = self._side / max(width, height)
         return int(width * scale + 0.5), int(height * scale + 0.5)
 
     def _embeddings(self, crops: Sequence[_Crop]) -> Iterator[Tensor]:
-        """Embedding of every crop, (C, g, g), a batch at a time."""
+        """Embed every crop, (C, G, G), a batch at a time."""
         per_batch = IMAGES_AT_ONCE[self._device.type]
         for start in range(0, len(crops), per_batch):
             batch = torch.stack([self._padded(crop) for crop in crops[start : start + per_batch]])
-            yield from self._encode(self._sam.image_encoder, batch)
+            with timer("SAM encoder"):
+                embeddings = self._encode(self._sam.image_encoder, batch)
+            yield from embeddings
 
     def _padded(self, crop: _Crop) -> Tensor:
         pixels_3hw = crop.scaled_3hw.to(self._device, non_blocking=True)
@@ -248,18 +243,18 @@ class MaskGenerator:
         normed_3hw = (pixels_3hw - self._sam.pixel_mean) / self._sam.pixel_std
         return F.pad(normed_3hw, (0, self._side - width, 0, self._side - height))
 
-    def _masks(self, embedding_Cgg: Tensor, crop: _Crop, hw: tuple[int, int]) -> _Masks:
-        """Masks of a crop that pass the filters, without the duplicates among them."""
+    def _masks(self, embedding_CGG: Tensor, crop: _Crop, hw: tuple[int, int]) -> _Masks:
+        """Make the masks of a crop that pass the filters, without the duplicates among them."""
         config = self._config
-        decoder = PointDecoder(self._sam, embedding_Cgg)
-        prompts_P2C = decoder.embed(self._points(crop))
+        decoder = PointDecoder(self._sam, embedding_CGG)
+        prompts_Q2C = decoder.embed(self._points(crop))
         upsample = _Upsampler(self._sam, crop, self._device)
         drawn: list[_Masks] = []
         waiting: _Filtered | None = None
-        for some_P2C in prompts_P2C.split(_POINTS_PER_BATCH[self._device.type]):
-            # While the device decodes these clicks, the host learns which masks of the last ones
+        for some_Q2C in prompts_Q2C.split(_POINTS_PER_BATCH[self._device.type]):
+            # While the device decodes these prompts, the host learns which masks of the last ones
             # are to be drawn.
-            decoded = _Filtered(decoder.decode(some_P2C), config.pred_iou_thresh)
+            decoded = _Filtered(decoder.decode(some_Q2C), config.pred_iou_thresh)
             if waiting:
                 drawn += self._draw(decoder, upsample, waiting)
             waiting = decoded
@@ -273,23 +268,23 @@ class MaskGenerator:
         return masks[_distinct(masks.boxes_N4, masks.iou_N)]
 
     def _points(self, crop: _Crop) -> Tensor:
-        """The crop's clicks in pixels of the encoder's input, float64, (P, 2)."""
+        """Return the crop's points in pixels of the encoder's input, float64, (Q, 2)."""
         config, (height, width) = self._config, crop.hw
         along = config.points_per_side // config.crop_n_points_downscale_factor**crop.layer
         scaled_h, scaled_w = crop.scaled_3hw.shape[1:]
-        points_P2 = point_grid(along) * (width, height)
-        points_P2 = points_P2 * (scaled_w / width, scaled_h / height)
-        return torch.from_numpy(points_P2).to(self._device)
+        points_Q2 = point_grid(along) * (width, height)
+        points_Q2 = points_Q2 * (scaled_w / width, scaled_h / height)
+        return torch.from_numpy(points_Q2).to(self._device)
 
     def _draw(
         self, decoder: PointDecoder, upsample: _Upsampler, filtered: _Filtered
     ) -> Iterator[_Masks]:
-        """Masks of clicks that pass the predicted IoU, in bounded batches."""
-        clicks, pairs_N2 = filtered.survivors()
+        """Draw the masks that pass the predicted IoU, in bounded batches."""
+        points, pairs_N2 = filtered.survivors()
         if not len(pairs_N2):
             return
-        low_Ngg = decoder.logits(clicks)[pairs_N2[:, 0], pairs_N2[:, 1]]
-        iou_N = clicks.iou_PM[pairs_N2[:, 0], pairs_N2[:, 1]]
+        low_Ngg = decoder.logits(points)[pairs_N2[:, 0], pairs_N2[:, 1]]
+        iou_N = points.iou_QM[pairs_N2[:, 0], pairs_N2[:, 1]]
         threshold = self._sam.mask_threshold
         for some_Ngg, some_iou_N in zip(
             low_Ngg.split(upsample.per_batch), iou_N.split(upsample.per_batch), strict=True
@@ -303,7 +298,7 @@ class MaskGenerator:
     def _gather(
         self, found: Sequence[tuple[_Crop, _Masks]], hw: tuple[int, int]
     ) -> Callable[[], Proposals]:
-        """Leave out duplicates among an image's crops; what is left to do with the others."""
+        """Leave out duplicates among an image's crops; return what is left to do."""
         if not sum(len(masks.iou_N) for _, masks in found):
             return partial(Proposals.empty, hw)
         boxes_N4 = torch.cat(
@@ -313,14 +308,14 @@ class MaskGenerator:
         kept_N = torch.arange(len(boxes_N4), device=self._device)
         if len(found) > 1:
             # Masks of smaller crops are preferred.
-            area_C = box_area(torch.tensor([crop.box for crop, _ in found]))
-            preference_N = (1 / area_C).repeat_interleave(torch.tensor(counts))
+            areas = torch.tensor([math.prod(crop.hw) for crop, _ in found])
+            preference_N = (1 / areas).repeat_interleave(torch.tensor(counts))
             kept_N = _distinct(boxes_N4, preference_N.to(self._device))
         drawn = []
         for (crop, masks), first in zip(found, itertools.accumulate([0, *counts]), strict=False):
             places_N = ((kept_N >= first) & (kept_N < first + len(masks.iou_N))).nonzero()[:, 0]
-            bits_NB = masks.bits_NB[kept_N[places_N] - first]
-            drawn.append(_Drawn(crop.box, places_N.cpu().numpy(), bits_NB.cpu().numpy()))
+            bits = masks.bits[kept_N[places_N] - first]
+            drawn.append(_Drawn(crop.box, places_N.cpu().numpy(), bits.cpu().numpy()))
         return partial(
             _finish,
             drawn,
@@ -332,6 +327,7 @@ class MaskGenerator:
         )
 
 
+@timer("SAM decoder")
 def _finish(
     drawn: Sequence[_Drawn],
     hw: tuple[int, int],
@@ -340,13 +336,13 @@ def _finish(
     stability_N: NDArray[np.float32],
     min_area: int,
 ) -> Proposals:
-    """Masks at their places in the image, without small regions and the duplicates these hid."""
+    """Place masks in the image, without small regions and the duplicates that these hid."""
     masks_NHW = np.zeros((len(iou_N), *hw), dtype=np.bool_)
     for part in drawn:
         x0, y0, x1, y1 = part.box
         shape = (-1, y1 - y0, x1 - x0)
-        pixels_NP = np.unpackbits(part.bits_NB, axis=1, count=shape[1] * shape[2])
-        masks_NHW[part.places_N, y0:y1, x0:x1] = pixels_NP.view(np.bool_).reshape(shape)
+        pixels = np.unpackbits(part.bits, axis=1, count=shape[1] * shape[2])
+        masks_NHW[part.places_N, y0:y1, x0:x1] = pixels.view(np.bool_).reshape(shape)
     if min_area > 0:
         changed_N = np.zeros(len(masks_NHW), dtype=bool)
         for index, mask_HW in enumerate(masks_NHW):
@@ -362,45 +358,47 @@ def _finish(
 
 
 class _Filtered:
-    """Decoded clicks, and which of their masks pass the predicted IoU, on its way to the host."""
+    """Decoded prompts, and which of their masks pass the predicted IoU, on its way to the host."""
 
-    def __init__(self, clicks: DecodedPoints, threshold: float) -> None:
-        self._clicks = clicks
-        passed_PM = torch.ones_like(clicks.iou_PM, dtype=torch.bool)
+    def __init__(self, points: DecodedPoints, threshold: float) -> None:
+        self._points = points
+        passed_QM = torch.ones_like(points.iou_QM, dtype=torch.bool)
         if threshold > 0:
-            passed_PM = clicks.iou_PM > threshold
-        self._on_host_PM, self._ready = passed_PM, None
-        if passed_PM.device.type == "cuda":
-            self._on_host_PM = torch.empty_like(passed_PM, device="cpu", pin_memory=True)
-            self._on_host_PM.copy_(passed_PM, non_blocking=True)
+            passed_QM = points.iou_QM > threshold
+        self._on_host_QM, self._ready = passed_QM, None
+        if passed_QM.device.type == "cuda":
+            self._on_host_QM = torch.empty_like(passed_QM, device="cpu", pin_memory=True)
+            self._on_host_QM.copy_(passed_QM, non_blocking=True)
             self._ready = torch.cuda.Event()
-            self._ready.record(torch.cuda.current_stream(passed_PM.device))
+            self._ready.record(torch.cuda.current_stream(passed_QM.device))
 
     def survivors(self) -> tuple[DecodedPoints, Tensor]:
-        """The clicks of which a mask passed; row among them and mask of every one that did."""
+        """Return the prompts of which a mask passed; row among them and mask of each that did."""
         if self._ready:
             self._ready.synchronize()
-        clicks, device = self._clicks, self._clicks.iou_PM.device
-        rows = self._on_host_PM.any(dim=1)
-        pairs_N2 = _sent(self._on_host_PM[rows].nonzero(), device)
-        rows_P = _sent(rows.nonzero()[:, 0], device)
-        if len(rows_P) == len(rows):
-            return clicks, pairs_N2
+        points, device = self._points, self._points.iou_QM.device
+        rows = self._on_host_QM.any(dim=1)
+        pairs_N2 = _sent(self._on_host_QM[rows].nonzero(), device)
+        kept = _sent(rows.nonzero()[:, 0], device)
+        if len(kept) == len(rows):
+            return points, pairs_N2
         some = DecodedPoints(
-            clicks.iou_PM[rows_P], clicks.weights_PMK[rows_P], clicks.places_PTC[rows_P]
+            points.iou_QM[kept],
+            points.weights_QME[kept],
+            points.places_QPC[kept],
         )
         return some, pairs_N2
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device that the host does not wait for."""
+    """Copy to the device without making the host wait."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 class _Upsampler:
-    """Brings logits from the decoder's resolution to the size of a crop.
+    """Resampling of logits from the decoder's resolution to the size of a crop.
 
     As released: enlarged to the encoder's input, cut to the part that the crop fills, resized to
     the crop, bilinear each time. The two are one linear map along each axis.
@@ -415,7 +413,7 @@ class _Upsampler:
         self.per_batch = max(_LOGIT_BYTES // (4 * height * width), 1)
 
     def __call__(self, low_Ngg: Tensor) -> Tensor:
-        """Logits at the size of the crop, (N, h, w)."""
+        """Resample logits to the size of the crop, (N, h, w)."""
         rows_Ngh = linear(low_Ngg.transpose(1, 2), self._rows_hg)
         return linear(rows_Ngh.transpose(1, 2), self._columns_wg)
 
@@ -425,20 +423,20 @@ def _patch(sam: Any) -> int:
 
 
 def _resampling(low: int, side: int, used: int, size: int) -> Tensor:
-    """Matrix that resizes an axis from low to side, cuts it to used, and resizes that; (size, low).
+    """Make the matrix, (size, low), that resizes an axis to side, cuts it to used, resizes that.
 
     Its columns are what becomes of each unit vector.
     """
-    unit_1L1L = torch.eye(low)[None, :, None]
-    enlarged_1L1S = F.interpolate(unit_1L1L, (1, side), mode="bilinear", align_corners=False)
-    cut_1L1U = enlarged_1L1S[..., :used]
-    return F.interpolate(cut_1L1U, (1, size), mode="bilinear", align_corners=False)[0, :, 0].T
+    unit = torch.eye(low)[None, :, None]
+    enlarged = F.interpolate(unit, (1, side), mode="bilinear", align_corners=False)
+    cut = enlarged[..., :used]
+    return F.interpolate(cut, (1, size), mode="bilinear", align_corners=False)[0, :, 0].T
 
 
 def _scaled(
     image_HW3: NDArray[np.uint8], box: tuple[int, int, int, int], size: tuple[int, int]
 ) -> Tensor:
-    """A crop, bilinear and antialiased as PIL does it, uint8, (3, h, w)."""
+    """Scale a crop, bilinear and antialiased as PIL does it, uint8, (3, h, w)."""
     x0, y0, x1, y1 = box
     crop = Image.fromarray(np.ascontiguousarray(image_HW3[y0:y1, x0:x1]))
     scaled_hw3 = np.array(crop.resize(size, Image.Resampling.BILINEAR))
@@ -446,29 +444,32 @@ def _scaled(
 
 
 def _distinct(boxes_N4: Tensor, scores_N: Tensor) -> Tensor:
-    """Indices without boxes that overlap with a better one, best first, int64.
+    """Return the indices without boxes that overlap with a better one, best first, int64.
 
-    The library's own call: among equal scores, its order is not that of a plain ``nms``.
+    This is the call of segment_anything: among equal scores, a plain ``nms`` has another order.
     """
+    from torchvision.ops import batched_nms
+
     category_N = torch.zeros_like(scores_N)
-    return batched_nms(boxes_N4.float(), scores_N, category_N, _NMS_IOU)
+    kept_N: Tensor = batched_nms(boxes_N4.float(), scores_N, category_N, _NMS_IOU)
+    return kept_N
 
 
 def _stability(logits_Nhw: Tensor, threshold: float) -> Tensor:
-    """IoU of every mask cut at a higher and at a lower threshold, float32, (N,)."""
+    """Compute the IoU of every mask cut at a higher and a lower threshold, float32, (N,)."""
     higher_N = _areas(logits_Nhw > threshold + _STABILITY_OFFSET)
     return higher_N / _areas(logits_Nhw > threshold - _STABILITY_OFFSET)
 
 
 def _areas(masks_Nhw: Tensor) -> Tensor:
-    """Pixels of every mask, int32, (N,)."""
+    """Count the pixels of every mask, int32, (N,)."""
     if masks_Nhw.device.type == "cpu":  # NumPy counts ten times faster than torch
         return torch.from_numpy(np.count_nonzero(masks_Nhw.numpy(), axis=(1, 2)).astype(np.int32))
     return masks_Nhw.flatten(1).sum(dim=1, dtype=torch.int32)
 
 
 def _boxes(masks_Nhw: Tensor) -> Tensor:
-    """First and last column and row that hold a pixel, int64, (N, 4); zeros for an empty mask."""
+    """Return first and last column and row with a pixel, int64, (N, 4); 0 for an empty mask."""
     pixels_Nhw = masks_Nhw.view(torch.uint8)  # whose maximum is faster than any() of booleans
     edges = []
     for line in (pixels_Nhw.amax(dim=1), pixels_Nhw.amax(dim=2)):
@@ -481,7 +482,7 @@ def _boxes(masks_Nhw: Tensor) -> Tensor:
 def _near_inner_edge(
     boxes_N4: Tensor, crop: tuple[int, int, int, int], hw: tuple[int, int]
 ) -> Tensor:
-    """Whether a mask ends near an edge of its crop that is not one of the image's."""
+    """Decide whether a mask ends near an edge of its crop that is none of the image."""
     x0, y0, *_ = crop
     boxes_N4 = (boxes_N4 + boxes_N4.new_tensor([x0, y0, x0, y0])).float()
     near_crop = (boxes_N4 - boxes_N4.new_tensor(crop)).abs() <= _EDGE_PIXELS
@@ -490,20 +491,20 @@ def _near_inner_edge(
 
 
 def _packed(masks_Nhw: Tensor) -> Tensor:
-    """Masks, eight pixels a byte, the first in the highest bit; uint8, (N, B)."""
-    pixels_NP = masks_Nhw.flatten(1)
-    if pixels_NP.device.type == "cpu":
-        return torch.from_numpy(np.packbits(pixels_NP.numpy(), axis=1))
-    padded_NP = F.pad(pixels_NP.to(torch.uint8), (0, -pixels_NP.shape[1] % 8))
-    pixels_NB8 = padded_NP.unflatten(1, (-1, 8))
-    places_8 = torch.arange(7, -1, -1, device=pixels_NB8.device, dtype=torch.uint8)
-    return (pixels_NB8 << places_8).sum(dim=2, dtype=torch.uint8)
+    """Pack masks, eight pixels a byte, the first in the highest bit; uint8, (N, bytes)."""
+    pixels = masks_Nhw.flatten(1)
+    if pixels.device.type == "cpu":
+        return torch.from_numpy(np.packbits(pixels.numpy(), axis=1))
+    padded = F.pad(pixels.to(torch.uint8), (0, -pixels.shape[1] % 8))
+    eights = padded.unflatten(1, (-1, 8))
+    places_8 = torch.arange(7, -1, -1, device=eights.device, dtype=torch.uint8)
+    return (eights << places_8).sum(dim=2, dtype=torch.uint8)
 
 
 def _concatenated(parts: Sequence[_Masks], hw: tuple[int, int], device: torch.device) -> _Masks:
     if parts:
         return _Masks(
-            torch.cat([part.bits_NB for part in parts]),
+            torch.cat([part.bits for part in parts]),
             torch.cat([part.boxes_N4 for part in parts]),
             torch.cat([part.iou_N for part in parts]),
             torch.cat([part.stability_N for part in parts]),

@@ -3,7 +3,8 @@
 CLIP's and SAM's own modules hold the weights; these functions run them. The number format of a
 product is that of its weights: activations are cast to it, sums and norms stay in float32.
 
-Shapes: B images, T tokens, h heads, d head width, K and M widths of a layer's input and output.
+Shapes: B images, R side of a square input, p side of a patch, G patches along a side, D width,
+C and E channels of a layer's input and output.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["attend", "linear", "mlp", "patch_tokens", "quick_gelu_", "set_product_dtype"]
+__all__ = ["linear", "mlp", "patch_tokens", "quick_gelu_", "set_product_dtype"]
 
 _LEAST_ROWS = 128
 """Rows that a product of float32 on a CPU is filled up to: few rows are always summed in another
@@ -25,91 +26,63 @@ _MLP_ROWS = 1024
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer.
+    """Apply a linear layer.
 
     On a CPU, float32 products go through oneDNN, as the 1 x 1 convolution that they are: MKL, which
     torch takes otherwise, was as fast on one core but did not use a second one
     (docs/performance.md).
 
     Args:
-        x: any float type, (..., K).
-        weight: (M, K); decides the number format.
-        bias: (M,).
+        x: any float type, (..., C).
+        weight: (E, C); decides the number format.
+        bias: (E,).
 
     Returns:
-        (..., M), of the weight's type.
+        (..., E), of the weight's type.
     """
     x = x.to(weight.dtype)
     rows = x.shape[:-1].numel()
     if x.device.type != "cpu" or weight.dtype is not torch.float32 or not rows * len(weight):
         return F.linear(x, weight, bias)
-    x_RK = x.reshape(rows, x.shape[-1])
+    rows_NC = x.reshape(rows, x.shape[-1])
     if rows < _LEAST_ROWS:
-        x_RK = F.pad(x_RK, (0, 0, 0, _LEAST_ROWS - rows))
+        rows_NC = F.pad(rows_NC, (0, 0, 0, _LEAST_ROWS - rows))
     # Channels last in memory, as torch recognises it: neither input nor output is copied.
-    columns_1KR1 = x_RK.reshape(1, len(x_RK), 1, x_RK.shape[1]).permute(0, 3, 1, 2)
-    out_1MR1 = F.conv2d(columns_1KR1, weight[:, :, None, None], bias)
-    return out_1MR1.permute(0, 2, 3, 1)[0, :rows, 0].reshape(*x.shape[:-1], len(weight))
-
-
-def attend(
-    q_BhTd: Tensor,
-    k_BhSd: Tensor,
-    v_BhSd: Tensor,
-    mask: Tensor | None = None,
-    *,
-    scale: float | None = None,
-) -> Tensor:
-    """Scaled dot-product attention.
-
-    Args:
-        q_BhTd: queries.
-        k_BhSd: keys.
-        v_BhSd: values.
-        mask: bool or added to the products, broadcastable to (B, h, T, S).
-        scale: factor on the products; None means d ** -0.5.
-
-    Returns:
-        (B, h, T, d), of the queries' type.
-    """
-    plain = q_BhTd.dtype is torch.bfloat16 and q_BhTd.device.type == "cpu" and mask is None
-    if not plain:
-        return F.scaled_dot_product_attention(q_BhTd, k_BhSd, v_BhSd, attn_mask=mask, scale=scale)
-    # The fused kernel of CPUs computes in float32; two bfloat16 products are twice as fast.
-    factor = q_BhTd.shape[-1] ** -0.5 if scale is None else scale
-    return ((q_BhTd * factor) @ k_BhSd.transpose(-2, -1)).softmax(dim=-1) @ v_BhSd
+    columns_1CN1 = rows_NC.reshape(1, len(rows_NC), 1, rows_NC.shape[1]).permute(0, 3, 1, 2)
+    out_1EN1 = F.conv2d(columns_1CN1, weight[:, :, None, None], bias)
+    return out_1EN1.permute(0, 2, 3, 1)[0, :rows, 0].reshape(*x.shape[:-1], len(weight))
 
 
 def mlp(
     x: Tensor, up: nn.Linear, activation_: Callable[[Tensor], Tensor], down: nn.Linear
 ) -> Tensor:
-    """Two linear layers with an activation between them.
+    """Apply two linear layers with an activation between them.
 
     Args:
-        x: (..., K).
-        up: from K to the width of the middle.
+        x: (..., C).
+        up: from C to the width of the middle.
         activation_: of what the first layer gives, which it may overwrite.
-        down: from the middle back to K.
+        down: from the middle back to C.
 
     Returns:
-        (..., K), of the weights' type.
+        (..., C), of the weights' type.
     """
-    rows_TK = x.reshape(-1, x.shape[-1])
-    chunk = _MLP_ROWS if x.device.type == "cpu" else max(len(rows_TK), 1)
+    rows_NC = x.reshape(-1, x.shape[-1])
+    chunk = _MLP_ROWS if x.device.type == "cpu" else max(len(rows_NC), 1)
     parts = [
-        linear(activation_(linear(part_TK, up.weight, up.bias)), down.weight, down.bias)
-        for part_TK in rows_TK.split(chunk)
+        linear(activation_(linear(part_NC, up.weight, up.bias)), down.weight, down.bias)
+        for part_NC in rows_NC.split(chunk)
     ]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x.shape)
 
 
 def quick_gelu_(x: Tensor) -> Tensor:
-    """CLIP's activation x * sigmoid(1.702 x), in place: the sigmoid linear unit, scaled."""
+    """Apply CLIP's activation x * sigmoid(1.702 x) in place: the sigmoid linear unit, scaled."""
     return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
 
 
 def patch_tokens(images_B3RR: Tensor, kernel_D3pp: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A convolution whose stride is its side, as a linear layer on patches.
+    """Apply a convolution whose stride is its side, as a linear layer on patches.
 
     Args:
         images_B3RR: (B, 3, R, R), R a multiple of p.
@@ -117,12 +90,12 @@ def patch_tokens(images_B3RR: Tensor, kernel_D3pp: Tensor, bias: Tensor | None =
         bias: (D,).
 
     Returns:
-        (B, R / p, R / p, D), of the kernel's type.
+        (B, G, G, D), of the kernel's type.
     """
     patch = kernel_D3pp.shape[-1]
     patches = images_B3RR.unflatten(2, (-1, patch)).unflatten(4, (-1, patch))
-    rows_BggK = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
-    return linear(rows_BggK, kernel_D3pp.flatten(1), bias)
+    rows_BGGC = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
+    return linear(rows_BGGC, kernel_D3pp.flatten(1), bias)
 
 
 def set_product_dtype(layers: Iterable[nn.Module], dtype: torch.dtype) -> None:

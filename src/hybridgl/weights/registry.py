@@ -1,4 +1,4 @@
-"""The files that the two sets of weights consist of, with their sources and checksums.
+"""Registry of the weights: which files the two sets consist of, their sources and checksums.
 
 ``tiny`` is bundled in the package and knows the shapes world only; ``paper`` is what the published
 numbers were made with, and is fetched by the user.
@@ -6,14 +6,18 @@ numbers were made with, and is fetched by the user.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from hybridgl.errors import HybridGLError
+from hybridgl.errors import SettingError, WeightsError
 from hybridgl.files import file_sha256
+from hybridgl.timing import timer
 
 __all__ = [
     "CLIP_FILES",
@@ -27,13 +31,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """A file that can be fetched.
+    """Weights that ``hybridgl download`` fetches.
 
     Attributes:
-        item: what ``hybridgl download`` calls it.
+        item: their name there.
         name: file name under ``weights_folder()``.
-        url: where it is published.
-        sha256: its checksum in hexadecimal, or the first digits of it as far as known.
+        url: where they are published.
+        sha256: checksum in hexadecimal, or as many first digits of it as are known.
     """
 
     item: str
@@ -71,12 +75,12 @@ SAM_FILES: Mapping[str, WeightsFile] = {
 }
 """Segment Anything's models by type."""
 
-_TINY = Path(__file__).parent / "tiny"
+_BUNDLED = Path(__file__).parent / "tiny"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightSet:
-    """Local files of one set.
+    """Local files of CLIP, SAM and the parser.
 
     Attributes:
         clip_weights: CLIP's file.
@@ -92,60 +96,92 @@ class WeightSet:
     sam_type: str
     spacy_model: str
 
+    def path(self, model: str) -> Path:
+        """Return the file of a model, or what names the parser's pipeline.
+
+        Args:
+            model: "clip", "sam" or "parser".
+        """
+        return {
+            "clip": self.clip_weights,
+            "sam": self.sam_checkpoint,
+            "parser": Path(self.spacy_model),
+        }[model]
+
     def missing(self, models: Sequence[str] = ("clip", "sam")) -> list[str]:
-        """One line for every file that is not there: what, where, and how to get it.
+        """Return one line for every file that is not there: what, where, and how to get it.
 
         Args:
             models: those of "clip" and "sam" that are needed.
         """
         lines = []
-        for model in models:
-            path, known = self._file(model)
+        for path in map(self.path, models):
             if not path.is_file():
-                published = _published(path, known)
-                remedy = _remedy(published, path) if published else "check the path"
-                lines.append(f"Expected weights at {path}, found no such file; {remedy}.")
+                published = _published(path)
+                fix = _fetch(published, path) if published else "check the path"
+                lines.append(f"Expected weights at {path}, got no such file; {fix}.")
         return lines
 
+    @timer("hash model files")
     def sha256(self, model: str) -> str:
-        """Sha256 of a model's file in hexadecimal.
+        """Return the sha256 of a model's file, or one of all files of the parser's pipeline.
 
-        Args:
-            model: "clip" or "sam".
+        Raises:
+            WeightsError: no such pipeline.
+            OSError: the file cannot be read.
         """
-        path, _ = self._file(model)
-        return file_sha256(path)
+        return file_sha256(self.path(model)) if model != "parser" else self._pipeline_sha256()
 
-    def warnings(self, digests: Mapping[str, str]) -> list[str]:
-        """One line for every file that has a published one's name, but not its content.
+    def warnings(self, *models: str) -> list[str]:
+        """Return one line for every file that has a published one's name, but not its content.
 
         Args:
-            digests: from ``sha256``, by model.
+            models: those of "clip" and "sam" to look at.
         """
         lines = []
-        for model, digest in digests.items():
-            path, known = self._file(model)
-            published = _published(path, known)
-            if published and not digest.startswith(published.sha256):
+        for model in models:
+            path, published = self.path(model), _published(self.path(model))
+            if published and not self.sha256(model).startswith(published.sha256):
                 lines.append(
                     f"Expected the sha256 of {path} to start with {published.sha256[:12]}, got "
-                    f"{digest[:12]}: "
-                    f"damaged, or not the published weights; {_remedy(published, path)}."
+                    f"{self.sha256(model)[:12]}, which is damaged or not the published weights; "
+                    f"{_fetch(published, path)}."
                 )
         return lines
 
-    def _file(self, model: str) -> tuple[Path, Mapping[str, WeightsFile]]:
-        """A model's file, and the published ones that it may be."""
-        if model == "clip":
-            return self.clip_weights, CLIP_FILES
-        return self.sam_checkpoint, SAM_FILES
+    def _pipeline_sha256(self) -> str:
+        """Hash what an installer recorded of a package's files, or else a folder's own files."""
+        name, folder = self.spacy_model, Path(self.spacy_model)
+        try:
+            package = distribution(name)
+        except (PackageNotFoundError, ValueError) as error:
+            parts = {
+                file.relative_to(folder).as_posix(): file_sha256(file)
+                for file in folder.rglob("*")
+                if file.is_file()
+            }
+            if not parts:
+                raise WeightsError(
+                    f"Expected a spaCy pipeline {name!r}, got neither a package nor a folder of "
+                    f"this name; install one with `python -m spacy download en_core_web_lg`, or "
+                    f"name another with --spacy_model."
+                ) from error
+        else:
+            parts = {
+                str(file): file.hash.value
+                for file in package.files or ()
+                if file.hash and file.parts[0] == name and file.suffix != ".pyc"
+            } or {name: package.version}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _published(path: Path, known: Mapping[str, WeightsFile]) -> WeightsFile | None:
-    return next((file for file in known.values() if file.name == path.name), None)
+def _published(path: Path) -> WeightsFile | None:
+    known = (*CLIP_FILES.values(), *SAM_FILES.values())
+    return next((file for file in known if file.name == path.name), None)
 
 
-def _remedy(published: WeightsFile, path: Path) -> str:
+def _fetch(published: WeightsFile, path: Path) -> str:
+    """Word how to get a published file to its place."""
     command = f"hybridgl download {published.item}"
     if path.parent.absolute() != weights_folder().absolute():
         command += f" --weights_folder {shlex.quote(str(path.parent))}"
@@ -153,7 +189,7 @@ def _remedy(published: WeightsFile, path: Path) -> str:
 
 
 def weights_folder() -> Path:
-    """Where fetched weights lie: ``$HYBRIDGL_WEIGHTS``, or ``~/.cache/hybridgl/weights``."""
+    """Return where fetched weights lie: $HYBRIDGL_WEIGHTS, or ``~/.cache/hybridgl/weights``."""
     named = os.environ.get("HYBRIDGL_WEIGHTS")
     return Path(named) if named else Path.home() / ".cache" / "hybridgl" / "weights"
 
@@ -167,7 +203,7 @@ def weight_set(
     sam_checkpoint: Path | None = None,
     spacy_model: str | None = None,
 ) -> WeightSet:
-    """The files of a set, each replaced by the argument that names another.
+    """Return the files of a set, each replaced by the argument that names another.
 
     Args:
         name: "tiny" or "paper".
@@ -178,31 +214,31 @@ def weight_set(
         spacy_model: name or folder of a spaCy pipeline.
 
     Raises:
-        HybridGLError: no set, architecture or type has this name.
+        SettingError: no set, architecture or type has this name.
     """
-    if name not in ("tiny", "paper"):
-        raise HybridGLError(f"Expected the weights 'tiny' or 'paper', got {name!r}.")
-    if clip_model is not None and clip_model not in CLIP_FILES:
-        raise HybridGLError(
-            f"Expected a CLIP model among {', '.join(CLIP_FILES)}, got {clip_model!r}."
-        )
-    if sam_type is not None and sam_type not in (*SAM_FILES, "tiny"):
-        raise HybridGLError(
-            f"Expected a SAM type among {', '.join(SAM_FILES)}, tiny, got {sam_type!r}."
-        )
+    for what, choice, known in (
+        ("weights", name, ("tiny", "paper")),
+        ("a CLIP model", clip_model, (None, *CLIP_FILES)),
+        ("a SAM type", sam_type, (None, *SAM_FILES, "tiny")),
+    ):
+        if choice not in known:
+            names = ", ".join(filter(None, known))
+            raise SettingError(
+                f"Expected {what} among {names}, got {choice!r}; choose one of them."
+            )
     tiny = name == "tiny"
     folder = weights_folder()
     if clip_model is None and not tiny and clip_weights is None:
         clip_model = "ViT-B-16"
     if clip_weights is None:
-        clip_weights = folder / CLIP_FILES[clip_model].name if clip_model else _TINY / "clip.npz"
+        clip_weights = folder / CLIP_FILES[clip_model].name if clip_model else _BUNDLED / "clip.npz"
     if sam_type is None:
         sam_type = "tiny" if tiny else "vit_h"
     if sam_checkpoint is None:
         bundled = sam_type == "tiny"
-        sam_checkpoint = _TINY / "sam.npz" if bundled else folder / SAM_FILES[sam_type].name
+        sam_checkpoint = _BUNDLED / "sam.npz" if bundled else folder / SAM_FILES[sam_type].name
     if spacy_model is None:
-        spacy_model = str(_TINY / "spacy") if tiny else "en_core_web_lg"
+        spacy_model = str(_BUNDLED / "spacy") if tiny else "en_core_web_lg"
     return WeightSet(
         clip_weights=clip_weights,
         clip_model=clip_model,

@@ -16,6 +16,7 @@ from hybridgl.errors import HybridGLError
 from hybridgl.fusion import mask_features
 from hybridgl.images import RgbImage
 from hybridgl.language import ParsedExpression, Position, Relation
+from hybridgl.masks import Proposals
 from hybridgl.methods.global_local import (
     GlobalLocalClip,
     GlobalLocalConfig,
@@ -27,7 +28,6 @@ from hybridgl.methods.global_local import (
     resized_image,
 )
 from hybridgl.models.models import Models
-from hybridgl.proposals import Proposals
 from hybridgl.store import Store
 from hybridgl.weights.registry import weight_set
 from tests.factories_clip import clip_encoder, clip_state, resnet_clip_state, save_npz

@@ -13,16 +13,16 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import ImageEncoderViT
 
 import hybridgl
-from hybridgl import mask_generator
 from hybridgl.config import PROPOSALS_SHAPES, ProposalConfig
-from hybridgl.errors import HybridGLError
-from hybridgl.models.sam import SAM_TYPES, SamProposer, build_tiny_sam
-from hybridgl.proposals import Proposals
+from hybridgl.errors import SettingError, WeightsError
+from hybridgl.models import sam_generator
+from hybridgl.models.sam import SAM_TYPES, Sam, build_tiny_sam
+from hybridgl.masks import Proposals
 from refer.shapes.world import training_scene
-from scripts import train_tiny_sam
+from scripts.tiny_weights import train_sam
 from scripts.tiny_weights.train_sam import HELD_OUT_SEED, Settings
 
-CARRIED = Path(hybridgl.__file__).parent / "weights" / "tiny" / "sam.npz"
+BUNDLED = Path(hybridgl.__file__).parent / "weights" / "tiny" / "sam.npz"
 
 ANY_MASK = ProposalConfig(
     points_per_side=3,
@@ -70,7 +70,7 @@ def _assert_equals_records(proposals: Proposals, records):
     for index, record in enumerate(records):
         np.testing.assert_array_equal(proposals.masks_NHW[index], record["segmentation"])
         assert proposals.boxes_xywh[index].tolist() == record["bbox"]
-        # A click's qualities are computed beside other clicks here: the last bits differ.
+        # A prompt's qualities are computed beside other prompts here: the last bits differ.
         assert proposals.predicted_iou[index] == pytest.approx(record["predicted_iou"], abs=1e-6)
         assert proposals.stability[index] == np.float32(record["stability_score"])
 
@@ -83,27 +83,25 @@ def _assert_equals_records(proposals: Proposals, records):
 def test_proposals_are_those_of_the_generator_in_its_order(sam, image, config):
     records = SamAutomaticMaskGenerator(sam, **dataclasses.asdict(config)).generate(image)
 
-    _assert_equals_records(SamProposer(sam).propose(image, config), records)
+    _assert_equals_records(Sam(sam).propose(image, config), records)
 
 
-def test_the_carried_weights_propose_what_the_generator_does_with_every_filter_on():
+def test_the_bundled_weights_propose_what_the_generator_does_with_every_filter_on():
     scene = training_scene(HELD_OUT_SEED, 0)
-    with np.load(CARRIED, allow_pickle=False) as arrays:
+    with np.load(BUNDLED, allow_pickle=False) as arrays:
         state = {name: torch.from_numpy(arrays[name]).float() for name in arrays.files}
     sam = build_tiny_sam()
     sam.load_state_dict(state)
     settings = dataclasses.asdict(PROPOSALS_SHAPES)
 
-    proposals = SamProposer.from_checkpoint(CARRIED, "tiny").propose(
-        scene.image_HW3, PROPOSALS_SHAPES
-    )
+    proposals = Sam.from_checkpoint(BUNDLED, "tiny").propose(scene.image_HW3, PROPOSALS_SHAPES)
 
     records = SamAutomaticMaskGenerator(sam, **settings).generate(scene.image_HW3)
     _assert_equals_records(proposals, records)
 
 
 def test_boxes_span_first_to_last_pixel_without_one_added(sam, image):
-    proposals = SamProposer(sam).propose(image, ANY_MASK)
+    proposals = Sam(sam).propose(image, ANY_MASK)
 
     for mask, box in zip(proposals.masks_NHW, proposals.boxes_xywh, strict=True):
         rows, columns = np.nonzero(mask)
@@ -115,16 +113,16 @@ def test_boxes_span_first_to_last_pixel_without_one_added(sam, image):
 
 
 def test_proposing_twice_gives_the_same_bits(sam, image):
-    proposer = SamProposer(sam)
+    proposer = Sam(sam)
     _assert_same(proposer.propose(image, ANY_MASK), proposer.propose(image, ANY_MASK))
 
 
 def test_a_large_image_in_smaller_batches_gives_the_same_masks(sam, image, monkeypatch):
-    whole = SamProposer(sam).propose(image, ANY_MASK)
-    monkeypatch.setattr(mask_generator, "_LOGIT_BYTES", 2 * 60 * 80 * 4)
-    monkeypatch.setattr(mask_generator, "_POINTS_PER_BATCH", {"cpu": 2})
+    whole = Sam(sam).propose(image, ANY_MASK)
+    monkeypatch.setattr(sam_generator, "_LOGIT_BYTES", 2 * 60 * 80 * 4)
+    monkeypatch.setattr(sam_generator, "_POINTS_PER_BATCH", {"cpu": 2})
 
-    in_pairs = SamProposer(sam).propose(image, ANY_MASK)
+    in_pairs = Sam(sam).propose(image, ANY_MASK)
 
     np.testing.assert_array_equal(in_pairs.masks_NHW, whole.masks_NHW)
     np.testing.assert_allclose(in_pairs.predicted_iou, whole.predicted_iou, atol=1e-5)
@@ -135,7 +133,7 @@ def test_a_large_image_in_smaller_batches_gives_the_same_masks(sam, image, monke
 def test_no_surviving_mask_gives_empty_proposals(sam, image, layers, min_area):
     config = dataclasses.replace(NO_MASK, crop_n_layers=layers, min_mask_region_area=min_area)
 
-    proposals = SamProposer(sam).propose(image, config)
+    proposals = Sam(sam).propose(image, config)
 
     assert len(proposals) == 0
     assert proposals.masks_NHW.shape == (0, 60, 80)
@@ -146,24 +144,24 @@ def test_no_surviving_mask_gives_empty_proposals(sam, image, layers, min_area):
 def test_tiny_and_thin_images_get_proposals_of_their_size(sam, hw, config):
     image = np.random.default_rng(0).integers(0, 256, (*hw, 3), dtype=np.uint8)
 
-    proposals = SamProposer(sam).propose(image, config)
+    proposals = Sam(sam).propose(image, config)
 
     assert proposals.hw == hw
 
 
 @pytest.mark.parametrize("hw", [(1, 1000), (2000, 2)])
-def test_a_image_too_thin_for_the_model_has_no_proposals_and_says_so(sam, hw, caplog):
+def test_an_image_too_thin_for_the_model_has_no_proposals_and_says_so(sam, hw, caplog):
     with caplog.at_level(logging.WARNING):
-        proposals = SamProposer(sam).propose(np.zeros((*hw, 3), np.uint8), WITH_CROPS)
+        proposals = Sam(sam).propose(np.zeros((*hw, 3), np.uint8), WITH_CROPS)
 
     assert len(proposals) == 0
     assert proposals.hw == hw
     assert f"got {hw[0]} x {hw[1]}" in caplog.text
 
 
-def test_a_image_too_small_for_crops_is_seen_whole(sam):
+def test_an_image_too_small_for_crops_is_seen_whole(sam):
     image = np.random.default_rng(0).integers(0, 256, (1, 40, 3), dtype=np.uint8)
-    proposer = SamProposer(sam)
+    proposer = Sam(sam)
 
     _assert_same(proposer.propose(image, WITH_CROPS), proposer.propose(image, ANY_MASK))
 
@@ -179,24 +177,24 @@ def test_a_image_too_small_for_crops_is_seen_whole(sam):
 )
 def test_only_8_bit_rgb_is_taken(sam, image):
     with pytest.raises(ValueError, match="Expected image_HW3 to be uint8 of shape"):
-        SamProposer(sam).propose(image, ANY_MASK)
+        Sam(sam).propose(image, ANY_MASK)
 
 
 def test_images_of_a_batch_are_all_checked_before_any_is_computed(sam, image, monkeypatch):
-    monkeypatch.setattr(SamProposer, "propose", None)
-    proposer = SamProposer(sam)
+    monkeypatch.setattr(Sam, "propose", None)
+    proposer = Sam(sam)
     with pytest.raises(ValueError, match=r"got float32 of shape \(60, 80, 3\); convert"):
-        proposer.begin([image, image.astype(np.float32)], ANY_MASK)
-    first, second = proposer.begin([image, image[:, ::-1]], ANY_MASK)
-    _assert_same(second(), proposer.begin([image[:, ::-1]], ANY_MASK)[0]())
-    _assert_same(first(), proposer.begin([image], ANY_MASK)[0]())
-    assert proposer.begin([], ANY_MASK) == []
+        proposer.submit([image, image.astype(np.float32)], ANY_MASK)
+    first, second = proposer.submit([image, image[:, ::-1]], ANY_MASK)
+    _assert_same(second(), proposer.submit([image[:, ::-1]], ANY_MASK)[0]())
+    _assert_same(first(), proposer.submit([image], ANY_MASK)[0]())
+    assert proposer.submit([], ANY_MASK) == []
 
 
 def test_bfloat16_is_for_products_of_the_image_encoder_alone():
-    proposer = SamProposer.from_checkpoint(CARRIED, "tiny", dtype=torch.bfloat16)
+    proposer = Sam.from_checkpoint(BUNDLED, "tiny", dtype=torch.bfloat16)
     scene = training_scene(HELD_OUT_SEED, 0)
-    exact = SamProposer.from_checkpoint(CARRIED, "tiny").propose(scene.image_HW3, PROPOSALS_SHAPES)
+    exact = Sam.from_checkpoint(BUNDLED, "tiny").propose(scene.image_HW3, PROPOSALS_SHAPES)
 
     rounded = proposer.propose(scene.image_HW3, PROPOSALS_SHAPES)
 
@@ -220,22 +218,22 @@ def test_pth_and_npz_load_what_was_saved(sam, image, tmp_path):
     torch.save(sam.state_dict(), tmp_path / "sam.pth")
     _save_npz(tmp_path / "sam.npz", sam)
 
-    from_pth = SamProposer.from_checkpoint(tmp_path / "sam.pth", "tiny")
-    from_npz = SamProposer.from_checkpoint(str(tmp_path / "sam.npz"), "tiny")
+    from_pth = Sam.from_checkpoint(tmp_path / "sam.pth", "tiny")
+    from_npz = Sam.from_checkpoint(str(tmp_path / "sam.npz"), "tiny")
 
-    _assert_same(from_pth.propose(image, ANY_MASK), SamProposer(sam).propose(image, ANY_MASK))
-    _assert_same(from_npz.propose(image, ANY_MASK), SamProposer(half).propose(image, ANY_MASK))
+    _assert_same(from_pth.propose(image, ANY_MASK), Sam(sam).propose(image, ANY_MASK))
+    _assert_same(from_npz.propose(image, ANY_MASK), Sam(half).propose(image, ANY_MASK))
 
 
 def test_unknown_type_names_the_right_ones(tmp_path):
-    with pytest.raises(HybridGLError, match="among vit_h, vit_l, vit_b, tiny, got 'vit_g'"):
-        SamProposer.from_checkpoint(tmp_path / "sam.pth", "vit_g")
+    with pytest.raises(SettingError, match="among vit_h, vit_l, vit_b, tiny, got 'vit_g'"):
+        Sam.from_checkpoint(tmp_path / "sam.pth", "vit_g")
 
 
 @pytest.mark.parametrize("sam_type", SAM_TYPES)
 def test_a_missing_file_says_where_to_get_it(tmp_path, sam_type):
-    with pytest.raises(HybridGLError, match="found no such file") as caught:
-        SamProposer.from_checkpoint(tmp_path / "sam.pth", sam_type)
+    with pytest.raises(WeightsError, match="got no such file") as caught:
+        Sam.from_checkpoint(tmp_path / "sam.pth", sam_type)
     assert "\n" not in str(caught.value)
     if sam_type != "tiny":
         assert f"segment_anything/sam_{sam_type}_" in str(caught.value)
@@ -252,8 +250,8 @@ def test_a_file_cut_short_is_noticed(sam, tmp_path, suffix, kept):
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
 
-    with pytest.raises(HybridGLError, match="cannot be read"):
-        SamProposer.from_checkpoint(path, "tiny")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        Sam.from_checkpoint(path, "tiny")
 
 
 def test_flipped_bytes_in_an_npz_are_noticed(sam, tmp_path):
@@ -263,8 +261,8 @@ def test_flipped_bytes_in_an_npz_are_noticed(sam, tmp_path):
     content[middle : middle + 8] = bytes(255 - value for value in content[middle : middle + 8])
     path.write_bytes(content)
 
-    with pytest.raises(HybridGLError, match="cannot be read"):
-        SamProposer.from_checkpoint(path, "tiny")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        Sam.from_checkpoint(path, "tiny")
 
 
 @pytest.mark.parametrize("name", ["sam.pth", "sam.npz"])
@@ -278,16 +276,16 @@ def test_code_in_a_file_is_not_run(tmp_path, name):
     else:
         torch.save({"entry": Trap()}, tmp_path / name)
 
-    with pytest.raises(HybridGLError, match="cannot be read"):
-        SamProposer.from_checkpoint(tmp_path / name, "tiny")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        Sam.from_checkpoint(tmp_path / name, "tiny")
     assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("content", [{"other": torch.zeros(1)}, [1, 2], {"state": {}}])
 def test_weights_of_another_model_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "sam.pth")
-    with pytest.raises(HybridGLError, match="found something else"):
-        SamProposer.from_checkpoint(tmp_path / "sam.pth", "vit_b")
+    with pytest.raises(WeightsError, match="got something without image_encoder"):
+        Sam.from_checkpoint(tmp_path / "sam.pth", "vit_b")
 
 
 @pytest.mark.parametrize(
@@ -300,9 +298,9 @@ def test_another_sam_is_named(tmp_path, width, depth, found):
     asked = "vit_h" if found != "vit_h" else "vit_b"
 
     with pytest.raises(
-        HybridGLError, match=f"of SAM {asked} in .*, found those of {found}: choose"
+        WeightsError, match=f"of SAM {asked} in .*, got those of {found}; choose --sam_type {found}"
     ):
-        SamProposer.from_checkpoint(tmp_path / "sam.pth", asked)
+        Sam.from_checkpoint(tmp_path / "sam.pth", asked)
 
 
 def test_an_unknown_sam_is_described(sam, tmp_path):
@@ -310,8 +308,8 @@ def test_an_unknown_sam_is_described(sam, tmp_path):
         img_size=256, embed_dim=48, depth=2, num_heads=3, out_chans=64
     )
     torch.save(sam.state_dict(), tmp_path / "sam.pth")
-    with pytest.raises(HybridGLError, match=r"width 96, 4 blocks.*found width 48 and 2 blocks"):
-        SamProposer.from_checkpoint(tmp_path / "sam.pth", "tiny")
+    with pytest.raises(WeightsError, match=r"width 96, 4 blocks.*got width 48 and 2 blocks"):
+        Sam.from_checkpoint(tmp_path / "sam.pth", "tiny")
 
 
 def _drop(state):
@@ -338,8 +336,8 @@ def test_entries_must_be_those_of_the_model(sam, tmp_path, damage, message):
     state = dict(sam.state_dict())
     damage(state)
     torch.save(state, tmp_path / "sam.pth")
-    with pytest.raises(HybridGLError, match=message):
-        SamProposer.from_checkpoint(tmp_path / "sam.pth", "tiny")
+    with pytest.raises(WeightsError, match=message):
+        Sam.from_checkpoint(tmp_path / "sam.pth", "tiny")
 
 
 @pytest.mark.parametrize(
@@ -369,7 +367,7 @@ def test_training_clicks_beside_an_object_mean_the_nearest_one():
     labels[20:40, 10:20] = 1
     labels[20:40, 30:40] = 2
 
-    claims = train_tiny_sam.click_claims(labels)
+    claims = train_sam.click_claims(labels)
 
     np.testing.assert_array_equal(claims[labels > 0], labels[labels > 0])
     assert claims[30, 23] == 1
@@ -384,23 +382,23 @@ def _settings(folder):
 
 
 def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    train_tiny_sam.export(train_tiny_sam.train(_settings(tmp_path / "a")), tmp_path / "a.npz")
-    monkeypatch.setattr(train_tiny_sam, "_STEPS_PER_CHECKPOINT", 1)
+    train_sam.export(train_sam.train(_settings(tmp_path / "a")), tmp_path / "a.npz")
+    monkeypatch.setattr(train_sam, "_STEPS_PER_CHECKPOINT", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(train_tiny_sam.tqdm, "set_postfix", _interrupt_after(2))
+        patch.setattr(train_sam.tqdm, "set_postfix", _interrupt_after(2))
         with pytest.raises(KeyboardInterrupt):
-            train_tiny_sam.train(_settings(tmp_path / "b"))
+            train_sam.train(_settings(tmp_path / "b"))
     assert torch.load(tmp_path / "b" / "last.pt", weights_only=True)["step"] == 1
 
-    train_tiny_sam.export(train_tiny_sam.train(_settings(tmp_path / "b")), tmp_path / "b.npz")
+    train_sam.export(train_sam.train(_settings(tmp_path / "b")), tmp_path / "b.npz")
 
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
-    train_tiny_sam.train(_settings(tmp_path))
+    train_sam.train(_settings(tmp_path))
     with pytest.raises(ValueError, match="choose another folder"):
-        train_tiny_sam.train(dataclasses.replace(_settings(tmp_path), seed=4))
+        train_sam.train(dataclasses.replace(_settings(tmp_path), seed=4))
 
 
 def _interrupt_after(calls):
@@ -430,7 +428,7 @@ def test_measuring_counts_a_missed_object_as_zero():
     labels_of = iter([scene.labels_HW for scene in scenes])
     objects = sum(len(scene.objects) for scene in scenes)
 
-    blind, seer = train_tiny_sam.evaluate(Blind(), 2), train_tiny_sam.evaluate(Seer(), 2)
+    blind, seer = train_sam.evaluate(Blind(), 2), train_sam.evaluate(Seer(), 2)
 
     assert (blind.mean_best_iou, blind.recall, blind.proposals_per_object) == (0, 0, 0)
     assert seer.objects == objects

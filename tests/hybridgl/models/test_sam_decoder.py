@@ -1,4 +1,4 @@
-"""Clicks on SAM's mask decoder against segment_anything's own modules; nothing waits in it."""
+"""Prompts to SAM's mask decoder against segment_anything's own modules; nothing waits in it."""
 
 from __future__ import annotations
 
@@ -137,9 +137,9 @@ def of_the_library(sam, embedding, points):
 
 def of_ours(sam, embedding, points):
     decoder = PointDecoder(sam, embedding)
-    clicks = decoder.embed(points)
-    decoded = decoder.decode(clicks)
-    return clicks, decoder.logits(decoded), decoded.iou_PM
+    prompts = decoder.embed(points)
+    decoded = decoder.decode(prompts)
+    return prompts, decoder.logits(decoded), decoded.iou_QM
 
 
 def assert_close(got, expected, tolerance=TOLERANCE):
@@ -148,13 +148,13 @@ def assert_close(got, expected, tolerance=TOLERANCE):
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 
-def test_clicks_get_the_librarys_tokens_logits_and_qualities(sam, embedding, points):
+def test_prompts_get_the_librarys_tokens_logits_and_qualities(sam, embedding, points):
     expected = of_the_library(sam, embedding, points)
     assert expected[1].std() > 1
     assert_close(of_ours(sam, embedding, points), expected)
 
 
-def test_clicks_of_a_gpu_get_the_same(sam, embedding, points):
+def test_prompts_of_a_gpu_get_the_same(sam, embedding, points):
     expected = of_the_library(sam, embedding, points)
     with PretendGpu():
         got = of_ours(sam, embedding, points)
@@ -162,27 +162,27 @@ def test_clicks_of_a_gpu_get_the_same(sam, embedding, points):
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 16])
-def test_clicks_in_chunks_get_what_they_get_together(sam, embedding, points, at_once):
+def test_prompts_in_chunks_get_what_they_get_together(sam, embedding, points, at_once):
     _, logits, iou = of_ours(sam, embedding, points)
     decoder = PointDecoder(sam, embedding)
     chunks = [decoder.decode(some) for some in decoder.embed(points).split(at_once)]
 
     parts = torch.cat([decoder.logits(chunk) for chunk in chunks])
 
-    assert_close((parts, torch.cat([chunk.iou_PM for chunk in chunks])), (logits, iou))
+    assert_close((parts, torch.cat([chunk.iou_QM for chunk in chunks])), (logits, iou))
 
 
-def test_masks_are_drawn_of_any_choice_of_clicks(sam, embedding, points):
+def test_masks_are_drawn_of_any_choice_of_prompts(sam, embedding, points):
     decoder = PointDecoder(sam, embedding)
     decoded = decoder.decode(decoder.embed(points))
     rows = torch.tensor([7, 0, 3])
-    some = DecodedPoints(decoded.iou_PM[rows], decoded.weights_PMK[rows], decoded.places_PTC[rows])
+    some = DecodedPoints(decoded.iou_QM[rows], decoded.weights_QME[rows], decoded.places_QPC[rows])
     torch.testing.assert_close(
         decoder.logits(some), decoder.logits(decoded)[rows], atol=TOLERANCE, rtol=0
     )
 
 
-def test_a_click_does_not_depend_on_the_others(sam, embedding, points):
+def test_a_prompt_does_not_depend_on_the_others(sam, embedding, points):
     whole = of_ours(sam, embedding, points)
     backwards = of_ours(sam, embedding, points.flip(0))
     assert_close([part.flip(0) for part in backwards], whole)
@@ -195,23 +195,23 @@ def test_a_decoder_is_of_its_image_alone(sam, embedding, points):
     for decoder, image in zip(decoders, (embedding, other), strict=True):
         decoded = decoder.decode(decoder.embed(points))
         expected = of_the_library(sam, image, points)
-        assert_close((decoder.logits(decoded), decoded.iou_PM), expected[1:])
+        assert_close((decoder.logits(decoded), decoded.iou_QM), expected[1:])
 
 
-def test_decoding_changes_neither_image_nor_weights_nor_clicks(sam, embedding, points):
+def test_decoding_changes_neither_image_nor_weights_nor_prompts(sam, embedding, points):
     before = [part.clone() for part in (embedding, points, *sam.parameters())]
     decoder = PointDecoder(sam, embedding)
-    clicks = decoder.embed(points)
-    kept = clicks.clone()
+    prompts = decoder.embed(points)
+    kept = prompts.clone()
 
-    first = decoder.decode(clicks)
+    first = decoder.decode(prompts)
     drawn = decoder.logits(first)
-    again = decoder.decode(clicks)
+    again = decoder.decode(prompts)
 
-    assert torch.equal(clicks, kept)
+    assert torch.equal(prompts, kept)
     assert torch.equal(drawn, decoder.logits(first))
-    assert torch.equal(first.iou_PM, again.iou_PM)
-    assert torch.equal(first.places_PTC, again.places_PTC)
+    assert torch.equal(first.iou_QM, again.iou_QM)
+    assert torch.equal(first.places_QPC, again.places_QPC)
     now = (embedding, points, *sam.parameters())
     assert all(torch.equal(*pair) for pair in zip(now, before, strict=True))
 
@@ -263,12 +263,12 @@ def test_the_recorder_lets_pass_what_no_host_waits_for():
 
 
 @pytest.mark.parametrize("inference", [True, False])
-def test_nothing_waits_while_clicks_are_decoded_and_drawn(sam, embedding, points, inference):
+def test_nothing_waits_while_prompts_are_decoded_and_drawn(sam, embedding, points, inference):
     decoder = PointDecoder(sam, embedding)
-    clicks = decoder.embed(points)
+    prompts = decoder.embed(points)
 
     with torch.inference_mode(inference), PretendGpu(), RecordOperations() as record:
-        decoder.logits(decoder.decode(clicks))
+        decoder.logits(decoder.decode(prompts))
 
     assert record.names.count("native_layer_norm") > 4
     assert not record.waiting

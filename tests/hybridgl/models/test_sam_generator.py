@@ -26,21 +26,21 @@ from segment_anything.utils.amg import (
 )
 from torchvision.ops import nms
 
-from hybridgl import mask_generator
 from hybridgl.config import (
     PROPOSALS_PHRASECUT,
     PROPOSALS_REFCOCO,
     PROPOSALS_SHAPES,
     ProposalConfig,
 )
+from hybridgl.models import sam_generator
 from hybridgl.models.sam import build_tiny_sam
 from hybridgl.models.sam_decoder import DecodedPoints, PointDecoder
 from hybridgl.models.sam_generator import MaskGenerator, crop_boxes, point_grid
-from hybridgl.proposals import Proposals
+from hybridgl.masks import Proposals
 from refer.shapes.world import training_scene
+from tests.hybridgl.models.test_sam import BUNDLED
+from tests.hybridgl.models.test_sam_decoder import RecordOperations
 from tests.pretend_gpu import PretendGpu
-from tests.test_sam_decoder import RecordOperations
-from tests.test_sam_proposals import CARRIED
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -61,8 +61,8 @@ MANY = dataclasses.replace(
 """Lets bad masks pass, so that there are many to compare."""
 
 
-def carried_sam():
-    with np.load(CARRIED, allow_pickle=False) as arrays:
+def bundled_sam():
+    with np.load(BUNDLED, allow_pickle=False) as arrays:
         state = {name: torch.from_numpy(arrays[name]).float() for name in arrays.files}
     sam = build_tiny_sam().requires_grad_(False)
     sam.load_state_dict(state)
@@ -71,7 +71,7 @@ def carried_sam():
 
 @pytest.fixture(scope="module")
 def sam():
-    return carried_sam()
+    return bundled_sam()
 
 
 def scene(index, hw=None):
@@ -85,7 +85,7 @@ def noise(hw, grain):
     return coarse.repeat(grain, axis=0).repeat(grain, axis=1)[: hw[0], : hw[1]]
 
 
-PICTURES = {
+IMAGES = {
     "a scene": lambda: scene(0),
     "portrait, larger than the input": lambda: scene(1, (500, 300)),
     "landscape, larger than the input": lambda: scene(2, (300, 500)),
@@ -140,10 +140,10 @@ def assert_close(got, expected):
 
 
 def generate(sam, config, *images):
-    return MaskGenerator(sam, config, CPU).generate(images)
+    return [finish() for finish in MaskGenerator(sam, config, CPU).submit(images)]
 
 
-@pytest.mark.parametrize("image", PICTURES.values(), ids=PICTURES)
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
 @pytest.mark.parametrize(
     "config",
     [PROPOSALS_REFCOCO, PROPOSALS_SHAPES, MANY],
@@ -159,7 +159,7 @@ def test_masks_boxes_scores_and_order_are_the_librarys(sam, config, image):
 
 @pytest.mark.parametrize("name", ["small and thin", "fine noise"])
 def test_masks_of_crops_through_all_filters_are_the_librarys(sam, name):
-    image = PICTURES[name]()
+    image = IMAGES[name]()
     records = records_of_the_library(sam, CROPPED, image)
     assert_equals_records(generate(sam, CROPPED, image)[0], records)
     assert bool(records) == (name != "fine noise")
@@ -188,7 +188,7 @@ def test_masks_at_the_size_of_a_real_sam_are_the_librarys(monkeypatch):
         points_per_side=2, pred_iou_thresh=-1, stability_score_thresh=0, min_mask_region_area=0
     )
     image = scene(0, (480, 640))
-    monkeypatch.setattr(mask_generator, "_NMS_IOU", 1.0)
+    monkeypatch.setattr(sam_generator, "_NMS_IOU", 1.0)
     library = SamAutomaticMaskGenerator(sam, **dataclasses.asdict(config), box_nms_thresh=1.0)
 
     records = library.generate(image)
@@ -218,10 +218,10 @@ def test_a_mask_of_the_least_stability_is_kept_as_in_the_library(sam):
 @pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize("config", [PROPOSALS_SHAPES, MANY], ids=["plain", "crops"])
 def test_images_together_get_what_each_gets_alone(sam, config, at_once, monkeypatch):
-    images = [PICTURES[name]() for name in ("odd sides", "small and thin", "coarse noise")]
+    images = [IMAGES[name]() for name in ("odd sides", "small and thin", "coarse noise")]
     images.insert(1, np.zeros((1, 1000, 3), np.uint8))
     alone = [generate(sam, config, image)[0] for image in images]
-    monkeypatch.setattr(mask_generator, "IMAGES_AT_ONCE", {"cpu": at_once})
+    monkeypatch.setattr(sam_generator, "IMAGES_AT_ONCE", {"cpu": at_once})
 
     together = generate(sam, config, *images)
 
@@ -237,7 +237,7 @@ def test_no_images_get_no_proposals(sam):
 def test_the_hosts_part_may_run_in_any_thread_in_any_order_and_again(sam):
     images = [scene(0, (90, 100)), noise((60, 80), 10), scene(1, (50, 60))]
     expected = generate(sam, MANY, *images)
-    unfinished = MaskGenerator(sam, MANY, CPU).begin(images)
+    unfinished = MaskGenerator(sam, MANY, CPU).submit(images)
     with ThreadPoolExecutor() as pool:
         backwards = list(pool.map(lambda finish: finish(), unfinished[::-1]))
     again = [finish() for finish in unfinished]
@@ -246,11 +246,11 @@ def test_the_hosts_part_may_run_in_any_thread_in_any_order_and_again(sam):
         assert_same(twice, wanted)
 
 
-def test_proposals_of_a_image_share_no_memory_with_it_or_each_other(sam):
+def test_proposals_of_an_image_share_no_memory_with_it_or_each_other(sam):
     image = scene(0)
     before = image.copy()
     generator = MaskGenerator(sam, PROPOSALS_SHAPES, CPU)
-    (first,), (second,) = generator.generate([image]), generator.generate([image])
+    first, second = (generator.submit([image])[0]() for _ in range(2))
     kept = [getattr(second, field.name).copy() for field in dataclasses.fields(Proposals)]
     for field in dataclasses.fields(Proposals):
         getattr(first, field.name)[:] = 0
@@ -269,7 +269,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_image_may_lie_anywhere_in_memory(sam, layout):
+def test_an_image_may_lie_anywhere_in_memory(sam, layout):
     image = layout(noise((60, 80), 10).copy())
     image.flags.writeable = False
     copied = np.ascontiguousarray(image)
@@ -281,7 +281,7 @@ def test_a_image_may_lie_anywhere_in_memory(sam, layout):
 
 
 def test_generating_leaves_the_weights_as_they_are():
-    sam = carried_sam()
+    sam = bundled_sam()
     before = {name: value.clone() for name, value in sam.state_dict().items()}
     generate(sam, MANY, scene(0))
     assert all(torch.equal(sam.state_dict()[name], value) for name, value in before.items())
@@ -324,22 +324,22 @@ class _Event:
             target.copy_(source)
 
 
-def begin_on_gpu(sam, config, images, monkeypatch):
+def submit_on_gpu(sam, config, images, monkeypatch):
     with LateGpu() as gpu:
         gpu.attach(monkeypatch)
-        return MaskGenerator(sam, config, CUDA).begin(images)
+        return MaskGenerator(sam, config, CUDA).submit(images)
 
 
-@pytest.mark.parametrize("clicks", [128, 5], ids=["as set", "many batches"])
+@pytest.mark.parametrize("prompts", [128, 5], ids=["as set", "many batches"])
 @pytest.mark.parametrize("config", [PROPOSALS_SHAPES, MANY], ids=["plain", "crops"])
-def test_a_gpu_gives_what_a_cpu_does(sam, config, clicks, monkeypatch):
-    monkeypatch.setattr(mask_generator, "_POINTS_PER_BATCH", {"cpu": 16, "cuda": clicks})
+def test_a_gpu_gives_what_a_cpu_does(sam, config, prompts, monkeypatch):
+    monkeypatch.setattr(sam_generator, "_POINTS_PER_BATCH", {"cpu": 16, "cuda": prompts})
     # The library's call orders ties among thousands of boxes by the kind of device.
-    monkeypatch.setattr(mask_generator, "batched_nms", lambda b, s, _, iou: nms(b, s, iou))
+    monkeypatch.setattr("torchvision.ops.batched_nms", lambda b, s, _, iou: nms(b, s, iou))
     images = [scene(0), np.zeros((1, 1000, 3), np.uint8), noise((60, 80), 10)]
     expected = generate(sam, config, *images)
 
-    unfinished = begin_on_gpu(sam, config, images, monkeypatch)
+    unfinished = submit_on_gpu(sam, config, images, monkeypatch)
 
     for finish, wanted in zip(unfinished, expected, strict=True):
         assert_close(finish(), wanted)
@@ -349,12 +349,12 @@ def test_a_gpu_without_a_filter_draws_every_mask(sam, monkeypatch):
     config = dataclasses.replace(
         PROPOSALS_SHAPES, points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0
     )
-    (finish,) = begin_on_gpu(sam, config, [scene(0)], monkeypatch)
+    (finish,) = submit_on_gpu(sam, config, [scene(0)], monkeypatch)
     assert_close(finish(), generate(sam, config, scene(0))[0])
 
 
-def test_the_next_clicks_are_decoded_before_the_host_learns_of_the_last(sam, monkeypatch):
-    monkeypatch.setattr(mask_generator, "_POINTS_PER_BATCH", {"cuda": 4})
+def test_the_next_prompts_are_decoded_before_the_host_learns_of_the_last(sam, monkeypatch):
+    monkeypatch.setattr(sam_generator, "_POINTS_PER_BATCH", {"cuda": 4})
     config = dataclasses.replace(PROPOSALS_SHAPES, points_per_side=4)
     order = []
 
@@ -368,19 +368,19 @@ def test_the_next_clicks_are_decoded_before_the_host_learns_of_the_last(sam, mon
         monkeypatch.setattr(owner, name, method)
 
     noted(PointDecoder, "decode")
-    noted(mask_generator._Filtered, "survivors")
+    noted(sam_generator._Filtered, "survivors")
 
-    begin_on_gpu(sam, config, [scene(0)], monkeypatch)
+    submit_on_gpu(sam, config, [scene(0)], monkeypatch)
 
     assert order == ["decode", *["decode", "survivors"] * 3, "survivors"]
 
 
-def test_nothing_waits_for_the_device_between_the_first_and_the_last_click(sam, monkeypatch):
+def test_nothing_waits_for_the_device_between_the_first_and_the_last_prompt(sam, monkeypatch):
     """Every operation of the loop, but those on what an event has brought to the host."""
-    monkeypatch.setattr(mask_generator, "_POINTS_PER_BATCH", {"cuda": 9})
+    monkeypatch.setattr(sam_generator, "_POINTS_PER_BATCH", {"cuda": 9})
     loop, loops, drawn = None, [], []
-    embed, survivors = PointDecoder.embed, mask_generator._Filtered.survivors
-    near_inner_edge = mask_generator._near_inner_edge
+    embed, survivors = PointDecoder.embed, sam_generator._Filtered.survivors
+    near_inner_edge = sam_generator._near_inner_edge
 
     def first(decoder, points_P2):
         nonlocal loop
@@ -402,10 +402,10 @@ def test_nothing_waits_for_the_device_between_the_first_and_the_last_click(sam, 
         return near_inner_edge(boxes_N4, *place)
 
     monkeypatch.setattr(PointDecoder, "embed", first)
-    monkeypatch.setattr(mask_generator._Filtered, "survivors", on_host)
-    monkeypatch.setattr(mask_generator, "_near_inner_edge", last)
+    monkeypatch.setattr(sam_generator._Filtered, "survivors", on_host)
+    monkeypatch.setattr(sam_generator, "_near_inner_edge", last)
 
-    begin_on_gpu(sam, MANY, [scene(0)], monkeypatch)
+    submit_on_gpu(sam, MANY, [scene(0)], monkeypatch)
 
     assert len(loops) == 5
     assert sum(drawn) > 20
@@ -421,8 +421,8 @@ def test_bits_are_packed_on_a_gpu_as_by_numpy():
         expected = np.packbits(masks.reshape(count, height * width), axis=1)
         given = torch.from_numpy(masks)
         with PretendGpu():
-            on_gpu = mask_generator._packed(given)
-        for packed in (on_gpu, mask_generator._packed(given)):
+            on_gpu = sam_generator._packed(given)
+        for packed in (on_gpu, sam_generator._packed(given)):
             assert packed.dtype is torch.uint8
             np.testing.assert_array_equal(packed, expected)
 
@@ -430,7 +430,7 @@ def test_bits_are_packed_on_a_gpu_as_by_numpy():
 def test_every_byte_is_packed_on_a_gpu_as_by_numpy():
     masks = np.array(list(itertools.product([False, True], repeat=8)))[:, None]
     with PretendGpu():
-        packed = mask_generator._packed(torch.from_numpy(masks))
+        packed = sam_generator._packed(torch.from_numpy(masks))
     assert packed[:, 0].tolist() == list(range(256))
 
 
@@ -439,7 +439,7 @@ def test_every_byte_is_packed_on_a_gpu_as_by_numpy():
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
 @pytest.mark.parametrize("side", [1, 2, 3, 8, 9, 16, 32, 64])
-def test_clicks_are_those_of_the_library_in_every_layer(side, factor):
+def test_prompts_are_those_of_the_library_in_every_layer(side, factor):
     layers = [layer for layer in range(3) if side // factor**layer]
     expected = build_all_layer_point_grids(side, len(layers) - 1, factor)
     for layer, grid in zip(layers, expected, strict=True):
@@ -447,7 +447,7 @@ def test_clicks_are_those_of_the_library_in_every_layer(side, factor):
 
 
 @pytest.mark.parametrize("hw", [(480, 640), (37, 611), (300, 500), (256, 256), (5, 3)])
-def test_clicks_are_scaled_to_the_input_as_by_the_library(sam, hw):
+def test_prompts_are_scaled_to_the_input_as_by_the_library(sam, hw):
     predictor = SamPredictor(sam)
     config = dataclasses.replace(CROPPED, crop_n_layers=2, crop_n_points_downscale_factor=3)
     grids = build_all_layer_point_grids(16, 2, 3)
@@ -497,7 +497,7 @@ MASKS = {
 
 @pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
 def test_boxes_are_those_of_the_library(masks):
-    boxes = mask_generator._boxes(masks.bool())
+    boxes = sam_generator._boxes(masks.bool())
     assert boxes.dtype is torch.int64
     assert torch.equal(boxes, batched_mask_to_box(masks.bool()).long())
 
@@ -506,7 +506,7 @@ def test_boxes_are_those_of_the_library(masks):
 def test_boxes_of_random_masks_are_those_of_the_library(filled):
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(50, 23, 31, generator=generator) < filled
-    assert torch.equal(mask_generator._boxes(masks), batched_mask_to_box(masks))
+    assert torch.equal(sam_generator._boxes(masks), batched_mask_to_box(masks))
 
 
 def test_masks_near_an_inner_edge_are_those_of_the_library():
@@ -518,7 +518,7 @@ def test_masks_near_an_inner_edge_are_those_of_the_library():
         # From -25 to 25 pixels beyond every edge, exactly 20 included.
         boxes = torch.randint(-25, 26, (2000, 4), generator=generator)
         boxes += torch.tensor([0, 0, x1 - x0, y1 - y0])
-        got = mask_generator._near_inner_edge(boxes, (x0, y0, x1, y1), hw)
+        got = sam_generator._near_inner_edge(boxes, (x0, y0, x1, y1), hw)
         expected = is_box_near_crop_edge(boxes, [x0, y0, x1, y1], [0, 0, hw[1], hw[0]])
         assert torch.equal(got, expected)
         seen.append(got.float().mean())
@@ -529,7 +529,7 @@ def test_masks_near_an_inner_edge_are_those_of_the_library():
 def test_the_edge_of_a_crop_is_twenty_pixels_wide():
     crop, hw = (50, 50, 150, 150), (400, 400)
     boxes = torch.tensor([[20, 40, 60, 60], [21, 40, 60, 60], [40, 40, 79, 60], [40, 40, 80, 60]])
-    got = mask_generator._near_inner_edge(boxes, crop, hw)
+    got = sam_generator._near_inner_edge(boxes, crop, hw)
     assert got.tolist() == [True, False, False, True]
 
 
@@ -539,7 +539,7 @@ def test_stability_is_that_of_the_library(threshold):
     logits[0], logits[1] = -10, 10
     logits[2] = threshold + 1  # as high as the higher threshold, which does not count
     logits[3] = threshold - 1
-    got = mask_generator._stability(logits, threshold)
+    got = sam_generator._stability(logits, threshold)
     expected = calculate_stability_score(logits, threshold, 1.0)
     assert got.dtype is torch.float32
     torch.testing.assert_close(got, expected, atol=0, rtol=0, equal_nan=True)
@@ -560,29 +560,29 @@ def test_logits_are_enlarged_as_by_the_library(hw, side):
     sam = SimpleNamespace(image_encoder=encoder)
     scale = side / max(hw)
     scaled_hw = tuple(int(length * scale + 0.5) for length in hw)
-    crop = mask_generator._Crop((5, 7, 5 + hw[1], 7 + hw[0]), 0, torch.zeros(3, *scaled_hw))
+    crop = sam_generator._Crop((5, 7, 5 + hw[1], 7 + hw[0]), 0, torch.zeros(3, *scaled_hw))
     low = 5 * torch.randn(2, side // 4, side // 4, generator=torch.Generator().manual_seed(0))
 
-    got = mask_generator._Upsampler(sam, crop, CPU)(low)
+    got = sam_generator._Upsampler(sam, crop, CPU)(low)
 
     expected = Sam.postprocess_masks(sam, low[:, None], scaled_hw, hw)[:, 0]
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
 
 
 def test_rows_of_a_resampling_matrix_are_means():
-    matrix = mask_generator._resampling(64, 256, 192, 100)
+    matrix = sam_generator._resampling(64, 256, 192, 100)
     assert matrix.shape == (100, 64)
     torch.testing.assert_close(matrix.sum(dim=1), torch.ones(100))
     assert (matrix >= 0).all()
     assert (matrix[:, 50:] == 0).all()
 
 
-def decoded(passed_PM):
-    clicks, masks = passed_PM.shape
+def decoded(passed_QM):
+    prompts, masks = passed_QM.shape
     return DecodedPoints(
-        iou_PM=torch.where(passed_PM, 0.9, 0.1),
-        weights_PMK=torch.arange(clicks * masks * 2.0).view(clicks, masks, 2),
-        places_PTC=torch.arange(clicks * 3.0).view(clicks, 3, 1),
+        iou_QM=torch.where(passed_QM, 0.9, 0.1),
+        weights_QME=torch.arange(prompts * masks * 2.0).view(prompts, masks, 2),
+        places_QPC=torch.arange(prompts * 3.0).view(prompts, 3, 1),
     )
 
 
@@ -590,34 +590,34 @@ PASSED = {
     "all": [[1, 1, 1], [1, 1, 1]],
     "none": [[0, 0, 0], [0, 0, 0]],
     "some": [[0, 0, 0], [1, 0, 1], [0, 0, 0], [0, 1, 0]],
-    "one of every click": [[0, 0, 1], [1, 0, 0]],
+    "one of every prompt": [[0, 0, 1], [1, 0, 0]],
 }
 
 
 @pytest.mark.parametrize("late", [True, False], ids=["GPU", "CPU"])
 @pytest.mark.parametrize("passed", PASSED.values(), ids=PASSED)
-def test_clicks_without_a_mask_that_passes_are_left_out(passed, late, monkeypatch):
-    passed_PM = torch.tensor(passed, dtype=torch.bool)
-    clicks = decoded(passed_PM)
+def test_prompts_without_a_mask_that_passes_are_left_out(passed, late, monkeypatch):
+    passed_QM = torch.tensor(passed, dtype=torch.bool)
+    prompts = decoded(passed_QM)
     if late:
         with LateGpu() as gpu:
             gpu.attach(monkeypatch)
-            some, pairs = mask_generator._Filtered(clicks, 0.5).survivors()
+            some, pairs = sam_generator._Filtered(prompts, 0.5).survivors()
     else:
-        some, pairs = mask_generator._Filtered(clicks, 0.5).survivors()
+        some, pairs = sam_generator._Filtered(prompts, 0.5).survivors()
 
-    expected = passed_PM.nonzero().tolist()
+    expected = passed_QM.nonzero().tolist()
     kept = sorted({row for row, _ in expected})
     assert [[kept[row], mask] for row, mask in pairs.tolist()] == expected
-    assert torch.equal(some.iou_PM, clicks.iou_PM[kept])
-    assert torch.equal(some.weights_PMK, clicks.weights_PMK[kept])
-    assert torch.equal(some.places_PTC, clicks.places_PTC[kept])
+    assert torch.equal(some.iou_QM, prompts.iou_QM[kept])
+    assert torch.equal(some.weights_QME, prompts.weights_QME[kept])
+    assert torch.equal(some.places_QPC, prompts.places_QPC[kept])
 
 
 def test_a_mask_passes_above_the_threshold_and_without_one_every_mask_does():
-    clicks = decoded(torch.tensor([[True, False, False]]))
-    iou = clicks.iou_PM
+    prompts = decoded(torch.tensor([[True, False, False]]))
+    iou = prompts.iou_QM
     for threshold, passing in ((0.1, 1), (0.9, 0), (0.0, 3), (-0.5, 3)):
         exact = float(iou.min()) if threshold == 0.1 else threshold
         exact = float(iou.max()) if threshold == 0.9 else exact
-        assert len(mask_generator._Filtered(clicks, exact).survivors()[1]) == passing
+        assert len(sam_generator._Filtered(prompts, exact).survivors()[1]) == passing

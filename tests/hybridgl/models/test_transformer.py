@@ -1,4 +1,4 @@
-"""Parts of transformer blocks against torch's own layers, and slow formulas in double precision."""
+"""Parts of transformer blocks against slow formulas in double precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import nn
 
 from hybridgl.models import transformer
 from hybridgl.models.transformer import (
-    attend,
     linear,
     mlp,
     patch_tokens,
@@ -134,77 +133,6 @@ def test_only_float32_on_a_cpu_is_convolved(normal, monkeypatch):
     with PretendGpu():
         linear(x, weight)
     assert len(convolved) == 3
-
-
-def slow_attention(q, k, v, mask, scale):
-    """Head by head and query by query, in double precision."""
-    out = torch.zeros(*q.shape[:-1], v.shape[-1], dtype=torch.float64)
-    full = None if mask is None else mask.expand(*q.shape[:-1], k.shape[2])
-    for batch, head, query in torch.cartesian_prod(*map(torch.arange, q.shape[:3])).tolist():
-        scores = (k[batch, head].double() @ q[batch, head, query].double()) * scale
-        if mask is not None:
-            row = full[batch, head, query]
-            if row.dtype is torch.bool:
-                scores = torch.where(row, scores, float("-inf"))
-            else:
-                scores = scores + row.double()
-        weights = (scores - scores.max()).exp()
-        out[batch, head, query] = (weights / weights.sum()) @ v[batch, head].double()
-    return out
-
-
-MASKS = {
-    "no mask": lambda normal: None,
-    "pairs": lambda normal: (normal(2, 3, 5, 7) > 0) | (torch.arange(7) == 2),
-    "one for all heads": lambda normal: (normal(2, 1, 1, 7) > 0) | (torch.arange(7) == 2),
-    "one for all": lambda normal: torch.arange(7) <= torch.arange(5)[:, None],
-    "added": lambda normal: normal(2, 3, 5, 7),
-}
-
-
-@pytest.mark.parametrize("scale", [None, 1.0, 0.3])
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_attention_is_the_formula_in_double_precision(normal, mask, scale, dtype):
-    q, k, v = (normal(2, 3, tokens, 8).to(dtype) for tokens in (5, 7, 7))
-    mask = mask(normal)
-    if mask is not None and mask.is_floating_point():
-        mask = mask.to(dtype)
-
-    got = attend(q, k, v, mask, scale=scale)
-
-    assert_close(got, slow_attention(q, k, v, mask, 8**-0.5 if scale is None else scale), dtype)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_attention_is_the_same_on_a_gpu(normal, dtype):
-    q, k, v = (normal(2, 3, 6, 8).to(dtype) for _ in range(3))
-
-    with PretendGpu():
-        on_gpu = attend(q, k, v, scale=0.7)
-
-    assert_close(on_gpu, slow_attention(q, k, v, None, 0.7), dtype)
-
-
-def test_only_bfloat16_without_a_mask_on_a_cpu_leaves_the_fused_attention(normal, monkeypatch):
-    fused = calls_of(monkeypatch, "scaled_dot_product_attention")
-    q = normal(1, 1, 4, 8).bfloat16()
-
-    attend(q, q, q)
-    assert not fused
-    attend(q.float(), q.float(), q.float())
-    attend(q, q, q, torch.ones(4, 4, dtype=torch.bool))
-    with PretendGpu():
-        attend(q, q, q)
-    assert len(fused) == 3
-
-
-def test_attention_leaves_its_inputs_as_they_are(normal):
-    for dtype in (torch.float32, torch.bfloat16):
-        q = normal(1, 2, 4, 8).to(dtype)
-        before = q.clone()
-        attend(q, q, q).zero_()
-        assert torch.equal(q, before)
 
 
 def two_layers(widths=(6, 20, 6)):

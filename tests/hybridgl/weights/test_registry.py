@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from hybridgl.weights import manifest
+from hybridgl.errors import SettingError, WeightsError
+from hybridgl.weights import registry
 from hybridgl.weights.registry import CLIP_FILES, SAM_FILES, WeightsFile, weight_set
 
 
@@ -50,25 +54,94 @@ def test_command_for_a_missing_file_names_the_folder_that_it_is_missing_from(fol
     assert f"download clip-ViT-B-32 --weights_folder '{folder / 'my own'}'`, or" in clip
 
 
-def test_file_with_a_published_name_and_another_content_is_doubted(folder, monkeypatch):
+def test_file_with_a_published_name_and_another_content_is_warned_of(folder, monkeypatch):
     for name in ("ViT-B-16.pt", "sam_vit_h_4b8939.pth"):
         (folder / name).write_bytes(name.encode())
     weights = weight_set("paper")
-    digests = {model: weights.digest(model) for model in ("clip", "sam")}
-    assert digests["clip"] == hashlib.sha256(b"ViT-B-16.pt").hexdigest()
-    clip, sam = weights.warnings(digests)
+    sha256s = {model: weights.sha256(model) for model in ("clip", "sam")}
+    assert sha256s["clip"] == hashlib.sha256(b"ViT-B-16.pt").hexdigest()
+    clip, sam = weights.warnings("clip", "sam")
     assert (
-        f"of {folder / 'ViT-B-16.pt'} to start with 5806e77cd80f, got {digests['clip'][:12]}"
+        f"of {folder / 'ViT-B-16.pt'} to start with 5806e77cd80f, got {sha256s['clip'][:12]}"
         in clip
     )
     assert "run `hybridgl download sam-vit_h`, or fetch it from https://dl.fbaipubl" in sam
-    known = {"vit_h": WeightsFile("sam-vit_h", "sam_vit_h_4b8939.pth", "url", digests["sam"][:6])}
-    monkeypatch.setattr(manifest, "SAM_FILES", known)
-    assert weights.warnings(digests) == [clip]
+    known = {"vit_h": WeightsFile("sam-vit_h", "sam_vit_h_4b8939.pth", "url", sha256s["sam"][:6])}
+    monkeypatch.setattr(registry, "SAM_FILES", known)
+    assert weights.warnings("clip", "sam") == [clip]
 
 
-def test_file_with_a_name_of_its_own_is_not_doubted(folder):
+def test_file_with_a_name_of_its_own_is_not_warned_of(folder):
     own = folder / "own.pt"
     own.write_bytes(b"own")
     weights = replace(weight_set("tiny"), clip_weights=own)
-    assert weights.warnings({model: weights.digest(model) for model in ("clip", "sam")}) == []
+    assert weights.warnings("clip", "sam") == []
+
+
+def installed(folder, name, content, *, record=True):
+    """A package as an installer leaves it, with or without its list of files."""
+    package, metadata = folder / name, folder / f"{name}-1.0.dist-info"
+    package.mkdir(parents=True)
+    metadata.mkdir()
+    (package / "weights.bin").write_bytes(content)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    sha256 = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    if record:
+        (metadata / "RECORD").write_text(
+            f"{name}/weights.bin,sha256={sha256},{len(content)}\n"
+            f"{name}/__pycache__/x.pyc,sha256=abc,3\n"
+            f"{name}-1.0.dist-info/INSTALLER,sha256=def,4\n{name}-1.0.dist-info/RECORD,,\n"
+        )
+
+
+def sha256_of_parser(name):
+    return weight_set("tiny", spacy_model=str(name)).sha256("parser")
+
+
+def test_sha256_of_a_pipelines_folder_changes_with_any_of_its_files(tmp_path):
+    bundled = Path(weight_set("tiny").spacy_model)
+    copied = shutil.copytree(bundled, tmp_path / "copied")
+    assert sha256_of_parser(copied) == sha256_of_parser(bundled)
+    model = copied / "parser" / "model"
+    model.write_bytes(model.read_bytes() + b"x")
+    changed = sha256_of_parser(copied)
+    assert changed != sha256_of_parser(bundled)
+    model.rename(copied / "parser" / "other")
+    assert sha256_of_parser(copied) not in (changed, sha256_of_parser(bundled))
+
+
+def test_sha256_of_an_installed_pipeline_is_that_of_what_was_installed(tmp_path, monkeypatch):
+    for number, content in enumerate((b"one", b"one", b"two")):
+        installed(tmp_path / str(number), "en_own", content)
+    found = []
+    for number in range(3):
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(tmp_path / str(number))
+            found.append(sha256_of_parser("en_own"))
+    assert found[0] == found[1] != found[2]
+
+
+def test_pipeline_without_a_list_of_its_files_is_known_by_name_and_version(tmp_path, monkeypatch):
+    installed(tmp_path, "en_bare", b"", record=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(sha256_of_parser("en_bare")) == 64
+
+
+@pytest.mark.parametrize("name", ["en_core_web_none", "no/such/folder"])
+def test_sha256_of_a_missing_pipeline_says_how_to_install_one(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=r"got neither a package nor a folder.*spacy download"):
+        sha256_of_parser(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "huge"}, "weights among tiny, paper, got 'huge'; choose one"),
+        ({"clip_model": "RN101"}, "a CLIP model among ViT-B-16, .*, got 'RN101'; choose one"),
+        ({"sam_type": "vit_x"}, "a SAM type among vit_h, .*tiny, got 'vit_x'; choose one"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_known_ones(arguments, message):
+    with pytest.raises(SettingError, match=message):
+        weight_set(**{"name": "tiny", **arguments})

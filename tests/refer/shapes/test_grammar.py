@@ -311,7 +311,7 @@ def test_indistinguishable_objects_get_no_expression():
 
 def test_index_outside_the_scene_is_refused():
     scene = scene_of(thing("star", "red", 60, 110))
-    with pytest.raises(IndexError, match="expected an object index below 1, got 1"):
+    with pytest.raises(IndexError, match="Expected an object index below 1, got 1"):
         expressions_for(scene, 1, np.random.default_rng(0), 1)
 
 

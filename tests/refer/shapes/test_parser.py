@@ -24,7 +24,7 @@ from scripts.tiny_weights.train_spacy import (
     write_treebank,
 )
 
-FOLDER = Path(__file__).parents[2] / OUTPUT
+FOLDER = Path(__file__).parents[3] / OUTPUT
 SMALL = Recipe(num_train=300, num_test=60, epochs=2)
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from refer.refer import load_refer
-from refer.segmentation import ground_truth
+from refer.segmentation import gt_mask
 from refer.shapes import world
 from refer.shapes.scene import sample_scene
 from refer.shapes.world import DEFAULT_SIZES, ensure_world, run_lengths, training_scene, write_world
@@ -27,7 +27,7 @@ def root(tmp_path_factory):
     return folder
 
 
-def digests(root: Path) -> dict[str, str]:
+def sha256_of_files(root: Path) -> dict[str, str]:
     return {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in root.rglob("*")
@@ -56,25 +56,25 @@ def test_same_seed_same_bytes_whatever_the_process(root, tmp_path):
             *arguments,
         ],
         check=True,
-        cwd=Path(__file__).parents[2],
-        env={"PYTHONHASHSEED": "123", "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[3],
+        env={"PYTHONPATH": "src", "PYTHONHASHSEED": "123", "OMP_NUM_THREADS": "1"},
         capture_output=True,
     )
-    assert digests(tmp_path) == digests(root)
-    assert len(digests(root)) == sum(SIZES.values()) + 3
+    assert sha256_of_files(tmp_path) == sha256_of_files(root)
+    assert len(sha256_of_files(root)) == sum(SIZES.values()) + 3
 
 
 def test_another_seed_gives_other_images(root, tmp_path):
     write_world(tmp_path, seed=1, sizes={"val": 1})
     name = "images/shapes/shapes_val_000000.png"
-    assert digests(tmp_path)[name] != digests(root)[name]
+    assert sha256_of_files(tmp_path)[name] != sha256_of_files(root)[name]
 
 
 def test_bigger_world_extends_a_smaller_one(root, tmp_path):
     write_world(tmp_path, sizes={"val": 2, "testB": 1})
-    small = digests(tmp_path)
-    assert {name: digest for name, digest in small.items() if name.endswith(".png")}.items() <= (
-        digests(root).items()
+    small = sha256_of_files(tmp_path)
+    assert {name: sha256 for name, sha256 in small.items() if name.endswith(".png")}.items() <= (
+        sha256_of_files(root).items()
     )
     for part in ("images", "annotations"):
         assert all(item in instances(root)[part] for item in instances(tmp_path)[part])
@@ -82,16 +82,16 @@ def test_bigger_world_extends_a_smaller_one(root, tmp_path):
 
 
 def test_masks_are_the_visible_pixels_of_the_image_s_scene(root):
-    image = instances(root)["images"][2]
-    assert image["file_name"] == "shapes_val_000000.png"
+    info = instances(root)["images"][2]
+    assert info["file_name"] == "shapes_val_000000.png"
     scene = sample_scene(np.random.default_rng(np.random.SeedSequence((0, 2, 0))))
-    image = np.asarray(Image.open(root / "images" / "shapes" / image["file_name"]))
+    image = np.asarray(Image.open(root / "images" / "shapes" / info["file_name"]))
     np.testing.assert_array_equal(image, scene.image_HW3)
-    annotations = [a for a in instances(root)["annotations"] if a["image_id"] == image["id"]]
+    annotations = [a for a in instances(root)["annotations"] if a["image_id"] == info["id"]]
     assert len(annotations) == len(scene.objects)
     for index, annotation in enumerate(annotations):
         rle = annotation["segmentation"]
-        mask_HW = ground_truth(rle, scene.labels_HW.shape, drop_overlaps=True)
+        mask_HW = gt_mask(rle, scene.labels_HW.shape, overlapping_polygons_dropped=True)
         np.testing.assert_array_equal(mask_HW, scene.mask_HW(index))
         ys, xs = np.nonzero(mask_HW)
         left, top, width, height = annotation["bbox"]
@@ -131,7 +131,7 @@ def test_splits_have_the_asked_sizes_and_share_no_image(root):
         by_split.setdefault(ref["split"], set()).add(ref["image_id"])
     assert {split: len(ids) for split, ids in by_split.items()} == SIZES
     assert len(set.union(*by_split.values())) == sum(SIZES.values())
-    images = [d for name, d in digests(root).items() if name.endswith(".png")]
+    images = [d for name, d in sha256_of_files(root).items() if name.endswith(".png")]
     assert len(set(images)) == sum(SIZES.values())
 
 
@@ -178,10 +178,10 @@ def test_world_of_the_same_parameters_is_left_alone(root):
 
 def test_damaged_world_is_made_again(tmp_path):
     write_world(tmp_path, sizes={"val": 2})
-    whole = digests(tmp_path)
+    whole = sha256_of_files(tmp_path)
     (tmp_path / "images" / "shapes" / "shapes_val_000001.png").write_bytes(b"cut")
     write_world(tmp_path, sizes={"val": 2})
-    assert digests(tmp_path) == whole
+    assert sha256_of_files(tmp_path) == whole
 
 
 def test_world_of_other_parameters_is_replaced(tmp_path):
@@ -192,7 +192,7 @@ def test_world_of_other_parameters_is_replaced(tmp_path):
 
 def test_failed_writing_leaves_the_old_world_and_nothing_else(tmp_path, monkeypatch):
     write_world(tmp_path, sizes={"val": 1})
-    before = digests(tmp_path)
+    before = sha256_of_files(tmp_path)
 
     def fail(*args: object) -> None:
         raise OSError("disk full")
@@ -200,34 +200,34 @@ def test_failed_writing_leaves_the_old_world_and_nothing_else(tmp_path, monkeypa
     monkeypatch.setattr(world, "_dump_json", fail)
     with pytest.raises(OSError, match="disk full"):
         write_world(tmp_path, sizes={"val": 2})
-    assert digests(tmp_path) == before
+    assert sha256_of_files(tmp_path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "shapes"]
 
 
 def test_ensure_world_takes_any_whole_world_and_makes_a_missing_one(tmp_path, monkeypatch):
     write_world(tmp_path / "own", seed=5, sizes={"val": 1})
-    before = digests(tmp_path / "own")
+    before = sha256_of_files(tmp_path / "own")
     assert ensure_world(tmp_path / "own") == tmp_path / "own" / "shapes"
-    assert digests(tmp_path / "own") == before
+    assert sha256_of_files(tmp_path / "own") == before
     made: list[object] = []
     monkeypatch.setattr(world, "write_world", lambda *given, **named: made.append((given, named)))
     ensure_world(tmp_path / "none")
     assert made == [((tmp_path / "none",), {"seed": 0, "sizes": DEFAULT_SIZES})]
 
 
-def test_damaged_world_of_ones_own_is_made_again_with_its_own_seed(tmp_path, caplog):
+def test_damaged_world_of_another_seed_is_made_again_with_that_seed(tmp_path, caplog):
     write_world(tmp_path, seed=5, sizes={"val": 1})
-    before = digests(tmp_path)
+    before = sha256_of_files(tmp_path)
     (tmp_path / "images" / "shapes" / "shapes_val_000000.png").write_bytes(b"cut")
     ensure_world(tmp_path)
-    assert digests(tmp_path) == before
+    assert sha256_of_files(tmp_path) == before
     assert "writing it again, with seed 5" in caplog.text
 
 
 def test_files_of_others_are_not_replaced(tmp_path):
     (tmp_path / "shapes").mkdir()
     (tmp_path / "shapes" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="expected nothing but a shapes world"):
+    with pytest.raises(FileExistsError, match="Expected nothing but a shapes world"):
         write_world(tmp_path, sizes={"val": 1})
     assert (tmp_path / "shapes" / "notes.txt").read_text() == "mine"
 
@@ -235,10 +235,10 @@ def test_files_of_others_are_not_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sizes": {"test": 1}}, "expected splits among train, val, testA, testB, got 'test'"),
-        ({"sizes": {"val": -1}}, "expected 0 to 999999 images in val, got -1"),
-        ({"sizes": {"val": 1}, "seed": 2**32}, "expected a seed from 0 to 4294967295"),
-        ({"sizes": {"val": 1}, "seed": -1}, "expected a seed from 0 to 4294967295"),
+        ({"sizes": {"test": 1}}, "Expected splits among train, val, testA, testB, got 'test'"),
+        ({"sizes": {"val": -1}}, "Expected 0 to 999999 images in val, got -1"),
+        ({"sizes": {"val": 1}, "seed": 2**32}, "Expected a seed from 0 to 4294967295"),
+        ({"sizes": {"val": 1}, "seed": -1}, "Expected a seed from 0 to 4294967295"),
     ],
 )
 def test_impossible_parameters_are_refused_before_anything_is_written(tmp_path, arguments, message):
@@ -251,7 +251,7 @@ def test_command_line_reports_a_bad_value_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         world.main([f"--root={tmp_path}", "--val=-3"])
     assert stop.value.code == 2
-    assert "expected 0 to 999999 images in val, got -3" in capsys.readouterr().err
+    assert "Expected 0 to 999999 images in val, got -3" in capsys.readouterr().err
 
 
 def test_training_scenes_are_repeatable_and_in_no_split(root):

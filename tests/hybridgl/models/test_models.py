@@ -1,0 +1,122 @@
+"""The registry of models: loaded by name, side by side, and nothing imported before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+import torch
+
+from hybridgl import models
+from hybridgl.errors import SettingError, WeightsError
+from hybridgl.models import Models, load, select_device, select_dtype
+from hybridgl.models.clip import ClipEncoder
+from hybridgl.models.parser import SpacyParser
+from hybridgl.models.sam import Sam
+from hybridgl.weights.registry import weight_set
+from tests.factories_clip import clip_encoder, clip_state, resnet_clip_state, save_npz
+
+TINY = weight_set("tiny")
+
+HEAVY = ("open_clip", "segment_anything", "spacy", "torchvision", "matplotlib", "requests")
+"""Packages that cost much of a second each."""
+
+
+@pytest.mark.parametrize("imported", ["hybridgl", "hybridgl.models", "hybridgl.models.sam"])
+def test_no_model_package_is_imported_before_a_model_is_loaded(imported):
+    code = f"import sys, {imported}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(HEAVY) & set(done.stdout.split())
+
+
+def test_models_are_loaded_by_name():
+    assert isinstance(load("clip", TINY.clip_weights), ClipEncoder)
+    assert isinstance(load("sam", TINY.sam_checkpoint, sam_type="tiny"), Sam)
+    assert isinstance(load("parser", TINY.spacy_model), SpacyParser)
+
+
+def test_unknown_model_is_refused_with_the_known_ones():
+    with pytest.raises(SettingError, match="among clip, sam, parser, got 'blip'; choose one"):
+        load("blip", TINY.clip_weights)
+
+
+def test_a_model_of_another_package_can_be_registered(monkeypatch):
+    monkeypatch.setitem(models.LOADERS, "captioner", lambda weights, device: (weights, device))
+    assert load("captioner", "c.pt", device="cpu") == ("c.pt", "cpu")
+
+
+def test_two_clips_live_side_by_side(tmp_path):
+    states = clip_state(0, blocks=2), resnet_clip_state(1), clip_state(2, blocks=1, side=96)
+    paths = [save_npz(tmp_path / f"{number}.npz", state) for number, state in enumerate(states)]
+    together = [load("clip", path) for path in paths]
+    for clip, state in zip(together, states, strict=True):
+        alone = clip_encoder(state)
+        images = torch.randn(
+            1, 3, *[alone.image_size] * 2, generator=torch.Generator().manual_seed(0)
+        )
+        assert torch.equal(clip.encode_images(images), alone.encode_images(images))
+        assert torch.equal(clip.encode_texts(["a cat"]), alone.encode_texts(["a cat"]))
+
+
+def test_models_of_a_set_are_loaded_once_each_and_only_when_needed(monkeypatch):
+    asked = []
+    for name in models.LOADERS:
+        monkeypatch.setitem(models.LOADERS, name, lambda *_, name=name, **__: asked.append(name))
+    of_run = Models(TINY, device=torch.device("cpu"))
+    assert asked == []
+    for _ in range(2):
+        assert (of_run.sam, of_run.parser, of_run.clip) == (None, None, None)
+    assert asked == ["sam", "parser", "clip"]
+
+
+def test_settings_name_weights_numerics_and_versions():
+    settings = Models(TINY, device=torch.device("cpu"), dtype=torch.bfloat16).settings("clip")
+    assert settings["weights"]["clip"] == "clip.npz"
+    assert list(settings["weights"]["sha256"]) == ["clip"]
+    assert settings["weights"]["spacy"].startswith("en_")
+    assert (settings["device"], settings["dtype"]) == ("cpu", "bfloat16")
+    assert settings["versions"]["torch"] == version("torch")
+
+
+def test_numerics_of_sam_depend_on_the_dtype_and_those_of_clip_do_not():
+    of_run = Models(TINY, device=torch.device("cpu"), dtype=torch.bfloat16, compiles=True)
+    assert of_run.numerics("sam") == "torch.bfloat16 compiled"
+    assert of_run.numerics("clip") == "torch.float32 compiled"
+
+
+def test_missing_files_are_named_before_any_work(tmp_path):
+    weights = weight_set("tiny", clip_weights=tmp_path / "c.pt", sam_checkpoint=tmp_path / "s.pth")
+    of_run = Models(weights, device=torch.device("cpu"))
+    with pytest.raises(WeightsError, match=r"c\.pt, got no such file.*s\.pth, got no such file"):
+        of_run.require("clip", "sam")
+    Models(TINY, device=torch.device("cpu")).require("clip", "sam")
+
+
+def test_file_that_is_not_the_published_one_is_warned_of_once(tmp_path, caplog):
+    path = tmp_path / "ViT-B-16.pt"
+    path.write_bytes(b"other")
+    of_run = Models(weight_set("tiny", clip_weights=path), device=torch.device("cpu"))
+    assert of_run.sha256("clip") == of_run.sha256("clip")
+    assert [record.message for record in caplog.records] == of_run.warnings("clip")
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "cpu:x", ""])
+def test_unknown_device_is_refused(name):
+    with pytest.raises(SettingError, match=r"auto, cpu, cuda or cuda:i, got .*; choose one"):
+        select_device(name)
+
+
+def test_device_that_is_not_there_is_refused():
+    with pytest.raises(SettingError, match=r"'cuda:99' with \d+ GPUs; use --device cpu"):
+        select_device("cuda:99")
+
+
+def test_names_of_devices_and_number_formats():
+    assert select_device("cpu") == torch.device("cpu")
+    assert select_device("auto").type in ("cpu", "cuda")
+    assert select_dtype("bfloat16") is torch.bfloat16
+    with pytest.raises(SettingError, match="float32 or bfloat16, got 'float16'; choose one"):
+        select_dtype("float16")
