@@ -174,7 +174,7 @@ def _guidance() -> tuple[TableRow, ...]:
 
 
 def _settings() -> tuple[TableRow, ...]:
-    constant = (str(GuidanceConfig().outside_weight),) * 3
+    constant = (str(GuidanceConfig().coherence_weights[0]),) * 3
     settings: list[tuple[str, ...]] = [("--alpha", f"{n / 5:g}") for n in range(6)]
     settings += [("--sentence_weight", weight) for weight in ("0", "0.5", "1")]
     settings += [("--num_candidates", count) for count in ("1", "2", "3", "5")]

@@ -156,7 +156,7 @@ class _Job:
         split_by = SplitConfig.from_arguments(parsed).split_by or usual
         self._cells = _cells(dataset, split_by, arguments.splits)
         self._label = dataset if split_by == usual else f"{dataset}-{split_by}"
-        models = ModelConfig.from_arguments(parsed).resolved(dataset, published_clip="")
+        models = ModelConfig.from_arguments(parsed).resolved(dataset, published_clip="ViT-B-16")
         tables = paper_tables(tiny=models.weights == "tiny", freesolo=arguments.freesolo)
         self._tables = {name: tables[name] for name in dict.fromkeys(arguments.tables)}
         self._reports: dict[tuple[PlannedRun, str], Report] = {}
