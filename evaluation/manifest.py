@@ -95,6 +95,8 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
             and all(manifest.sha256.get(other, sha) == sha for other, sha in sha256.items())
         }
         if not found:
+            # Names every file that is not here, with the command that fetches it.
+            models.require(*(one for one in missing if one != "parser"))
             raise absence
         if len(found) > 1:
             raise DataError(
