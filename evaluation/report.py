@@ -301,7 +301,7 @@ def _published_lines(context: ReportContext) -> Iterator[tuple[int, str]]:
     if context.method not in _PUBLISHED_NAMES:
         return
     cell = (context.dataset, context.split_by, context.split)
-    rows = published(cell, method=_PUBLISHED_NAMES[context.method])
+    rows = published(cell, _PUBLISHED_NAMES[context.method])
     for row_id in dict.fromkeys(row.row_id for row in rows):
         of_id = [row for row in rows if row.row_id == row_id]
         values = "  ".join(

@@ -336,7 +336,7 @@ class Run:
         """
         storage = self.config.storage
         self._use_other_device()
-        self._check_folder_settings()
+        self.check_folder_settings()
         if not (storage.overwrite or storage.shard):
             finished = self.finished_records()
             if finished is not None:
@@ -409,8 +409,12 @@ class Run:
             top_k_shrinks_across_images=quirks.top_k_shrinks_across_images,
         )
 
-    def _check_folder_settings(self) -> None:
-        """Refuse a folder that holds a run of other settings."""
+    def check_folder_settings(self) -> None:
+        """Refuse a folder that holds a run of other settings.
+
+        Raises:
+            OSError: it does, and is not to be overwritten.
+        """
         summary = read_summary(self.folder)
         if self.config.storage.overwrite or summary is None:
             return
