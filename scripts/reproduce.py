@@ -43,7 +43,7 @@ from evaluation.tables import (
     group_scores,
     paper_table,
 )
-from hybridgl.downloads.catalogue import SPACY_MODEL
+from hybridgl.download import SPACY_MODEL
 from hybridgl.errors import DataError, HybridGLError
 from hybridgl.files import atomic_write_bytes
 from hybridgl.metrics import PROTOCOLS

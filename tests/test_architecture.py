@@ -37,7 +37,7 @@ HOMES = {
     "spacy": {"hybridgl/models/spacy_parser.py"},
     "cv2": {"hybridgl/views.py", "hybridgl/mask_regions.py"},
     "matplotlib": {"hybridgl/figures.py"},
-    "requests": {"hybridgl/downloads/fetch.py"},
+    "requests": {"hybridgl/download.py"},
     "pycocotools": {"hybridgl/mask_rle.py", "refer/ground_truth.py"},
 }
 FREE_OF_HOMES = ("tests", "scripts", "benchmarks")
