@@ -190,6 +190,18 @@ def test_file_put_there_by_hand_is_kept(client):
     assert "no sha256 to compare" in client.lines[-1]
 
 
+@pytest.mark.parametrize("sha256", [SHA256, SHA256[:6]])
+def test_published_sha256_is_compared_first(server, client, sha256):
+    client.target.write_bytes(CONTENT)
+    assert not client.fetch("http://127.0.0.1:1/", sha256=sha256)
+    assert client.lines[-1] == f"already there: {client.target}, whole"
+    client.target.write_bytes(OTHER_CONTENT)
+    other = hashlib.sha256(OTHER_CONTENT).hexdigest()
+    (client.folder / "sha256.json").write_text(json.dumps({"file.bin": other}))
+    assert client.fetch(server.serve("/a", CONTENT), sha256=sha256)
+    assert client.target.read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("published", [True, False])
 def test_damaged_file_is_replaced_when_all_is_received(server, client, published, caplog):
     sha256 = SHA256 if published else ""

@@ -260,8 +260,8 @@ FAULTS = {
         "none",
     ),
     image_that_is_not_listed: ("val", "wrong", "which it lacks", ""),
-    folder_in_place_of_refs: ("", "missing", "there is neither ", ""),
-    file_in_place_of_the_dataset: ("", "missing", "there is no folder ", ""),
+    folder_in_place_of_refs: ("", "missing", "neither ", ""),
+    file_in_place_of_the_dataset: ("", "missing", "no folder ", ""),
 }
 
 
