@@ -22,7 +22,10 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status, as of ``hybridgl.cli.main``."""
-    parser = argparse.ArgumentParser(prog="python -m refer", description="Fetch datasets, and look whether they and the store are whole.")
+    parser = argparse.ArgumentParser(
+        prog="python -m refer",
+        description="Fetch datasets, and look whether they and the store are whole.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("download", help="published datasets, and the library's weights")
     add_download_arguments(command)
