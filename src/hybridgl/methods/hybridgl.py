@@ -175,14 +175,29 @@ class HybridGL:
             raise SettingError(
                 f"Expected the profile {names}, got {profile!r}; choose one of them."
             ) from None
-        chosen = ModelConfig(weights=weights, device=device, dtype=dtype).resolved(
-            published_clip=cls.published_clip
-        )
         fusion = FusionConfig(fusion_mode=FusionMode.parse(fusion_mode))
-        models = build_models(chosen)
+        chosen = ModelConfig(weights=weights, device=device, dtype=dtype)
+        return cls.from_config(chosen, HybridGLConfig(quirks=quirks, fusion=fusion), store)
+
+    @classmethod
+    def from_config(
+        cls, chosen: ModelConfig, config: HybridGLConfig, store: Store | None = None
+    ) -> HybridGL:
+        """Build a model for custom images from settings.
+
+        Args:
+            chosen: which models, and how they run.
+            config: settings of the method.
+            store: keeps the results of stages.
+
+        Raises:
+            SettingError: a wrong name.
+            WeightsError: files that are missing; all are named.
+        """
+        resolved = chosen.resolved(published_clip=cls.published_clip)
+        models = build_models(resolved)
         models.require("clip", "sam")
-        config = HybridGLConfig(quirks=quirks, fusion=fusion)
-        return cls(models, config, store, proposals=chosen.proposals)
+        return cls(models, config, store, proposals=resolved.proposals)
 
     @cached_property
     def clip(self) -> ClipEncoder:
