@@ -235,12 +235,12 @@ def _outline(masks_N1RR: Tensor) -> Tensor:
 # Losses.
 
 
-def contrast(scores_AB: Tensor, positive_AB: Tensor) -> Tensor:
+def contrast(scores: Tensor, positive: Tensor) -> Tensor:
     """Mean over the rows that have positives of the mean -log softmax of those."""
-    counts_A = positive_AB.sum(dim=1)
-    logs_AB = scores_AB.log_softmax(dim=1).masked_fill(~positive_AB, 0.0)
-    has_A = counts_A > 0
-    return -(logs_AB.sum(dim=1)[has_A] / counts_A[has_A]).mean()
+    counts = positive.sum(dim=1)
+    logs = scores.log_softmax(dim=1).masked_fill(~positive, 0.0)
+    has_any = counts > 0
+    return -(logs.sum(dim=1)[has_any] / counts[has_any]).mean()
 
 
 def gem_loss(patches_BPE: Tensor, texts_TE: Tensor, scale: Tensor, scenes: GemScenes) -> Tensor:
