@@ -3,8 +3,8 @@
 CLIP's and SAM's own modules hold the weights; these functions run them. The number format of a
 product is that of its weights: activations are cast to it, sums and norms stay in float32.
 
-Shapes: B images, R side of a square input, h x w pixels of a patch, G patches along a side, D width,
-C and E channels of a layer's input and output.
+Shapes: B images, R side of a square input, h x w pixels of a patch, G patches along a side,
+D width, C and E channels of a layer's input and output.
 """
 
 from __future__ import annotations
