@@ -289,7 +289,7 @@ def step_losses(learner: Learner, batch: Batch) -> Losses:
                 batch.masked.local_N3RR,
                 batch.masked.global_N3RR,
                 batch.masked.coverage_NP,
-                FusionConfig(mode=batch.masked.mode),
+                FusionConfig(fusion_mode=batch.masked.mode),
                 attention_masking_skips_last_block=quirks.attention_masking_skips_last_block,
             )
             features_NE = torch.cat([features_NE, masked_NE])
