@@ -21,7 +21,6 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Editable as a path entry: a clone named hybridgl beside a script would hide the package otherwise.
 # Runs pip only where the requirements or the place of the checkout have changed.
 install:
 	@wanted=$$( (cat pyproject.toml constraints.txt; pwd) | cksum ); \
@@ -29,7 +28,7 @@ install:
 		echo "Installing into $(VENV) (a few GB, once)"; \
 		$(PYTHON) -m venv $(VENV) && \
 		$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
-			--config-settings editable_mode=compat -e ".[dev]" && \
+			-e ".[dev]" && \
 		echo "$$wanted" > $(VENV)/installed; \
 	fi
 

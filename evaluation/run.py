@@ -62,7 +62,7 @@ _PACKAGES = ("hybridgl", "torch", "torchvision", "open_clip_torch", "segment-any
 def _proposals(text: str) -> str:
     """Accept a source of proposals."""
     if text not in ("sam", "gt") and not text.startswith(_COCO):
-        raise SettingError(f"expected sam, coco:FILE or gt, got {text!r}")
+        raise SettingError(f"Expected sam, coco:FILE or gt, got {text!r}; choose one of them.")
     return text
 
 

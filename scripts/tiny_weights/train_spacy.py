@@ -48,7 +48,7 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-OUTPUT = Path("hybridgl/weights/tiny/spacy")
+OUTPUT = Path("src/hybridgl/weights/tiny/spacy")
 """Where the library bundles the pipeline."""
 
 REQUIRED_SCORE = 0.97
