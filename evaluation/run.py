@@ -504,7 +504,7 @@ class Run:
         )
 
     def _unreadable(self, records: Sequence[Record]) -> list[str]:
-        """A line on the images that proved corrupt when they were needed."""
+        """Return a line on the images that proved corrupt when they were needed."""
         errors = self.split.image_errors
         ids = {record.image_id: None for record in records if record.image_error}
         later = [i for i in ids if i not in errors.unreadable]
@@ -516,7 +516,7 @@ class Run:
         ]
 
     def _setting(self) -> str:
-        """What the run was made with, to be held against a published setting."""
+        """Say what the run was made with, to be held against a published setting."""
         config = self.config
         parts = [
             config.mode,
@@ -552,7 +552,7 @@ class Run:
 
 
 def _image_errors(split: ReferSplit) -> dict[str, Any]:
-    """The images that are not as annotated, as JSON values: records depend on them."""
+    """Return the images that are not as annotated, as JSON values: records depend on them."""
     errors = split.image_errors
     return {
         "missing": list(errors.missing),
@@ -562,7 +562,7 @@ def _image_errors(split: ReferSplit) -> dict[str, Any]:
 
 
 def _proposal_file(proposals: str) -> Path | None:
-    """The file of masks that the source of proposals names; None where it names none."""
+    """Return the file of masks that the source of proposals names; None where it names none."""
     if not proposals.startswith(_COCO):
         return None
     path = Path(proposals.removeprefix(_COCO))

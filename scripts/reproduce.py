@@ -191,7 +191,7 @@ class _Job:
         return list(problems.values())
 
     def _plan(self) -> Plan:
-        """The run of every row on every split."""
+        """Return the run of every row on every split."""
         splits: dict[str, ReferSplit | Exception] = {}
         by_name: dict[str, PlannedRun] = {}
         plan: dict[tuple[str, TableRow], PlannedRun] = {}
@@ -264,7 +264,7 @@ class _Job:
         print(write_table(path, title, made, cells, [*notes, *warnings, *more]))
 
     def _report(self, planned: PlannedRun, protocol: str, records: Sequence[Record]) -> Report:
-        """The scores of a run, once for all rows that show it."""
+        """Return the scores of a run, once for all rows that show it."""
         if (planned, protocol) not in self._reports:
             assert planned.run is not None
             self._reports[planned, protocol] = planned.run.report(records, protocol)
@@ -272,7 +272,7 @@ class _Job:
 
 
 def _cells(dataset: str, split_by: str, splits: Sequence[str] | None) -> list[Cell]:
-    """Splits of a dataset: those named, or those that it is evaluated on."""
+    """Return splits of a dataset: those named, or those that it is evaluated on."""
     chosen = splits or _EVALUATED.get(dataset)
     if chosen is None:
         validate(dataset, "val", split_by)
@@ -281,7 +281,7 @@ def _cells(dataset: str, split_by: str, splits: Sequence[str] | None) -> list[Ce
 
 
 def _planned(config: RunConfig, splits: dict[str, ReferSplit | Exception]) -> PlannedRun:
-    """A run with its state; nothing is computed.
+    """Return a run with its state; nothing is computed.
 
     Args:
         config: every setting.
@@ -351,7 +351,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _differences(config: RunConfig, usual: RunConfig) -> list[str]:
-    """The settings of a run that another does not have, as they are written."""
+    """Return the settings of a run that another does not have, as they are written."""
     profile = {"profile": config.choice.profile.value}
     found = {**profile, **config.changed}
     others = {"profile": usual.choice.profile.value, **usual.changed}
@@ -434,7 +434,7 @@ def plan_text(plan: Sequence[PlannedRun]) -> str:
 
 
 def _by_problem(problems: Mapping[PlannedRun, str]) -> list[str]:
-    """A line for each problem, with the runs that have it."""
+    """Return a line for each problem, with the runs that have it."""
     names: dict[str, list[str]] = {}
     for planned, problem in problems.items():
         names.setdefault(problem, []).append(planned.name)

@@ -341,7 +341,7 @@ class GlobalLocalClip:
 
 
 def _bilinear_taps(start_N: Tensor, stop_N: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The two pixels that each output pixel reads along one axis of a crop, and the second's share.
+    """Find the two pixels that each output pixel reads along an axis of a crop, and their shares.
 
     Args:
         start_N: first pixel of every crop.

@@ -500,7 +500,7 @@ class HybridGL:
         return torch.from_numpy(entry.arrays["tokens_NTD"])
 
     def _views(self, image_HW3: NDArray[np.uint8], stream: str) -> Callable[[Tensor], Tensor]:
-        """What makes the views of masks for a stream."""
+        """Return what makes the views of masks for a stream."""
         quirks, side = self.config.quirks, self.clip.image_size
         image_3HW = self._channels_first(image_HW3)
         if stream == "local":
