@@ -64,12 +64,12 @@ def _features(encoder: ClipEncoder, scene: Scene, profile: Profile) -> Iterator[
                 encoder.visual,
                 *views,
                 patch_coverage(masks_NHW, encoder.grid),
-                FusionConfig(mode=mode),
+                FusionConfig(fusion_mode=mode),
                 attention_masking_skips_last_block=quirks.attention_masking_skips_last_block,
             ),
         )
     crops = global_local_crops(image_3HW, masks_NHW, encoder.image_size)
-    plain = FusionConfig(mode=FusionMode.CROP)
+    plain = FusionConfig(fusion_mode=FusionMode.CROP)
     yield (
         "crop",
         mask_features(

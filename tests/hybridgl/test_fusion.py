@@ -42,7 +42,7 @@ def inputs():
 
 
 def features(visual, inputs, mode, *, block=9, weight=2.0, skips=True):
-    config = FusionConfig(mode=mode, masking_block=block, stream_weight=weight)
+    config = FusionConfig(fusion_mode=mode, masking_block=block, stream_weight=weight)
     with torch.inference_mode():
         return mask_features(visual, *inputs, config, attention_masking_skips_last_block=skips)
 

@@ -293,7 +293,12 @@ def test_damaged_spacy_model_is_named(arguments, refused, tmp_path):
 def test_spacy_model_without_parts_of_speech_is_refused(arguments, refused, tmp_path):
     spacy.load(CARRIED / "spacy", exclude=["attribute_ruler"]).to_disk(tmp_path / "spacy")
     argv = arguments(tmp_path, "--spacy_model", str(tmp_path / "spacy"))
-    refused(hybridgl_main.main, argv, "attribute_ruler and parser, got", "use --spacy_model en_core_web_lg")
+    refused(
+        hybridgl_main.main,
+        argv,
+        "attribute_ruler and parser, got",
+        "use --spacy_model en_core_web_lg",
+    )
 
 
 def test_wrong_weights_are_refused_before_any_work(arguments, refused, clip_file, tmp_path):

@@ -12,7 +12,7 @@ from hybridgl.models.clip import ClipEncoder
 from refer.shapes.grammar import Expression
 from refer.shapes.scene import COLORS, SHAPES, SIZES
 from refer.shapes.world import training_scene
-from scripts import train_tiny_clip as trainer
+from scripts.tiny_weights import train_clip as trainer
 from scripts.tiny_weights.clip_batches import (
     BACKGROUND_PATCH,
     PATCH,
