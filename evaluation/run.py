@@ -323,7 +323,7 @@ class Run:
 
         Those of the same models on another kind of device, which has filled the store, count too.
         """
-        summary = read_summary(self.folder / _SUMMARY)
+        summary = read_summary(self.folder)
         path = self.folder / "records.jsonl"
         if summary is None or summary.get("image_errors") != _image_errors(self.split):
             return None
@@ -429,7 +429,7 @@ class Run:
         Raises:
             OSError: it does, and is not to be overwritten.
         """
-        summary = read_summary(self.folder / _SUMMARY)
+        summary = read_summary(self.folder)
         if self.config.storage.overwrite or summary is None:
             return
         found, wanted = summary["settings"], self.settings
@@ -468,7 +468,7 @@ class Run:
 
     def _rescored(self, records: Sequence[Record]) -> str:
         """Write report and summary again from an earlier run's records; returns what to print."""
-        summary = read_summary(self.folder / _SUMMARY) or {}
+        summary = read_summary(self.folder) or {}
         made = {name: summary[name] for name in ("store", "seconds", "peak_memory_bytes")}
         text = self._write_scores(records, made)
         return f"{text}\nthe records were there, and are scored again: {self.folder}"
