@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -144,10 +145,12 @@ class _MaskedBlocks:
             return residual_block(block, tokens_NTD)
         q_NhTd, k_NhTd, v_NhTd = qkv_heads(block, block.ln_1(tokens_NTD))
         attended_NhTd = F.scaled_dot_product_attention(q_NhTd, k_NhTd, v_NhTd)
-        attended_NhTd[:, :, :1] = F.scaled_dot_product_attention(
+        class_Nh1d = F.scaled_dot_product_attention(
             q_NhTd[:, :, :1], k_NhTd, v_NhTd, self._visible_N11T
         )
-        return finish_block(block, tokens_NTD, attended_NhTd)
+        # Not written in place: the bundled weights are trained through this.
+        both_NhTd = torch.cat([class_Nh1d, attended_NhTd[:, :, 1:]], dim=2)
+        return finish_block(block, tokens_NTD, both_NhTd)
 
     def last(self, tokens_NTD: Tensor, *, class_attends_mask: bool = False) -> Tensor:
         """The class token after the last block, (N, D)."""
