@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hybridgl.arguments import model_from_arguments
 from PIL import Image
 
-from hybridgl.arguments import model_from_arguments
 from hybridgl.cli import main
 from hybridgl.config import PROPOSALS_REFCOCO, PROPOSALS_SHAPES
 from hybridgl.figures import overlay

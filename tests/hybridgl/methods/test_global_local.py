@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hybridgl.models.models import Models
 from PIL import Image
 
 from hybridgl import views
@@ -27,7 +28,6 @@ from hybridgl.methods.global_local import (
     mixing_weight,
     resized_image,
 )
-from hybridgl.models.models import Models
 from hybridgl.store import Store
 from hybridgl.weights.registry import weight_set
 from tests.factories_clip import clip_encoder, clip_state, resnet_clip_state, save_npz
