@@ -60,9 +60,7 @@ def test_folder_is_refused_where_none_can_be_made_or_written(tmp_path, monkeypat
         ):
             check_folder(path, "--store")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(
-        PermissionError, match=r"--output that can be written, got .*; give"
-    ):
+    with pytest.raises(PermissionError, match=r"--output that can be written, got .*; give"):
         check_folder(tmp_path / "new", "--output")
 
 

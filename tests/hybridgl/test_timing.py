@@ -60,10 +60,14 @@ def test_as_a_decorator_it_times_every_call(clock):
 
 
 def test_stage_that_fails_is_timed_and_fails(clock):
+    @timer("inner")
+    def fail():
+        clock(1.0)
+        raise RuntimeError("out of memory")
+
     with collect() as seconds:
-        with pytest.raises(RuntimeError, match="out of memory"), timer("outer"), timer("inner"):
-            clock(1.0)
-            raise RuntimeError("out of memory")
+        with pytest.raises(RuntimeError, match="out of memory"), timer("outer"):
+            fail()
         with timer("later"):
             clock(1.0)
     assert seconds == {"inner": 1.0, "outer": 0.0, "later": 1.0}
