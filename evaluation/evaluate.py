@@ -334,7 +334,7 @@ class Evaluation:
         )
 
     def _yardsticks(self, counts: ImageCounts, column: int) -> dict[str, Any]:
-        """Number of proposals, the best of them, and what chance scores."""
+        """Return the number of proposals, the best of them, and what chance scores."""
         names = ("num_proposals", "oracle_area", "oracle_intersection", "chance_iou")
         if not self.method.needs_proposals:
             return dict.fromkeys(names)

@@ -75,7 +75,7 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
         needed: those of "clip", "sam" and "parser" that take part.
 
     Raises:
-        WeightsError: a model is not here, and no manifest names it.
+        WeightsError: models are not here, and no manifest names them; all are named.
         DataError: several manifests do, with other content.
     """
     sha256: dict[str, str] = {}
@@ -87,6 +87,7 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
             missing[name] = reason
     names = {name: models.name(name) for name in needed}
     known = list(_manifests(store)) if missing else []
+    absences: list[str] = []
     for name, absence in missing.items():
         found = {
             manifest.sha256[name]
@@ -95,7 +96,8 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
             and all(manifest.sha256.get(other, sha) == sha for other, sha in sha256.items())
         }
         if not found:
-            raise absence
+            absences.append(str(absence))
+            continue
         if len(found) > 1:
             raise DataError(
                 f"Expected one {names[name]} in the manifests of {store.root}, got {len(found)} of "
@@ -103,6 +105,10 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
             )
         (sha256[name],) = found
         models.assume(name, sha256[name])
+    if absences:
+        # Names every file that is not here, with the command that fetches it.
+        models.require(*(name for name in missing if name != "parser"))
+        raise WeightsError(" ".join(absences))
     numerics = {name: models.numerics(name) for name in needed if name != "parser"}
     device = models.device.type
     chunk = views.masks_per_chunk((1, 1), device)

@@ -1,8 +1,8 @@
 """Masks that another program proposed, read from COCO results or COCO annotations.
 
 Two forms are read, told apart by what the file holds: a list of {image_id, segmentation, score},
-and an object of images and annotations. Every mask of the split is checked before any work, so that a
-file made wrongly stops a run at its start, by the name of its first wrong entry.
+and an object of images and annotations. Every mask of the split is checked before any work, so that
+a file made wrongly stops a run at its start, by the name of its first wrong entry.
 
 Source: COCO's formats (https://cocodataset.org/#format-data and #format-results).
 """

@@ -273,10 +273,10 @@ def write_summary(path: Path, summary: Mapping[str, object]) -> None:
     _write(path, json.dumps(dict(summary), indent=2, allow_nan=False) + "\n")
 
 
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """Read the summary of a run; None where the file is missing or is no summary."""
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Read the summary in a run's folder; None where it is missing or is no summary."""
     try:
-        summary = json.loads(path.read_bytes())
+        summary = json.loads((folder / "summary.json").read_bytes())
     except (OSError, ValueError):
         return None
     settings = summary.get("settings") if isinstance(summary, dict) else None

@@ -62,7 +62,7 @@ _PACKAGES = ("hybridgl", "torch", "torchvision", "open_clip_torch", "segment-any
 def _proposals(text: str) -> str:
     """Accept a source of proposals."""
     if text not in ("sam", "gt") and not text.startswith(_COCO):
-        raise SettingError(f"expected sam, coco:FILE or gt, got {text!r}")
+        raise SettingError(f"Expected sam, coco:FILE or gt, got {text!r}; choose one of them.")
     return text
 
 
@@ -278,13 +278,13 @@ class Run:
             )
         else:
             self.source = SamSource(self.models, config.models.proposals, self.store)
-        needed = ("clip", "parser", *self.source.models)
+        needed = (*self.method.models_needed, *self.source.models)
         self.manifest = find_manifest(self.store, self.models, needed)
         self.evaluation = self._evaluation(self.manifest)
         self.warnings = [
             *self.split.warnings,
             *self.source.warnings,
-            *self.models.warnings("clip", *self.source.models),
+            *self.models.warnings(*needed),
         ]
 
     @property
@@ -335,14 +335,14 @@ class Run:
             OSError: the folder holds a run of other settings, or cannot be written.
         """
         storage = self.config.storage
-        self._check_folder_settings()
+        self._use_other_device()
+        self.check_folder_settings()
         if not (storage.overwrite or storage.shard):
             finished = self.finished_records()
             if finished is not None:
                 return self._rescored(finished)
         check_ground_truth(self.split)
         watch = Stopwatch()
-        self._use_other_device()
         with watch.measure("scores"):
             self._score(executor)
         if storage.shard:
@@ -366,7 +366,7 @@ class Run:
         asked = shard.of(self.split.images) if shard else None
         missing = self.evaluation.missing(asked)
         if missing:
-            self.models.require("clip", *self.source.models)
+            self.method.load()
             write_manifest(self.store, self.manifest)
         for _ in progress(
             self.evaluation.score_images(missing, executor), "images", "image", total=len(missing)
@@ -409,8 +409,12 @@ class Run:
             top_k_shrinks_across_images=quirks.top_k_shrinks_across_images,
         )
 
-    def _check_folder_settings(self) -> None:
-        """Refuse a folder that holds a run of other settings."""
+    def check_folder_settings(self) -> None:
+        """Refuse a folder that holds a run of other settings.
+
+        Raises:
+            OSError: it does, and is not to be overwritten.
+        """
         summary = read_summary(self.folder)
         if self.config.storage.overwrite or summary is None:
             return
@@ -500,7 +504,7 @@ class Run:
         )
 
     def _unreadable(self, records: Sequence[Record]) -> list[str]:
-        """A line on the images that proved corrupt when they were needed."""
+        """Return a line on the images that proved corrupt when they were needed."""
         errors = self.split.image_errors
         ids = {record.image_id: None for record in records if record.image_error}
         later = [i for i in ids if i not in errors.unreadable]
@@ -512,12 +516,12 @@ class Run:
         ]
 
     def _setting(self) -> str:
-        """What the run was made with, to be held against a published setting."""
+        """Say what the run was made with, to be held against a published setting."""
         config = self.config
         parts = [
             config.mode,
             f"{config.choice.profile.value} profile",
-            f"CLIP {self.manifest.names['clip']}",
+            *(f"CLIP {name}" for model, name in self.manifest.names.items() if model == "clip"),
             f"proposals of {self.source.name}",
             config.models.dtype,
         ]
@@ -548,7 +552,7 @@ class Run:
 
 
 def _image_errors(split: ReferSplit) -> dict[str, Any]:
-    """The images that are not as annotated, as JSON values: records depend on them."""
+    """Return the images that are not as annotated, as JSON values: records depend on them."""
     errors = split.image_errors
     return {
         "missing": list(errors.missing),
@@ -558,7 +562,7 @@ def _image_errors(split: ReferSplit) -> dict[str, Any]:
 
 
 def _proposal_file(proposals: str) -> Path | None:
-    """The file of masks that the source of proposals names; None where it names none."""
+    """Return the file of masks that the source of proposals names; None where it names none."""
     if not proposals.startswith(_COCO):
         return None
     path = Path(proposals.removeprefix(_COCO))

@@ -218,7 +218,7 @@ def predict(sam: modeling.Sam, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def training_loss(logits: Tensor, quality: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The loss to minimise and the mean IoU of the best mask, for the log."""
+    """Compute the loss to minimise and the mean IoU of the best mask, for the log."""
     is_object = batch.is_object_BP.flatten()
     targets = batch.targets_BPhw.flatten(0, 1)[is_object][:, None]
     on_object = logits[is_object]

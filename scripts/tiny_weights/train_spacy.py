@@ -5,8 +5,7 @@ and all. Some pairs of content words (adjective and noun, noun and noun) never o
 that is trained on, and every phrase that is measured holds such a pair: the scores are for word
 combinations that the pipeline has not seen, in wording that it has.
 
-Run ``python -m scripts.tiny_weights.train_spacy`` from the root of the repository: seconds, on one
-core.
+Run ``python -m scripts.tiny_weights.train_spacy`` from the repository: seconds, on one core.
 Source: spaCy's documentation of Tok2Vec, Tagger, DependencyParser and AttributeRuler.
 """
 
@@ -133,7 +132,7 @@ def _is_held_out(pair: tuple[str, str]) -> bool:
 
 
 def build_pipeline(phrases: Sequence[Expression], seed: int) -> Language:
-    """An untrained pipeline with the labels of the phrases."""
+    """Build an untrained pipeline with the labels of the phrases."""
     fix_random_seed(seed)
     nlp = spacy.blank("en")
     nlp.add_pipe("tok2vec", config={"model": _TOK2VEC})

@@ -140,7 +140,7 @@ class _MaskedBlocks:
         return tokens_NTD * self._coverage_NT1
 
     def step(self, block: Any, tokens_NTD: Tensor, *, class_attends_mask: bool = False) -> Tensor:
-        """One residual block; under rule A the class token attends to the mask's patches only."""
+        """Run a residual block; the class token may attend to the patches of its mask only."""
         if not class_attends_mask:
             return residual_block(block, tokens_NTD)
         q_NhTd, k_NhTd, v_NhTd = qkv_heads(block, block.ln_1(tokens_NTD))
@@ -148,9 +148,9 @@ class _MaskedBlocks:
         class_Nh1d = F.scaled_dot_product_attention(
             q_NhTd[:, :, :1], k_NhTd, v_NhTd, self._visible_N11T
         )
-        # Not written in place: the bundled weights are trained through this.
-        both_NhTd = torch.cat([class_Nh1d, attended_NhTd[:, :, 1:]], dim=2)
-        return finish_block(block, tokens_NTD, both_NhTd)
+        # Not written in place: attention keeps its result for the gradient, when CLIP is trained.
+        attended_NhTd = torch.cat([class_Nh1d, attended_NhTd[:, :, 1:]], dim=2)
+        return finish_block(block, tokens_NTD, attended_NhTd)
 
     def last(self, tokens_NTD: Tensor, *, class_attends_mask: bool = False) -> Tensor:
         """The class token after the last block, (N, D)."""

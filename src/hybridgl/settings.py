@@ -230,7 +230,7 @@ def _add_flag(group: Any, name: str, kind: Any, default: Any, declaration: _Decl
 
 
 def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """What argparse calls: the reader, whose own words reach the user."""
+    """Wrap a reader for argparse, so that its own words reach the user."""
     if read in (int, float, str, Path):
         return read
 
@@ -258,7 +258,7 @@ def _check(name: str, value: Any, declaration: _Declaration) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON gives it back."""
+    """Return a value as JSON gives it back."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Path):

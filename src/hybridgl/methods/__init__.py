@@ -70,6 +70,7 @@ class Method(Protocol):
         name: as on the command line.
         variants: its ways of predicting; the last is the method.
         needs_proposals: whether it chooses among proposals; otherwise it predicts masks.
+        models_needed: those of "clip", "sam" and "parser" that it computes with.
         Config: class of its settings, a ``MethodConfig``.
         published_clip: CLIP architecture that it was published with.
     """
@@ -77,11 +78,19 @@ class Method(Protocol):
     name: ClassVar[str]
     variants: ClassVar[tuple[str, ...]]
     needs_proposals: ClassVar[bool]
+    models_needed: ClassVar[tuple[str, ...]]
     Config: ClassVar[type[Any]]
     published_clip: ClassVar[str]
 
     def __init__(self, models: Models, config: Any, store: Store | None = None) -> None:
         """Take models, settings (a ``Config``), and what keeps the results of stages."""
+
+    def load(self) -> None:
+        """Load what ``score`` needs, so that a wrong file is found before any work.
+
+        Raises:
+            WeightsError: a file is damaged or of another architecture.
+        """
 
     def score(
         self, image: RgbImage, sentences: Sequence[str], proposals: Proposals

@@ -177,6 +177,7 @@ class GlobalLocalClip:
     name: ClassVar[str] = "global_local"
     variants: ClassVar[tuple[str, ...]] = ("features",)
     needs_proposals: ClassVar[bool] = True
+    models_needed: ClassVar[tuple[str, ...]] = ("clip", "parser")
     Config: ClassVar[type[GlobalLocalConfig]] = GlobalLocalConfig
     published_clip: ClassVar[str] = "ViT-B-32"
 
@@ -203,6 +204,16 @@ class GlobalLocalClip:
                 f"{len(clip.visual.transformer.resblocks)}; lower --masking_block."
             )
         return clip
+
+    def load(self) -> None:
+        """Load CLIP and, unless only the store's parses are needed, the parser.
+
+        Raises:
+            WeightsError: a file is damaged or of another architecture.
+        """
+        _ = self.clip
+        if self.models.is_here("parser"):
+            _ = self.models.parser
 
     @torch.inference_mode()
     def score(
@@ -330,7 +341,7 @@ class GlobalLocalClip:
 
 
 def _bilinear_taps(start_N: Tensor, stop_N: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The two pixels that each output pixel reads along one axis of a crop, and the second's share.
+    """Find the two pixels that each output pixel reads along an axis of a crop, and their shares.
 
     Args:
         start_N: first pixel of every crop.

@@ -122,6 +122,7 @@ class HybridGL:
     name: ClassVar[str] = "hybridgl"
     variants: ClassVar[tuple[str, ...]] = ("features", "relations", "guided")
     needs_proposals: ClassVar[bool] = True
+    models_needed: ClassVar[tuple[str, ...]] = ("clip", "parser")
     Config: ClassVar[type[HybridGLConfig]] = HybridGLConfig
     published_clip: ClassVar[str] = "ViT-B-16"
 
@@ -174,14 +175,29 @@ class HybridGL:
             raise SettingError(
                 f"Expected the profile {names}, got {profile!r}; choose one of them."
             ) from None
-        chosen = ModelConfig(weights=weights, device=device, dtype=dtype).resolved(
-            published_clip=cls.published_clip
-        )
         fusion = FusionConfig(fusion_mode=FusionMode.parse(fusion_mode))
-        models = build_models(chosen)
+        chosen = ModelConfig(weights=weights, device=device, dtype=dtype)
+        return cls.from_config(chosen, HybridGLConfig(quirks=quirks, fusion=fusion), store)
+
+    @classmethod
+    def from_config(
+        cls, chosen: ModelConfig, config: HybridGLConfig, store: Store | None = None
+    ) -> HybridGL:
+        """Build a model for custom images from settings.
+
+        Args:
+            chosen: which models, and how they run.
+            config: settings of the method.
+            store: keeps the results of stages.
+
+        Raises:
+            SettingError: a wrong name.
+            WeightsError: files that are missing; all are named.
+        """
+        resolved = chosen.resolved(published_clip=cls.published_clip)
+        models = build_models(resolved)
         models.require("clip", "sam")
-        config = HybridGLConfig(quirks=quirks, fusion=fusion)
-        return cls(models, config, store, proposals=chosen.proposals)
+        return cls(models, config, store, proposals=resolved.proposals)
 
     @cached_property
     def clip(self) -> ClipEncoder:
@@ -260,6 +276,16 @@ class HybridGL:
         return [results[index] for index in range(len(images))]
 
     # ---- the method, as an evaluation runs it
+
+    def load(self) -> None:
+        """Load CLIP and, unless only the store's parses are needed, the parser.
+
+        Raises:
+            WeightsError: a file is damaged or of another architecture.
+        """
+        _ = self.clip
+        if self.models.is_here("parser"):
+            _ = self.models.parser
 
     @torch.inference_mode()
     def score(
@@ -474,7 +500,7 @@ class HybridGL:
         return torch.from_numpy(entry.arrays["tokens_NTD"])
 
     def _views(self, image_HW3: NDArray[np.uint8], stream: str) -> Callable[[Tensor], Tensor]:
-        """What makes the views of masks for a stream."""
+        """Return what makes the views of masks for a stream."""
         quirks, side = self.config.quirks, self.clip.image_size
         image_3HW = self._channels_first(image_HW3)
         if stream == "local":

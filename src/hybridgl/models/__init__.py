@@ -93,6 +93,7 @@ class Models:
         self.dtype = dtype
         self.compiles = compiles
         self._sha256: dict[str, str] = {}
+        self._assumed: set[str] = set()
 
     @cached_property
     def clip(self) -> ClipEncoder:
@@ -171,6 +172,11 @@ class Models:
             sha256: of what it would hold.
         """
         self._sha256[name] = sha256
+        self._assumed.add(name)
+
+    def is_here(self, name: str) -> bool:
+        """Tell whether a model can be loaded, and is not only assumed."""
+        return name not in self._assumed
 
     def name(self, name: str) -> str:
         """Return the name of a model's file, folder or package."""
