@@ -56,13 +56,10 @@ def partials(folder):
     return list(folder.rglob("*.partial"))
 
 
-WRITER = f"""
-import hashlib, sys, types
+WRITER = """
+import hashlib, sys
 from pathlib import Path
 import numpy as np
-package = types.ModuleType("hybridgl")  # its public names cost seconds
-package.__path__ = [{str(Path(hybridgl.__file__).parent)!r}]
-sys.modules["hybridgl"] = package
 from hybridgl.store import Store
 store = Store(Path(sys.argv[1]))
 """
@@ -71,6 +68,7 @@ store = Store(Path(sys.argv[1]))
 def start_python(script, *arguments):
     return subprocess.Popen(
         [sys.executable, "-c", WRITER + script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(Path(hybridgl.__file__).parents[1])},
         stdout=subprocess.PIPE,
         text=True,
     )
