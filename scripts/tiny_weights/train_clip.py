@@ -36,6 +36,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import hybridgl
 from hybridgl.config import FusionConfig, GemConfig, Profile
 from hybridgl.fusion import mask_features
 from hybridgl.gem import patch_features
@@ -58,7 +59,7 @@ __all__ = ["main"]
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = Path(__file__).parents[1] / "hybridgl" / "weights" / "tiny" / "clip.npz"
+WEIGHTS = Path(hybridgl.__file__).parent / "weights" / "tiny" / "clip.npz"
 
 WIDTH, VISION_BLOCKS, TEXT_BLOCKS, EMBED = 128, 12, 3, 128
 CONTEXT, VOCABULARY = 77, 49408

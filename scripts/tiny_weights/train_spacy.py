@@ -32,6 +32,7 @@ from spacy.training import Example
 from thinc.api import fix_random_seed
 from tqdm import tqdm
 
+import hybridgl
 from refer.shapes.grammar import POS_OF_TAG, Expression, sample_phrase
 
 __all__ = [
@@ -48,7 +49,7 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-OUTPUT = Path("src/hybridgl/weights/tiny/spacy")
+OUTPUT = Path(hybridgl.__file__).parent / "weights" / "tiny" / "spacy"
 """Where the library bundles the pipeline."""
 
 REQUIRED_SCORE = 0.97

@@ -212,7 +212,7 @@ class GemConfig(Settings):
     """Settings of the GEM maps (GEM paper, section 3)."""
 
     depth: int = setting(
-        7, low=2, flag=False, help="depth - 1 last blocks carry the self-self attention stream"
+        7, low=1, flag=False, help="depth - 1 last blocks carry the self-self attention stream"
     )
     iterations: int = setting(
         1, low=0, flag=False, help="self-self attention steps before tokens select values"

@@ -169,7 +169,7 @@ def test_contrast_equals_a_slow_loop():
     assert float(found) == pytest.approx(np.mean(rows))
 
 
-def test_heat_map_loss_prefers_the_owners_patches():
+def test_attention_map_loss_prefers_the_owners_patches():
     scenes = GemScenes(
         images_B3RR=torch.empty(0),
         owners_BP=torch.tensor([[0, 1, BACKGROUND_PATCH, UNUSED]]),
