@@ -51,6 +51,9 @@ from hybridgl.timing import timer
 
 __all__ = ["Candidate", "HybridGL", "Segmentation"]
 
+_OTHERS_QUIRKS = ("crop_unnormalised_fill", "images_without_proposals_skipped")
+"""Q7 and Q8: of Global-Local CLIP alone."""
+
 _MAPS_PER_CHUNK = 16
 """Attention maps of one chunk, whatever the memory."""
 
@@ -384,7 +387,10 @@ class HybridGL:
         Args:
             late: include those that only ``choose`` reads.
         """
-        return {"name": self.name, **self.config.json(late=late)}
+        settings = {"name": self.name, **self.config.json(late=late)}
+        for quirk in _OTHERS_QUIRKS:
+            del settings["quirks"][quirk]
+        return settings
 
     # ---- the stages
 
