@@ -195,6 +195,7 @@ class Evaluation:
 
     def _open(self, image_id: int) -> _Opened:
         key = self._key(image_id)
+        self.store.load(_KIND, key)  # so that the store counts it as made, not as found
         try:
             with timer("decode"):
                 image = self.split.open_image(image_id)

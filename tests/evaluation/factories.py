@@ -93,6 +93,7 @@ class ToyMethod:
     name = "toy"
     variants = ("first", "last")
     needs_proposals = True
+    models_needed = ("clip", "parser")
     Config = ToyConfig
     published_clip = "ViT-B-16"
 
