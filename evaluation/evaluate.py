@@ -252,6 +252,8 @@ class Evaluation:
         limit: int | None = None
         reported: set[int] = set()
         for ref in self.split.refs:
+            if not self._samples(ref.image_id):
+                continue
             result = self.result(ref.image_id)
             if result.error and ref.image_id not in {*self._unreadable, *reported}:
                 reported.add(ref.image_id)
@@ -285,7 +287,7 @@ class Evaluation:
         return self._cached_result(image_id)
 
     def _result(self, image_id: int) -> ImageResult:
-        if image_id in self._unreadable or not self._samples(image_id):
+        if image_id in self._unreadable:
             return ImageResult((), None, "the file is missing or corrupt")
         key = self._key(image_id)
         entry = self.store.load(_KIND, key)

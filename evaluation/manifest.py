@@ -17,7 +17,7 @@ from hybridgl.errors import DataError, WeightsError
 from hybridgl.models import Models
 from hybridgl.store import Store, entry_key
 
-__all__ = ["Manifest", "write_manifest"]
+__all__ = ["Manifest", "find_manifest", "other_devices", "write_manifest"]
 
 _KIND = "manifests"
 
@@ -82,6 +82,8 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
     missing: dict[str, Exception] = {}
     for name in needed:
         try:
+            if name != "parser":
+                models.require(name)
             sha256[name] = models.sha256(name)
         except (WeightsError, OSError) as reason:
             missing[name] = reason

@@ -56,6 +56,8 @@ Methods = Mapping[str, type[Method]]
 
 _COCO = "coco:"
 
+_SUMMARY = "summary.json"
+
 _PACKAGES = ("hybridgl", "torch", "torchvision", "open_clip_torch", "segment-anything", "spacy")
 
 
@@ -167,15 +169,17 @@ class RunConfig:
         given_data = SplitConfig.from_arguments(arguments)
         data = given_data.resolved()
         method = kind.Config.from_arguments(arguments, **given).resolved(data.name)
-        models, usual_models = (
+        chosen = ModelConfig.from_arguments(arguments)
+        models, usual_models, of_weights = (
             one.resolved(data.dataset, published_clip=kind.published_clip)
-            for one in (ModelConfig.from_arguments(arguments), ModelConfig())
+            for one in (chosen, ModelConfig(), ModelConfig(weights=chosen.weights))
         )
         changed = {
             **({} if data.limit is None else {"limit": data.limit}),
             **({} if choice.proposals == "sam" else {"proposals": choice.proposals}),
             **method.changed(kind.Config(**given).resolved(data.name)),
-            **models.changed(usual_models),
+            **({} if models.weights == usual_models.weights else {"weights": models.weights}),
+            **models.changed(of_weights),
         }
         if select_device(models.device).type == select_device("auto").type:
             changed.pop("device", None)
@@ -295,7 +299,10 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the records, as JSON values."""
-        split, manifest = self.split, self.manifest
+        return self._settings(self.manifest)
+
+    def _settings(self, manifest: Manifest) -> dict[str, Any]:
+        split = self.split
         settings = {
             "dataset": split.dataset,
             "split": split.split,
@@ -312,16 +319,21 @@ class Run:
         return plain
 
     def finished_records(self) -> list[Record] | None:
-        """Read the records in the folder; None unless the run would make the very same ones."""
+        """Read the records in the folder; None unless the run would make the very same ones.
+
+        Those of the same models on another kind of device, which has filled the store, count too.
+        """
         summary = read_summary(self.folder)
         path = self.folder / "records.jsonl"
-        if summary is None or summary["settings"] != self.settings or not path.is_file():
+        if summary is None or summary.get("image_errors") != _image_errors(self.split):
             return None
-        if summary.get("image_errors") != _image_errors(self.split):
+        if not path.is_file() or _sha256(path) != summary.get("records_sha256"):
             return None
-        if hashlib.sha256(path.read_bytes()).hexdigest() != summary.get("records_sha256"):
-            return None
-        return read_records(path)
+        for manifest in (self.manifest, *other_devices(self.store, self.manifest)):
+            if summary["settings"] == self._settings(manifest):
+                self._use(manifest)
+                return read_records(path)
+        return None
 
     def execute(self, executor: Executor[int, int] = serial) -> str:
         """Score what is missing, and write records, report, summary and figures.
@@ -335,12 +347,12 @@ class Run:
             OSError: the folder holds a run of other settings, or cannot be written.
         """
         storage = self.config.storage
-        self._use_other_device()
-        self.check_folder_settings()
         if not (storage.overwrite or storage.shard):
             finished = self.finished_records()
             if finished is not None:
                 return self._rescored(finished)
+        self._use_other_device()
+        self.check_folder_settings()
         check_ground_truth(self.split)
         watch = Stopwatch()
         with watch.measure("scores"):
@@ -378,13 +390,9 @@ class Run:
         if self.config.storage.shard or not self.evaluation.missing():
             return
         for manifest in other_devices(self.store, self.manifest):
-            other = self._evaluation(manifest)
-            missing = len(other.missing())
+            missing = len(self._evaluation(manifest).missing())
             if not missing:
-                self.manifest, self.evaluation = manifest, other
-                self.warnings.append(
-                    f"All images were scored on another device: {manifest.device}."
-                )
+                self._use(manifest)
                 return
             if missing < len(self.split.images):
                 _logger.warning(
@@ -396,6 +404,12 @@ class Run:
                     manifest.device,
                     self.manifest.device,
                 )
+
+    def _use(self, manifest: Manifest) -> None:
+        """Take the results that a manifest names."""
+        if manifest != self.manifest:
+            self.manifest, self.evaluation = manifest, self._evaluation(manifest)
+            self.warnings.append(f"All images were scored on another device: {manifest.device}.")
 
     def _evaluation(self, manifest: Manifest) -> Evaluation:
         quirks = self.config.method.quirks
@@ -430,7 +444,7 @@ class Run:
         """Write records, figures, report and summary; returns what to print."""
         # The summary, written last, vouches for the files beside it; an earlier run's no longer
         # does.
-        (self.folder / "summary.json").unlink(missing_ok=True)
+        (self.folder / _SUMMARY).unlink(missing_ok=True)
         records = [record for record, _ in made]
         write_records(self.folder / "records.jsonl", records)
         with watch.measure("figures"):
@@ -472,7 +486,6 @@ class Run:
             counts=self._counts(records, report),
             warnings=tuple(warnings),
         )
-        content = (self.folder / "records.jsonl").read_bytes()
         summary = {
             "settings": self.settings,
             "setting": context.setting,
@@ -482,11 +495,11 @@ class Run:
             "warnings": warnings,
             **report.json(),
             **made,
-            "records_sha256": hashlib.sha256(content).hexdigest(),
+            "records_sha256": _sha256(self.folder / "records.jsonl"),
         }
         markdown = f"{report.markdown(context)}\n"
         atomic_write_bytes(self.folder / "report.md", markdown.encode())
-        write_summary(self.folder / "summary.json", summary)
+        write_summary(self.folder / _SUMMARY, summary)
         return report.text(context)
 
     def report(self, records: Sequence[Record], protocol: str | None = None) -> Report:
@@ -549,6 +562,10 @@ class Run:
             "refs_without_mask": len(split.refs_without_mask),
             "refs_without_sentences": len(split.refs_without_sentences),
         }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _image_errors(split: ReferSplit) -> dict[str, Any]:
