@@ -165,7 +165,8 @@ class Store:
         root: the folder.
         keep_tokens: as given.
         hits: per kind, how many entries were found when they were first asked for.
-        misses: per kind, how many were not, damaged ones included: what the caller had to make.
+        misses: per kind, how many were not, damaged ones and those saved unasked included: what
+            the caller had to make.
         damaged: per kind, how many entries were found damaged.
 
     Raises:

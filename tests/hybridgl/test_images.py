@@ -167,7 +167,7 @@ def test_source_that_is_no_image_is_refused(source, message):
 @pytest.mark.parametrize("size", [(60_000, 60_000), (8_000, 7_000)])
 def test_too_many_pixels_are_refused_without_being_decoded(size, tmp_path):
     (tmp_path / "a.png").write_bytes(png_that_claims(*size))
-    with pytest.raises(ImageError, match="at most 50,000,000 pixels in .*; shrink it first"):
+    with pytest.raises(ImageError, match=r"at most 50,000,000 pixels in .*; shrink it first"):
         RgbImage(tmp_path / "a.png")
 
 

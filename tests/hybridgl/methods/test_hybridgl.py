@@ -532,9 +532,8 @@ class FourQuarters:
         rows, columns = np.indices(hw)
         upper, left = rows < hw[0] // 2, columns < hw[1] // 2
         quarters = [upper & left, upper & ~left, ~upper & left, ~upper & ~left]
-        return proposals_of(
-            np.stack([quarter for quarter in quarters if quarter.any()])[: self.most]
-        )
+        masks = [quarter for quarter in quarters if quarter.any()]
+        return proposals_of(np.stack(masks[: self.most]))
 
 
 def quarters_model(clip_file, most=4):
