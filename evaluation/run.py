@@ -289,18 +289,7 @@ class Run:
         kind = methods[config.choice.method]
         self.method: Method = kind(self.models, config.method, self.store)
         self.split = load_split(config.data) if split is None else split
-        quirks = config.method.quirks
-        self.source: ProposalSource
-        if not kind.needs_proposals:
-            self.source = NoSource()
-        elif proposal_file is not None:
-            self.source = FileSource(proposal_file, self.split)
-        elif config.choice.proposals == "gt":
-            self.source = GroundTruthSource(
-                self.split, overlapping_polygons_dropped=quirks.overlapping_polygons_dropped
-            )
-        else:
-            self.source = SamSource(self.models, config.models.proposals, self.store)
+        self.source = self._source(proposal_file)
         needed = (*self.method.models_needed, *self.source.models)
         self.manifest = find_manifest(self.store, self.models, needed)
         self.evaluation = self._evaluation(self.manifest)
@@ -311,6 +300,17 @@ class Run:
             *self.models.warnings(*needed),
         ]
         self._use_other_device()
+
+    def _source(self, proposal_file: Path | None) -> ProposalSource:
+        """Return the source of proposals that the settings name."""
+        if not self.method.needs_proposals:
+            return NoSource()
+        if proposal_file is not None:
+            return FileSource(proposal_file, self.split)
+        if self.config.choice.proposals == "gt":
+            dropped = self.config.method.quirks.overlapping_polygons_dropped
+            return GroundTruthSource(self.split, overlapping_polygons_dropped=dropped)
+        return SamSource(self.models, self.config.models.proposals, self.store)
 
     @property
     def folder(self) -> Path:

@@ -38,7 +38,16 @@ from safetensors.numpy import save as to_safetensors
 from hybridgl.files import atomic_write_bytes, sweep_partials
 from hybridgl.timing import timer
 
-__all__ = ["Content", "Entry", "Store", "cached", "entry_key", "require_json"]
+__all__ = [
+    "Content",
+    "Entry",
+    "Store",
+    "cached",
+    "entries_folder",
+    "entry_key",
+    "old_folders",
+    "require_json",
+]
 
 FORMAT_VERSION = 2
 """Names the folder of all entries, and is written into each; the place of the checksum must not
@@ -86,6 +95,22 @@ def cached(
         entry = Entry(*map(dict, compute()))
         store.save(kind, key, entry.arrays, entry.meta)
     return entry
+
+
+def entries_folder(root: Path) -> Path:
+    """Return the folder of a store that holds a folder for every kind of entry."""
+    return root / f"v{FORMAT_VERSION}"
+
+
+def old_folders(root: Path) -> list[Path]:
+    """Return the folders of a store whose entries an earlier version wrote."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    return [
+        path
+        for path in folders
+        if path != entries_folder(root)
+        and (re.fullmatch(r"v\d+", path.name) or any(path.glob("??/*.safetensors")))
+    ]
 
 
 def entry_key(kind: str, inputs: Mapping[str, Any]) -> str:
@@ -183,7 +208,7 @@ class Store:
             )
         self.root = root
         self.keep_tokens = keep_tokens
-        self._entries = root / f"v{FORMAT_VERSION}"
+        self._entries = entries_folder(root)
         self._overwrite = overwrite
         self._saved: set[Path] = set()
         self._counted: set[Path] = set()
@@ -215,20 +240,13 @@ class Store:
 
     def warnings(self) -> list[str]:
         """Name, in one line, the entries of earlier versions, which nothing reads any more."""
-        old = sorted(
-            path.name
-            for path in (self.root.iterdir() if self.root.is_dir() else ())
-            if path.is_dir()
-            and path.name != self._entries.name
-            and any(path.glob("*/*.safetensors"))
-        )
-        old += [f"v{n}" for n in range(1, FORMAT_VERSION) if (self.root / f"v{n}").is_dir()]
+        old = old_folders(self.root)
         if not old:
             return []
-        paths = " ".join(shlex.quote(str(self.root / name)) for name in old)
+        names = ", ".join(path.name for path in old)
         return [
-            f"Entries of an earlier version lie in {self.root} ({', '.join(old)}) and are not read "
-            f"any more; remove them with `rm -r {paths}`."
+            f"Entries of an earlier version lie in {self.root} ({names}) and are not read any "
+            f"more; remove them with `{shlex.join(['rm', '-r', *map(str, old)])}`."
         ]
 
     def keys(self, kind: str) -> list[str]:
