@@ -38,7 +38,16 @@ from safetensors.numpy import save as to_safetensors
 from hybridgl.files import atomic_write_bytes, sweep_partials
 from hybridgl.timing import timer
 
-__all__ = ["Content", "Entry", "Store", "cached", "entry_key", "require_json"]
+__all__ = [
+    "Content",
+    "Entry",
+    "Store",
+    "cached",
+    "entries_folder",
+    "entry_key",
+    "old_folders",
+    "require_json",
+]
 
 FORMAT_VERSION = 2
 """Names the folder of all entries, and is written into each; the place of the checksum must not
@@ -58,8 +67,8 @@ _CHECKSUM = slice(
     _HEADER_LENGTH_BYTES + len(_OPENING), _HEADER_LENGTH_BYTES + len(_OPENING) + len(_UNSIGNED)
 )
 
-_MOST_UNWRITTEN = 32
-"""Entries that may wait to be written: together a few MB."""
+_MOST_UNWRITTEN_BYTES = 64 * 2**20
+"""Memory of entries that may wait to be written, besides the last one."""
 
 _logger = logging.getLogger(__name__)
 
@@ -86,6 +95,22 @@ def cached(
         entry = Entry(*map(dict, compute()))
         store.save(kind, key, entry.arrays, entry.meta)
     return entry
+
+
+def entries_folder(root: Path) -> Path:
+    """Return the folder of a store that holds a folder for every kind of entry."""
+    return root / f"v{FORMAT_VERSION}"
+
+
+def old_folders(root: Path) -> list[Path]:
+    """Return the folders of a store whose entries an earlier version wrote."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    return [
+        path
+        for path in folders
+        if path != entries_folder(root)
+        and (re.fullmatch(r"v\d+", path.name) or any(path.glob("??/*.safetensors")))
+    ]
 
 
 def entry_key(kind: str, inputs: Mapping[str, Any]) -> str:
@@ -188,7 +213,7 @@ class Store:
             )
         self.root = root
         self.keep_tokens = keep_tokens
-        self._entries = root / f"v{FORMAT_VERSION}"
+        self._entries = entries_folder(root)
         self._overwrite = overwrite
         self._saved: set[Path] = set()
         self._counted: set[Path] = set()
@@ -199,6 +224,7 @@ class Store:
         self._counting = threading.Lock()
         self._writer: ThreadPoolExecutor | None = None
         self._unwritten: dict[Path, Future[None]] = {}
+        self._unwritten_bytes: dict[Path, int] = {}
         for folder in self._entries.glob("*/*"):
             sweep_partials(folder)
 
@@ -219,20 +245,13 @@ class Store:
 
     def warnings(self) -> list[str]:
         """Name, in one line, the entries of earlier versions, which nothing reads any more."""
-        old = sorted(
-            path.name
-            for path in (self.root.iterdir() if self.root.is_dir() else ())
-            if path.is_dir()
-            and path.name != self._entries.name
-            and any(path.glob("*/*.safetensors"))
-        )
-        old += [f"v{n}" for n in range(1, FORMAT_VERSION) if (self.root / f"v{n}").is_dir()]
+        old = old_folders(self.root)
         if not old:
             return []
-        paths = " ".join(shlex.quote(str(self.root / name)) for name in old)
+        names = ", ".join(path.name for path in old)
         return [
-            f"Entries of an earlier version lie in {self.root} ({', '.join(old)}) and are not read "
-            f"any more; remove them with `rm -r {paths}`."
+            f"Entries of an earlier version lie in {self.root} ({names}) and are not read any "
+            f"more; remove them with `{shlex.join(['rm', '-r', *map(str, old)])}`."
         ]
 
     def keys(self, kind: str) -> list[str]:
@@ -312,32 +331,40 @@ class Store:
         if writer is None:
             self._write(path, content)
             return
-        self._settle(_MOST_UNWRITTEN)
-        self._unwritten[path] = writer.submit(self._write, path, content)
+        self._settle(_MOST_UNWRITTEN_BYTES)
+        with self._counting:
+            self._unwritten[path] = writer.submit(self._write, path, content)
+            self._unwritten_bytes[path] = len(content)
 
     @contextlib.contextmanager
     def background_writes(self) -> Iterator[None]:
         """Let ``save`` return before its entry is on the disk; the block's end waits for all.
 
         An entry that could not be written is reported by a later ``save``, or by the block's end.
-        Whatever ends the block, what has been saved is written before.
+        Whatever ends the block, what has been saved is written before. A block inside another one
+        changes nothing.
         """
+        if self._writer is not None:
+            yield
+            return
         try:
             with ThreadPoolExecutor(1) as writer:
                 self._writer = writer
                 yield
-                self._settle(0)
+                self._settle(-1)
         finally:
             self._writer = None
             self._unwritten.clear()
+            self._unwritten_bytes.clear()
 
-    def _settle(self, most: int) -> None:
-        """Forget entries that are written, and wait until at most so many are not."""
+    def _settle(self, most_bytes: int) -> None:
+        """Forget entries that are written, and wait until at most so many bytes are not."""
         for path, write in list(self._unwritten.items()):
-            if write.done() or len(self._unwritten) > most:
+            if write.done() or sum(self._unwritten_bytes.values()) > most_bytes:
                 write.result()
-                if self._unwritten.get(path) is write:
-                    self._unwritten.pop(path, None)
+                with self._counting:
+                    if self._unwritten.get(path) is write:
+                        del self._unwritten[path], self._unwritten_bytes[path]
 
     def _write(self, path: Path, content: bytes) -> None:
         atomic_write_bytes(path, content, option="--store")
