@@ -166,6 +166,7 @@ class TestRoundTrip:
 
 class TestLookup:
     def test_counts_hits_and_misses_per_kind(self, store, saved):
+        store = Store(store.root)
         assert store.load("maps", KEY) is not None
         assert store.load("maps", OTHER_KEY) is None
         assert store.load("parses", KEY) is None
@@ -176,12 +177,19 @@ class TestLookup:
         )
 
     def test_an_entry_is_counted_once(self, store, saved):
+        store = Store(store.root)
         for _ in range(2):
             store.load("maps", KEY)
             store.load("maps", OTHER_KEY)
         store.save("maps", OTHER_KEY, {}, {})
         store.load("maps", OTHER_KEY)
         assert (store.hits, store.misses) == ({"maps": 1}, {"maps": 1})
+
+    def test_entry_that_is_saved_unasked_counts_as_made(self, store):
+        for key in (KEY, KEY, OTHER_KEY):
+            store.save("maps", key, {}, {})
+        store.load("maps", KEY)
+        assert (store.hits, store.misses) == ({}, {"maps": 2})
 
     def test_overwriting_loads_only_what_it_saved_itself(self, store, saved):
         again = Store(store.root, overwrite=True)
@@ -295,6 +303,7 @@ class TestCached:
 
 class TestHas:
     def test_tells_what_is_there_without_counting_it(self, store, saved):
+        store = Store(store.root)
         assert store.has("maps", KEY)
         assert not store.has("maps", OTHER_KEY)
         assert not store.has("parses", KEY)
