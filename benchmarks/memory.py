@@ -32,7 +32,7 @@ from hybridgl.images import RgbImage
 from hybridgl.methods.hybridgl import HybridGL
 from hybridgl.models import Models, sam_generator
 from hybridgl.models.sam import Sam
-from utils.runtime import keep_freed_memory
+from hybridgl.program import keep_freed_memory
 from utils.tables import Table
 
 __all__ = ["forget_peaks", "megabytes", "peaks"]

@@ -84,7 +84,7 @@ from hybridgl.store import Store
 from hybridgl.weights.registry import WeightSet, weight_set
 from refer.dataset import ReferSplit
 from refer.shapes.world import training_scene
-from utils.runtime import keep_freed_memory
+from hybridgl.program import keep_freed_memory
 from utils.tables import Table
 
 IMAGES_OF_VAL = 1_500

@@ -53,7 +53,8 @@ from hybridgl.models.sam_encoder import encode
 from hybridgl.models.sam_generator import MaskGenerator
 from hybridgl.stages import masks_per_chunk
 from hybridgl.weights.registry import weight_set
-from utils.runtime import keep_freed_memory, peak_memory_bytes
+from hybridgl.program import keep_freed_memory
+from utils.runtime import peak_memory_bytes
 from utils.tables import Table
 
 HW = (480, 640)
