@@ -1,27 +1,37 @@
-# make demo   the method on the shapes world, from nothing: data, both programs, table, pictures
-# make test   everything that proves it
-# make check  linters and types
+# make demo       the method on the shapes world, from nothing: data, both programs, table, figures
+# make test       everything that proves it and is quick
+# make test-slow  whole programs, real sizes, installs
+# make check      linters and types
+# make format     what the linters can fix
+# make install    the environment alone
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := --dataset shapes --split val
+PARALLEL := --numprocesses auto --dist loadscope
 
-.PHONY: demo test check install clean
+.PHONY: demo test test-slow check format install clean
 
 demo: install
 	$(BIN)/python save_attn_gem.py $(DEMO)
 	$(BIN)/python hybridgl_main.py $(DEMO)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Editable as a path entry: a clone named hybridgl beside a script would hide the package otherwise.
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 # Runs pip only where the requirements or the place of the checkout have changed.
 install:
 	@wanted=$$( (cat pyproject.toml constraints.txt; pwd) | cksum ); \
@@ -29,7 +39,7 @@ install:
 		echo "Installing into $(VENV) (a few GB, once)"; \
 		$(PYTHON) -m venv $(VENV) && \
 		$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
-			--config-settings editable_mode=compat -e ".[dev]" && \
+			-e ".[dev]" && \
 		echo "$$wanted" > $(VENV)/installed; \
 	fi
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 from evaluation.manifest import find_manifest, write_manifest
 from evaluation.run import StoreConfig
-from hybridgl.build import build_models
 from hybridgl.config import HybridGLConfig, ModelConfig, ProfileConfig, ReferenceQuirks
 from hybridgl.errors import HybridGLError, ImageError
 from hybridgl.images import RgbImage
 from hybridgl.methods.hybridgl import HybridGL
+from hybridgl.models import Models
 from hybridgl.settings import add_arguments
 from refer.config import SplitConfig, load_split
 from utils.runtime import prefetch, progress, run_program
@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = ModelConfig.from_arguments(arguments)
     quirks = ReferenceQuirks.of(ProfileConfig.from_arguments(arguments).profile)
     store = storage.open()
-    models = build_models(chosen.resolved(data.dataset, published_clip=HybridGL.published_clip))
+    published = HybridGL.Config.published_clip
+    models = Models.from_config(chosen.resolved(data.dataset, published_clip=published))
     models.require("clip")
     method = HybridGL(models, HybridGLConfig(quirks=quirks), store)
     _ = method.clip  # a wrong file is found before any work

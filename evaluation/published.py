@@ -88,31 +88,22 @@ ROWS = _published.rows
 """Every published number: mIoU, oIoU, the re-run of the released program, PhraseCut."""
 
 
-def published(
-    cell: Cell, *, metric: Metric | None = None, method: str | None = None
-) -> list[PublishedRow]:
-    """Return the rows that have a value for a split, in the order of ``ROWS``.
+def published(cell: Cell, method: str) -> list[PublishedRow]:
+    """Return a method's rows that have a value for a split, in the order of ``ROWS``.
 
     Args:
         cell: of the split.
-        metric: only its rows.
-        method: only its rows, in all settings; a re-run of a method is one of its settings.
+        method: in all settings; a re-run of a method is one of its settings.
 
     Raises:
-        ValueError: no row has this metric or method: a misspelt one would look like no number.
+        ValueError: no row has this method: a misspelt one would look like no number.
 
-    >>> rows = published(("refcocog", "umd", "val"), metric="mIoU", method="HybridGL")
-    >>> [row.row_id for row in rows]
-    ['hybridgl', 'hybridgl-rerun-pure', 'hybridgl-rerun-guided']
+    >>> [row.row_id for row in published(("refcoco", "unc", "val"), "Global-Local CLIP")][:2]
+    ['global_local-freesolo', 'global_local-sam-vit_b_32']
     """
-    for name, wanted in (("metric", metric), ("method", method)):
-        known = list(dict.fromkeys(getattr(row, name) for row in ROWS))
-        if wanted is not None and wanted not in known:
-            raise ValueError(
-                f"Expected {name} among {', '.join(known)}, got {wanted!r}; give one of them."
-            )
-    return [
-        row
-        for row in ROWS
-        if cell in row.cells and metric in (None, row.metric) and method in (None, row.method)
-    ]
+    known = list(dict.fromkeys(row.method for row in ROWS))
+    if method not in known:
+        raise ValueError(
+            f"Expected a method among {', '.join(known)}, got {method!r}; give one of them."
+        )
+    return [row for row in ROWS if row.method == method and cell in row.cells]

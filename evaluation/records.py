@@ -170,8 +170,8 @@ def _contradictions(record: Record) -> Iterator[str]:
 
 def _of_prediction(record: Record, counts: PredictionCounts) -> Iterator[str]:
     proposal, num_proposals = counts.proposal, record.num_proposals or 0
-    if (proposal is None) != (num_proposals == 0):
-        yield f"proposal {proposal} where num_proposals is {record.num_proposals}"
+    if proposal is None and counts.area and record.num_proposals is not None:
+        yield f"area {counts.area} of no proposal"
     if proposal is not None and not 0 <= proposal < num_proposals:
         yield f"proposal {proposal} outside 0..{num_proposals - 1}"
     nothing_there = record.image_error or record.num_proposals == 0
@@ -273,10 +273,10 @@ def write_summary(path: Path, summary: Mapping[str, object]) -> None:
     _write(path, json.dumps(dict(summary), indent=2, allow_nan=False) + "\n")
 
 
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """Read the summary of a run; None where the file is missing or is no summary."""
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Read the summary in a run's folder; None where it is missing or is no summary."""
     try:
-        summary = json.loads(path.read_bytes())
+        summary = json.loads((folder / "summary.json").read_bytes())
     except (OSError, ValueError):
         return None
     settings = summary.get("settings") if isinstance(summary, dict) else None

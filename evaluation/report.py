@@ -250,7 +250,7 @@ class Report:
         ).markdown()
 
     def _lines(self, context: ReportContext) -> Iterator[tuple[int, str]]:
-        """What is said below the tables, each line with its depth."""
+        """Say what stands below the tables, each line with its depth."""
         legend = [f"{name}: {_LEGEND[name]}" for name in self.scores if name in _LEGEND]
         yield 0, f"{'; '.join(legend)}. All in percent."
         for variant in self.variants:
@@ -299,11 +299,11 @@ def _span(interval: Sequence[float]) -> str:
 
 
 def _published_lines(context: ReportContext) -> Iterator[tuple[int, str]]:
-    """What is published for the method on the split, then the sources."""
+    """Say what is published for the method on the split, then the sources."""
     if context.method not in _PUBLISHED_NAMES:
         return
     cell = (context.dataset, context.split_by, context.split)
-    rows = published(cell, method=_PUBLISHED_NAMES[context.method])
+    rows = published(cell, _PUBLISHED_NAMES[context.method])
     for row_id in dict.fromkeys(row.row_id for row in rows):
         of_id = [row for row in rows if row.row_id == row_id]
         values = "  ".join(

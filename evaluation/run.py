@@ -8,14 +8,20 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
 from evaluation.evaluate import Evaluation, check_ground_truth
 from evaluation.executors import Executor, serial
 from evaluation.manifest import Manifest, find_manifest, other_devices, write_manifest
-from evaluation.proposals import FileSource, GroundTruthSource, ProposalSource, SamSource
+from evaluation.proposals import (
+    FileSource,
+    GroundTruthSource,
+    NoSource,
+    ProposalSource,
+    SamSource,
+)
 from evaluation.records import (
     Record,
     read_records,
@@ -26,17 +32,23 @@ from evaluation.records import (
 from evaluation.report import Report, ReportContext
 from evaluation.samples import draw_samples
 from evaluation.shards import Shard
-from hybridgl.build import build_models
-from hybridgl.config import MethodConfig, ModelConfig, ProfileConfig, ReferenceQuirks
-from hybridgl.errors import DataError, SettingError
+from hybridgl.config import (
+    HybridGLConfig,
+    MethodConfig,
+    ModelConfig,
+    ProfileConfig,
+    ReferenceQuirks,
+)
+from hybridgl.errors import DataError, HybridGLError, SettingError
 from hybridgl.files import atomic_write_bytes, check_folder
 from hybridgl.methods import Method
 from hybridgl.metrics import PROTOCOLS
-from hybridgl.models import select_device
+from hybridgl.models import Models, select_device
 from hybridgl.settings import Settings, add_arguments, setting, setting_names
 from hybridgl.store import Store
 from refer.config import SplitConfig, load_split
 from refer.dataset import ReferSplit
+from refer.splits import DATASETS
 from utils.runtime import Stopwatch, peak_memory_bytes, progress
 
 __all__ = [
@@ -56,13 +68,15 @@ Methods = Mapping[str, type[Method]]
 
 _COCO = "coco:"
 
+_SUMMARY = "summary.json"
+
 _PACKAGES = ("hybridgl", "torch", "torchvision", "open_clip_torch", "segment-anything", "spacy")
 
 
 def _proposals(text: str) -> str:
     """Accept a source of proposals."""
     if text not in ("sam", "gt") and not text.startswith(_COCO):
-        raise SettingError(f"expected sam, coco:FILE or gt, got {text!r}")
+        raise SettingError(f"Expected sam, coco:FILE or gt, got {text!r}; choose one of them.")
     return text
 
 
@@ -167,15 +181,21 @@ class RunConfig:
         given_data = SplitConfig.from_arguments(arguments)
         data = given_data.resolved()
         method = kind.Config.from_arguments(arguments, **given).resolved(data.name)
-        models, usual_models = (
-            one.resolved(data.dataset, published_clip=kind.published_clip)
-            for one in (ModelConfig.from_arguments(arguments), ModelConfig())
+        chosen = ModelConfig.from_arguments(arguments)
+        models, usual_models, of_weights = (
+            one.resolved(data.dataset, published_clip=kind.Config.published_clip)
+            for one in (chosen, ModelConfig(), ModelConfig(weights=chosen.weights))
         )
+        custom = {} if data.dataset in DATASETS else {"dataset": str(Path(data.dataset).resolve())}
+        root = data.refer_data_root
         changed = {
+            **custom,
+            **({} if root == SplitConfig().refer_data_root else {"refer_data_root": str(root)}),
             **({} if data.limit is None else {"limit": data.limit}),
             **({} if choice.proposals == "sam" else {"proposals": choice.proposals}),
             **method.changed(kind.Config(**given).resolved(data.name)),
-            **models.changed(usual_models),
+            **({} if models.weights == usual_models.weights else {"weights": models.weights}),
+            **models.changed(of_weights),
         }
         if select_device(models.device).type == select_device("auto").type:
             changed.pop("device", None)
@@ -191,8 +211,9 @@ class RunConfig:
     @property
     def mode(self) -> str:
         """What names the method's setting in folders and reports."""
-        fusion = getattr(self.method, "fusion", None)
-        return str(fusion.fusion_mode.value) if fusion is not None else self.choice.method
+        if isinstance(self.method, HybridGLConfig):
+            return str(self.method.fusion.fusion_mode.value)
+        return self.choice.method
 
     @property
     def folder(self) -> Path:
@@ -248,7 +269,7 @@ class Run:
 
     Attributes:
         settings: everything that decides the records, as JSON values.
-        warnings: what is doubtful about it before it starts: one line each.
+        warnings: what speaks against taking its scores as they are: one line each.
 
     Raises:
         SettingError: a wrong value.
@@ -264,13 +285,15 @@ class Run:
         check_folder(config.folder, "--output")
         proposal_file = _proposal_file(config.choice.proposals)
         self.store = config.storage.open(keep_tokens=config.storage.keep_tokens)
-        self.models = build_models(config.models)
+        self.models = Models.from_config(config.models)
         kind = methods[config.choice.method]
         self.method: Method = kind(self.models, config.method, self.store)
         self.split = load_split(config.data) if split is None else split
         quirks = config.method.quirks
         self.source: ProposalSource
-        if proposal_file is not None:
+        if not kind.needs_proposals:
+            self.source = NoSource()
+        elif proposal_file is not None:
             self.source = FileSource(proposal_file, self.split)
         elif config.choice.proposals == "gt":
             self.source = GroundTruthSource(
@@ -278,14 +301,16 @@ class Run:
             )
         else:
             self.source = SamSource(self.models, config.models.proposals, self.store)
-        needed = ("clip", "parser", *self.source.models)
+        needed = (*self.method.models_needed, *self.source.models)
         self.manifest = find_manifest(self.store, self.models, needed)
         self.evaluation = self._evaluation(self.manifest)
+        self._images_sha256 = self.evaluation.images_sha256()
         self.warnings = [
             *self.split.warnings,
             *self.source.warnings,
-            *self.models.warnings("clip", *self.source.models),
+            *self.models.warnings(*needed),
         ]
+        self._use_other_device()
 
     @property
     def folder(self) -> Path:
@@ -295,7 +320,10 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the records, as JSON values."""
-        split, manifest = self.split, self.manifest
+        return self._settings(self.manifest)
+
+    def _settings(self, manifest: Manifest) -> dict[str, Any]:
+        split = self.split
         settings = {
             "dataset": split.dataset,
             "split": split.split,
@@ -306,22 +334,27 @@ class Run:
             "method": self.method.settings(),
             "proposals": self.source.settings(),
             "models": {"names": manifest.names, **manifest.made_by()},
-            "versions": {name: version(name) for name in _PACKAGES},
+            "images": self._images_sha256,
         }
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
 
     def finished_records(self) -> list[Record] | None:
-        """Read the records in the folder; None unless the run would make the very same ones."""
+        """Read the records in the folder; None unless the run would make the very same ones.
+
+        Those of the same models on another kind of device, which has filled the store, count too.
+        """
         summary = read_summary(self.folder)
         path = self.folder / "records.jsonl"
-        if summary is None or summary["settings"] != self.settings or not path.is_file():
+        if summary is None or summary.get("image_errors") != _image_errors(self.split):
             return None
-        if summary.get("image_errors") != _image_errors(self.split):
+        if not path.is_file() or _sha256(path) != summary.get("records_sha256"):
             return None
-        if hashlib.sha256(path.read_bytes()).hexdigest() != summary.get("records_sha256"):
-            return None
-        return read_records(path)
+        for manifest in (self.manifest, *other_devices(self.store, self.manifest)):
+            if summary["settings"] == self._settings(manifest):
+                self._use(manifest)
+                return read_records(path)
+        return None
 
     def execute(self, executor: Executor[int, int] = serial) -> str:
         """Score what is missing, and write records, report, summary and figures.
@@ -335,23 +368,20 @@ class Run:
             OSError: the folder holds a run of other settings, or cannot be written.
         """
         storage = self.config.storage
-        self._check_folder_settings()
         if not (storage.overwrite or storage.shard):
             finished = self.finished_records()
             if finished is not None:
                 return self._rescored(finished)
+        self.check_folder_settings()
         check_ground_truth(self.split)
         watch = Stopwatch()
-        self._use_other_device()
         with watch.measure("scores"):
             self._score(executor)
         if storage.shard:
-            missing = len(self.evaluation.missing())
-            total = len(self.split.images)
             return (
-                f"shard {storage.shard} is scored; {self.store.root}/ lacks {missing} of {total} "
-                f"images. Run without --shard to write records, with this store or a copy of all "
-                f"shards' stores over each other."
+                f"shard {storage.shard} is in {self.store.root}/. When all are, run without "
+                f"--shard to write records, with this store or a copy of all shards' stores over "
+                f"each other."
             )
         with watch.measure("records"):
             made = list(
@@ -366,7 +396,7 @@ class Run:
         asked = shard.of(self.split.images) if shard else None
         missing = self.evaluation.missing(asked)
         if missing:
-            self.models.require("clip", *self.source.models)
+            self.method.load()
             write_manifest(self.store, self.manifest)
         for _ in progress(
             self.evaluation.score_images(missing, executor), "images", "image", total=len(missing)
@@ -375,27 +405,33 @@ class Run:
 
     def _use_other_device(self) -> None:
         """Take what another kind of device has made, if that is all there is to make."""
-        if self.config.storage.shard or not self.evaluation.missing():
+        storage = self.config.storage
+        own = self.evaluation.missing()
+        if storage.shard or storage.overwrite or not own:
             return
+        total = len(self.split.images) - len(self.split.image_errors.unreadable)
         for manifest in other_devices(self.store, self.manifest):
-            other = self._evaluation(manifest)
-            missing = len(other.missing())
+            missing = len(self._evaluation(manifest).missing())
             if not missing:
-                self.manifest, self.evaluation = manifest, other
-                self.warnings.append(
-                    f"All images were scored on another device: {manifest.device}."
-                )
+                self._use(manifest)
                 return
-            if missing < len(self.split.images):
+            if missing < min(len(own), total):
                 _logger.warning(
                     "%s holds scores of %d of %d images that were made on %s; on %s all are made "
                     "again.",
                     self.store.root,
-                    len(self.split.images) - missing,
-                    len(self.split.images),
+                    total - missing,
+                    total,
                     manifest.device,
                     self.manifest.device,
                 )
+
+    def _use(self, manifest: Manifest) -> None:
+        """Take the results that a manifest names."""
+        if manifest != self.manifest:
+            self.evaluation = self._evaluation(manifest)
+            self.manifest = manifest
+            self.warnings.append(f"All images were scored on another device: {manifest.device}.")
 
     def _evaluation(self, manifest: Manifest) -> Evaluation:
         quirks = self.config.method.quirks
@@ -407,10 +443,15 @@ class Run:
             manifest.made_by(),
             overlapping_polygons_dropped=quirks.overlapping_polygons_dropped,
             top_k_shrinks_across_images=quirks.top_k_shrinks_across_images,
+            may_score=manifest == self.manifest,
         )
 
-    def _check_folder_settings(self) -> None:
-        """Refuse a folder that holds a run of other settings."""
+    def check_folder_settings(self) -> None:
+        """Refuse a folder that holds a run of other settings.
+
+        Raises:
+            OSError: it does, and is not to be overwritten.
+        """
         summary = read_summary(self.folder)
         if self.config.storage.overwrite or summary is None:
             return
@@ -426,11 +467,9 @@ class Run:
         """Write records, figures, report and summary; returns what to print."""
         # The summary, written last, vouches for the files beside it; an earlier run's no longer
         # does.
-        (self.folder / "summary.json").unlink(missing_ok=True)
+        (self.folder / _SUMMARY).unlink(missing_ok=True)
         records = [record for record, _ in made]
         write_records(self.folder / "records.jsonl", records)
-        with watch.measure("figures"):
-            draw_samples(self.evaluation, made, self.folder / "figures")
         found, missed = dict(self.store.hits), dict(self.store.misses)
         text = self._write_scores(
             records,
@@ -440,6 +479,10 @@ class Run:
                 "peak_memory_bytes": peak_memory_bytes(),
             },
         )
+        try:
+            draw_samples(self.evaluation, made, self.folder / "figures")
+        except (HybridGLError, OSError) as error:
+            _logger.warning("The figures could not be drawn: %s", error)
         return "\n".join(
             [
                 text,
@@ -468,21 +511,21 @@ class Run:
             counts=self._counts(records, report),
             warnings=tuple(warnings),
         )
-        content = (self.folder / "records.jsonl").read_bytes()
         summary = {
             "settings": self.settings,
             "setting": context.setting,
             "protocol": self.config.choice.protocol,
             "counts": context.counts,
             "image_errors": _image_errors(self.split),
+            "versions": {name: _version(name) for name in _PACKAGES},
             "warnings": warnings,
             **report.json(),
             **made,
-            "records_sha256": hashlib.sha256(content).hexdigest(),
+            "records_sha256": _sha256(self.folder / "records.jsonl"),
         }
         markdown = f"{report.markdown(context)}\n"
         atomic_write_bytes(self.folder / "report.md", markdown.encode())
-        write_summary(self.folder / "summary.json", summary)
+        write_summary(self.folder / _SUMMARY, summary)
         return report.text(context)
 
     def report(self, records: Sequence[Record], protocol: str | None = None) -> Report:
@@ -492,15 +535,14 @@ class Run:
             records: of this run.
             protocol: name of the evaluation protocol; None is the run's own.
         """
-        quirks = self.method.settings().get("quirks", {})
         return Report.of(
             records,
             PROTOCOLS[protocol or self.config.choice.protocol],
-            skips_without_proposals=quirks.get("images_without_proposals_skipped", False),
+            skips_without_proposals=self.method.skips_without_proposals,
         )
 
     def _unreadable(self, records: Sequence[Record]) -> list[str]:
-        """A line on the images that proved corrupt when they were needed."""
+        """Return a line on the images that proved corrupt when they were needed."""
         errors = self.split.image_errors
         ids = {record.image_id: None for record in records if record.image_error}
         later = [i for i in ids if i not in errors.unreadable]
@@ -512,19 +554,19 @@ class Run:
         ]
 
     def _setting(self) -> str:
-        """What the run was made with, to be held against a published setting."""
+        """Say what the run was made with, to be held against a published setting."""
         config = self.config
         parts = [
             config.mode,
             f"{config.choice.profile.value} profile",
-            f"CLIP {self.manifest.names['clip']}",
-            f"proposals of {self.source.name}",
+            *(f"CLIP {name}" for model, name in self.manifest.names.items() if model == "clip"),
+            *([f"proposals of {self.source.name}"] if self.method.needs_proposals else []),
             config.models.dtype,
         ]
         parts += [
             f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
             for name, value in config.changed.items()
-            if name not in ("proposals", "fusion_mode", "dtype")
+            if name not in ("proposals", "fusion_mode", "dtype", "dataset", "refer_data_root")
         ]
         return ", ".join([*parts, f"protocol {config.choice.protocol}"])
 
@@ -547,8 +589,12 @@ class Run:
         }
 
 
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _image_errors(split: ReferSplit) -> dict[str, Any]:
-    """The images that are not as annotated, as JSON values: records depend on them."""
+    """Return the images that are not as annotated, as JSON values: records depend on them."""
     errors = split.image_errors
     return {
         "missing": list(errors.missing),
@@ -557,8 +603,16 @@ def _image_errors(split: ReferSplit) -> dict[str, Any]:
     }
 
 
+def _version(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _proposal_file(proposals: str) -> Path | None:
-    """The file of masks that the source of proposals names; None where it names none."""
+    """Return the file of masks that the source of proposals names; None where it names none."""
     if not proposals.startswith(_COCO):
         return None
     path = Path(proposals.removeprefix(_COCO))

@@ -55,7 +55,7 @@ def draw_samples(evaluation: Evaluation, made: Sequence[Made], folder: Path) -> 
 
 
 def _draw(evaluation: Evaluation, ref: Ref, record: Record, limit: int | None) -> bytes:
-    """The figure of one prediction, a PNG file."""
+    """Draw the figure of one prediction, a PNG file."""
     image = evaluation.split.open_image(record.image_id)
     (finish,) = evaluation.source.submit([(record.image_id, image)])
     prediction = evaluation.predict(ref, record.sent_id, limit)
@@ -72,7 +72,7 @@ def _draw(evaluation: Evaluation, ref: Ref, record: Record, limit: int | None) -
 def _item(
     evaluation: Evaluation, ref: Ref, record: Record, limit: int | None
 ) -> GalleryItem | None:
-    """What a gallery shows of one prediction; None where nothing is predicted."""
+    """Return what a gallery shows of one prediction; None where nothing is predicted."""
     variant = evaluation.method.variants[-1]
     prediction: Prediction = evaluation.predict(ref, record.sent_id, limit)
     image = evaluation.split.open_image(record.image_id)

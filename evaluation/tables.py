@@ -250,7 +250,7 @@ def _warnings(entry: Entry) -> list[str]:
 def _lines(
     table: PaperTable, entry: Entry, theirs: Mapping[Metric, PublishedRow]
 ) -> Iterator[tuple[str, ...]]:
-    """The line of an entry, and those of its kinds of expressions."""
+    """Write the line of an entry, and those of its kinds of expressions."""
     row, report = entry.row, entry.report
     values = {metric: _text(published, entry.cell) for metric, published in theirs.items()}
     if report is None:
@@ -307,7 +307,7 @@ def _published(entry: Entry) -> dict[Metric, PublishedRow]:
 
 
 def _footnotes(entry: Entry, theirs: Iterable[PublishedRow]) -> Iterator[str]:
-    """Sources of published values, and what these say otherwise than the row."""
+    """Name the sources of published values, and what these say otherwise than the row."""
     for published in theirs:
         source = SOURCES[published.source]
         yield source.footnote
@@ -317,7 +317,7 @@ def _footnotes(entry: Entry, theirs: Iterable[PublishedRow]) -> Iterator[str]:
 
 
 def _names(left_out: Sequence[Entry], entries: Sequence[Entry]) -> str:
-    """The rows that are left out, with their splits where others of theirs are shown."""
+    """Name the rows that are left out, with their splits where others of theirs are shown."""
     splits: dict[TableRow, list[str]] = {}
     for entry in left_out:
         splits.setdefault(entry.row, []).append(entry.cell[2])

@@ -33,8 +33,8 @@ def _dataset(text: str) -> str:
         found = False
     if not found:
         raise SettingError(
-            f"expected one of {', '.join(DATASETS)}, or the path of a folder in REFER form or of "
-            f"a JSON file in COCO form; got {text!r}, where there is nothing"
+            f"Expected one of {', '.join(DATASETS)}, or the path of a folder in REFER form or of "
+            f"a JSON file in COCO form, got {text!r}, where there is nothing; check the path."
         )
     return text
 

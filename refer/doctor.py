@@ -1,24 +1,16 @@
-"""Datasets and the store, as ``hybridgl doctor`` shows them; nothing is written."""
+"""Look at datasets and the store: what is missing or wrong, and the fix of each; write nothing."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hybridgl.doctor import (
-    Check,
-    Places,
-    Status,
-    checks_of_place,
-    existing_parent,
-    move_away,
-    survived,
-)
+from hybridgl.doctor import Check, disk_check, folder_checks, guarded, move_away, show
 from hybridgl.errors import DataError
 from hybridgl.files import file_sha256
 from hybridgl.store import Store
@@ -29,143 +21,150 @@ from refer.refer import load_refer_splits
 from refer.segmentation import MaskRule
 from refer.splits import SPLITS, default_split_by, expected_counts
 
-__all__ = ["data_checks"]
+__all__ = ["add_doctor_arguments", "data_checks", "doctor", "store_checks"]
 
-_GB = 10**9
-_DATA_BYTES = 20 * _GB
+_DATA_GB = 20
 """COCO train2014's archive and what is unpacked from it; PhraseCut takes about as much."""
-
-_FILES = {"phrasecut": "refer_SPLIT.json, image_data_split.json and images"}
-"""What is expected of a dataset that is not in REFER form."""
 
 _MANY = 20
 """Damaged images beyond which their folder is moved away, rather than each of them removed."""
 
 
-def data_checks(places: Places) -> Iterator[Check]:
-    """Every split of every dataset, the disk they are on, and the store."""
-    blocked = checks_of_place("data", places.data_root)
-    yield from blocked
-    needs_room = False
-    for dataset in () if blocked else SPLITS:
-        for check in survived(_dataset(places, dataset), "data", dataset):
-            needs_room |= check.status is Status.MISSING
-            yield check
-    folder = existing_parent(places.data_root)
-    free = shutil.disk_usage(folder).free
-    enough = free >= _DATA_BYTES or not needs_room
-    yield Check(
-        "data",
-        "free disk",
-        Status.OK if enough else Status.MISSING,
-        f"{free / _GB:.1f} GB for {places.data_root}",
-        f"{_DATA_BYTES / _GB:.0f} GB for the images of COCO, their archive included"
-        if needs_room
-        else "",
-        ""
-        if enough
-        else "hybridgl download refcoco refcoco+ refcocog coco-train2014 --data_root LARGER_DISK",
+def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that ``doctor`` reads."""
+    parser.add_argument(
+        "--data_root",
+        "--refer_data_root",
+        type=Path,
+        default=Path("refer/data"),
+        metavar="DIR",
+        help="where the datasets lie (default: %(default)s)",
     )
-    yield from survived(_store(places), "store", str(places.store))
+    parser.add_argument(
+        "--store",
+        type=Path,
+        default=Path("store"),
+        metavar="DIR",
+        help="where the results of stages are kept (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """How a dataset is got.
+def doctor(arguments: argparse.Namespace, report: Callable[[str], None]) -> bool:
+    """Look at every dataset and the store, and report it.
 
-    Attributes:
-        places: that are looked at.
-        dataset: its name.
+    Args:
+        arguments: as of ``add_doctor_arguments``.
+        report: takes the text.
+
+    Returns:
+        Whether nothing is wrong; what is only missing is not wrong.
     """
-
-    places: Places
-    dataset: str
-
-    def annotations(self, told: str = "") -> str:
-        """The command for annotations that are missing or wrong.
-
-        Args:
-            told: what a reader said; of PhraseCut's files, the one that it names goes aside.
-        """
-        root = self.places.data_root
-        if self.dataset == "shapes":
-            return self._world()
-        command = f"hybridgl download {self.dataset} --data_root {shlex.quote(str(root))}"
-        if self.dataset == "phrasecut":
-            named = [path for path in root.glob("**/*.json") if str(path) in told]
-            return " && ".join([*map(move_away, named[:1]), command])
-        folder = root / self.dataset
-        blocked = folder.is_file() or any(path.is_dir() for path in folder.glob("*"))
-        # What is there counts as downloaded, unless its archive tells that it is another file.
-        archived = (root / "downloads" / f"{self.dataset}.zip").is_file()
-        if blocked or ((folder / "instances.json").exists() and not archived):
-            return f"{move_away(folder)} && {command}"
-        return command
-
-    def images(self, wrong: Sequence[Path] = (), folder: Path | None = None) -> str:
-        """The command for images that are missing or wrong.
-
-        Args:
-            wrong: files that have to go before.
-            folder: of the images; moved away where too many are wrong.
-        """
-        if self.dataset == "shapes":
-            return self._world()
-        item = "phrasecut-images" if self.dataset == "phrasecut" else "coco-train2014"
-        command = f"hybridgl download {item} --data_root {shlex.quote(str(self.places.data_root))}"
-        if folder is not None and len(wrong) > _MANY:
-            return f"{move_away(folder)} && {command}"
-        return _first_removed(wrong, command)
-
-    def _world(self) -> str:
-        root = self.places.data_root
-        folder = root / "shapes"
-        if _manifest(root) is not None:
-            # Written again with its own seed and sizes.
-            return f"python save_attn_gem.py --refer_data_root {shlex.quote(str(root))} --limit 1"
-        command = f"python -m refer.shapes.world --root {shlex.quote(str(root))}"
-        return f"{move_away(folder)} && {command}" if folder.exists() else command
+    store = arguments.store
+    checks = [
+        *data_checks(arguments.data_root),
+        *guarded(store_checks(store), "store", str(store), store),
+    ]
+    note = "the shapes world needs nothing; packages, device and weights: hybridgl doctor"
+    return show(checks, report, as_json=arguments.json, note=note)
 
 
-def _first_removed(paths: Sequence[Path], command: str) -> str:
-    if not paths:
-        return command
-    return f"{shlex.join(['rm', '-r', *map(str, paths)])} && {command}"
+def data_checks(root: Path) -> Iterator[Check]:
+    """Look at every split of every dataset, and at the disk they are on."""
+    blocked = folder_checks("data", root)
+    yield from blocked
+    is_needed = False
+    for dataset in () if blocked else SPLITS:
+        checks = _world(root) if dataset == "shapes" else _dataset(root, dataset)
+        for check in guarded(checks, "data", dataset, root):
+            is_needed |= check.status == "missing"
+            yield check
+    fix = _download("refcoco refcoco+ refcocog coco-train2014", Path("LARGER_DISK"))
+    yield disk_check("data", root, _DATA_GB, fix, is_needed=is_needed)
 
 
-def _dataset(places: Places, dataset: str) -> Iterator[Check]:
-    source = _Source(places, dataset)
-    if dataset == "shapes" and (places.data_root / "shapes").exists():
-        world = _world(source)
-        yield world
-        if world.status is Status.WRONG:
-            return
+def store_checks(store: Path) -> Iterator[Check]:
+    """Look at every entry of a store, by kind."""
+    blocked = folder_checks("store", store)
+    yield from blocked
+    if blocked:
+        return
+    if not store.is_dir():
+        yield Check("store", str(store), "ok", "no results yet")
+        return
+    for kind in sorted(path for path in store.iterdir() if path.is_dir()):
+        # By iterdir, as glob passes over what may not be read.
+        shards = [path for path in kind.iterdir() if path.is_dir()]
+        yield _entries(kind.name, [path for shard in shards for path in shard.iterdir()])
+
+
+def _entries(kind: str, paths: Sequence[Path]) -> Check:
+    entries = sorted(path for path in paths if path.suffix == ".safetensors")
+    damaged = Store.damaged_among(entries)
+    found = f"{len(entries)} entries, {sum(path.stat().st_size for path in entries) / 10**6:.1f} MB"
+    if not damaged:
+        return Check("store", kind, "ok", found)
+    found += f"; {len(damaged)} damaged, first: {damaged[0]}"
+    expected = "whole entries; the next run makes again what is removed"
+    return Check(
+        "store", kind, "wrong", found, expected, shlex.join(["rm", "-r", *map(str, damaged)])
+    )
+
+
+def _world(root: Path) -> Iterator[Check]:
+    """Look at the shapes world, which programs write where it is missing."""
+    folder = root / "shapes"
+    if not folder.exists():
+        yield Check("data", "shapes", "ok", "not written yet; the programs write it")
+        return
+    command = ["python", "-m", "refer.shapes.world", "--root", str(root)]
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "world.json").read_bytes())
+        files, sizes = dict(manifest["files"]), dict(manifest["sizes"])
+        command.append(f"--seed={int(manifest['seed'])}")
+    except (OSError, ValueError, TypeError, LookupError):
+        found, fix = f"no manifest in {folder / 'world.json'}", move_away(folder)
+        yield Check("data", "shapes", "wrong", found, "one", f"{fix} && {shlex.join(command)}")
+        return
+    wrong = [
+        root / name
+        for name, sha256 in files.items()
+        if not (root / name).is_file() or file_sha256(root / name) != sha256
+    ]
+    if wrong:
+        found = f"{len(wrong)} missing or changed, first: {wrong[0]}"
+        fix = shlex.join([*command, *(f"--{split}={size}" for split, size in sizes.items())])
+        yield Check("data", "shapes", "wrong", found, f"{len(files)} as they were written", fix)
+        return
+    yield from _dataset(root, "shapes", [split for split, size in sizes.items() if size])
+
+
+def _dataset(root: Path, dataset: str, only: Sequence[str] | None = None) -> Iterator[Check]:
+    """Look at the splits of a dataset, or only some; those by other authors may be missing."""
     for split_by, splits in SPLITS[dataset].items():
         label = dataset if len(SPLITS[dataset]) == 1 else f"{dataset} ({split_by})"
         try:
-            loaded = _load(places, dataset, split_by)
+            loaded = _load(root, dataset, split_by)
         except FileNotFoundError as error:
-            usual = split_by == default_split_by(dataset)
-            status = Status.MISSING if usual and dataset != "shapes" else Status.OPTIONAL
-            expected = _FILES.get(dataset, f"instances.json, refs({split_by}).p and images")
-            yield _missing(label, status, error, expected, source.annotations())
+            if split_by == default_split_by(dataset):
+                yield _missing(label, error, root, dataset)
             continue
         except DataError as error:
-            yield Check("data", label, Status.WRONG, _line(error), fix=source.annotations())
+            yield Check("data", label, "wrong", _line(error), fix=_annotations_fix(root, dataset))
             continue
-        for split in splits:
-            name = f"{label} {split}"
-            yield from survived(_split(name, loaded[split], split, source), "data", name)
+        for name in only or splits:
+            title = f"{label} {name}"
+            yield from guarded(_split(title, loaded[name], root, dataset), "data", title, root)
 
 
-def _load(places: Places, dataset: str, split_by: str) -> dict[str, ReferSplit | Exception]:
-    """Every split that the dataset is said to have, or why it cannot be read."""
+def _load(root: Path, dataset: str, split_by: str) -> dict[str, ReferSplit | Exception]:
+    """Return every split that a dataset is said to have, or why it cannot be read."""
     if dataset != "phrasecut":
-        return {**load_refer_splits(places.data_root, dataset, split_by)}
+        return {**load_refer_splits(root, dataset, split_by)}
     loaded: dict[str, ReferSplit | Exception] = {}
     for split in SPLITS[dataset][split_by]:
         try:
-            loaded[split] = load_phrasecut(places.data_root, split, check_counts=False)
+            loaded[split] = load_phrasecut(root, split, check_counts=False)
         except (FileNotFoundError, DataError) as error:
             loaded[split] = error
     missing = [one for one in loaded.values() if isinstance(one, FileNotFoundError)]
@@ -174,61 +173,15 @@ def _load(places: Places, dataset: str, split_by: str) -> dict[str, ReferSplit |
     return loaded
 
 
-def _missing(name: str, status: Status, error: Exception, expected: str, fix: str) -> Check:
-    """A line from a reader's "Expected ...; there is ... . See refer/README.md ..."."""
-    told = _line(error).partition(". See refer/README.md")[0]
-    return Check("data", name, status, told.rpartition("; there is ")[2], expected, fix)
-
-
-def _world(source: _Source) -> Check:
-    """Whether the files of the shapes world are those that were written."""
-    root = source.places.data_root
-    manifest = _manifest(root)
-    if manifest is None:
-        found, expected = f"no manifest in {root / 'shapes' / 'world.json'}", "one that can be read"
-        return Check("data", "shapes files", Status.WRONG, found, expected, source.annotations())
-    files: dict[str, str] = manifest["files"]
-    others = [
-        name
-        for name, digest in files.items()
-        if not (root / name).is_file() or file_sha256(root / name) != digest
-    ]
-    if not others:
-        return Check("data", "shapes files", Status.OK, f"{len(files)} as they were written")
-    return Check(
-        "data",
-        "shapes files",
-        Status.WRONG,
-        f"{len(others)} missing or changed, first: {root / others[0]}",
-        f"{len(files)} as they were written",
-        source.annotations(),
-    )
-
-
-def _manifest(root: Path) -> dict[str, Any] | None:
-    """What the shapes world was written as; None where that cannot be read."""
-    try:
-        manifest = json.loads((root / "shapes" / "world.json").read_text(encoding="utf-8"))
-        return {"files": dict(manifest["files"]), "sizes": dict(manifest["sizes"])}
-    except (OSError, ValueError, TypeError, LookupError):
-        return None
-
-
-def _split(
-    name: str, split: ReferSplit | Exception, split_name: str, source: _Source
-) -> Iterator[Check]:
-    manifest = _manifest(source.places.data_root) if source.dataset == "shapes" else None
-    if manifest and manifest["sizes"].get(split_name) == 0:
-        yield Check("data", name, Status.OPTIONAL, "no images, as the world was written")
-        return
-    fix = source.annotations()
+def _split(name: str, split: ReferSplit | Exception, root: Path, dataset: str) -> Iterator[Check]:
     if isinstance(split, FileNotFoundError):
-        yield _missing(name, Status.MISSING, split, _FILES["phrasecut"], fix)
+        yield _missing(name, split, root, dataset)
         return
     if isinstance(split, Exception):
-        told = _line(split)
-        yield Check("data", name, Status.WRONG, told, fix=source.annotations(told))
+        line = _line(split)
+        yield Check("data", name, "wrong", line, fix=_annotations_fix(root, dataset, line))
         return
+    fix = _annotations_fix(root, dataset)
     yield _counts(name, split, fix)
     broken = _broken_masks(split)
     for what, number, detail in (
@@ -238,31 +191,26 @@ def _split(
     ):
         if number:
             found = f"{number} of {len(split.refs)} refs {what}{detail}"
-            yield Check("data", f"{name} refs {what}", Status.WRONG, found, "none", fix)
-    yield _images(f"{name} images", split, source)
+            yield Check("data", f"{name} refs {what}", "wrong", found, "none", fix)
+    yield _images(f"{name} images", split, root)
 
 
 def _counts(name: str, split: ReferSplit, fix: str) -> Check:
+    counts = {"refs": len(split.refs), "images": len(split.images)}
+    counts["sentences"] = split.num_sentences
     expected = expected_counts(split.dataset, split.split, split.split_by)
-    found = {"refs": len(split.refs), "images": len(split.images)}
-    found["sentences"] = split.num_sentences
     wanted = asdict(expected) if expected else {}
-    off = [unit for unit in found if wanted.get(unit) not in (None, found[unit])]
-    told = ", ".join(f"{wanted[unit]} {unit}" for unit in off)
+    off = [unit for unit in counts if wanted.get(unit) not in (None, counts[unit])]
+    found = ", ".join(f"{count} {unit}" for unit, count in counts.items())
+    should = ", ".join(f"{wanted[unit]} {unit}" for unit in off)
     # Most sentence counts are widely quoted, but nobody vouches for them.
-    doubtful = off == ["sentences"] and not wanted["sentences_checked"]
-    return Check(
-        "data",
-        name,
-        Status.WRONG if off and not doubtful else Status.OK,
-        ", ".join(f"{count} {unit}" for unit, count in found.items()),
-        f"{told}, a number that is quoted, but unchecked" if doubtful else told,
-        fix if off and not doubtful else "",
-    )
+    if off == ["sentences"] and not wanted["sentences_checked"]:
+        return Check("data", name, "ok", found, f"{should}, a number that is quoted, but unchecked")
+    return Check("data", name, "wrong" if off else "ok", found, should, fix if off else "")
 
 
 def _broken_masks(split: ReferSplit) -> list[str]:
-    """What is wrong with the masks of refs, for each ref that has a broken one."""
+    """Return what is wrong with the masks of refs, for each ref that has a broken one."""
     broken = []
     for ref in split.refs:
         try:
@@ -273,61 +221,58 @@ def _broken_masks(split: ReferSplit) -> list[str]:
     return broken
 
 
-def _images(name: str, split: ReferSplit, source: _Source) -> Check:
-    image_errors = find_image_errors(split)
+def _images(name: str, split: ReferSplit, root: Path) -> Check:
+    errors = find_image_errors(split)
     # PhraseCut's images are published at other sizes, and resized to the annotated ones.
-    resized = len(image_errors.wrong_size) if split.mask_rule is MaskRule.PHRASECUT else 0
-    other_size = () if resized else tuple(image_errors.wrong_size)
-    counts = {
-        "missing": len(image_errors.missing),
-        "damaged": len(image_errors.corrupt),
-        "of another size than annotated": len(other_size),
+    resized = len(errors.wrong_size) if split.mask_rule is MaskRule.PHRASECUT else 0
+    by_kind = {
+        "missing": errors.missing,
+        "corrupt": errors.corrupt,
+        "of another size than annotated": () if resized else tuple(errors.wrong_size),
     }
-    bad = {what: count for what, count in counts.items() if count}
+    bad = [image_id for image_ids in by_kind.values() for image_id in image_ids]
     if not bad:
         found = f"{len(split.images)} in place" + (f", {resized} to be resized" if resized else "")
-        return Check("data", name, Status.OK, found)
-    first = next(iter((*image_errors.missing, *image_errors.corrupt, *other_size)))
-    wrong = [split.image_path(image_id) for image_id in (*image_errors.corrupt, *other_size)]
+        return Check("data", name, "ok", found)
+    numbers = ", ".join(f"{len(ids)} {kind}" for kind, ids in by_kind.items() if ids)
+    wrong = [split.image_path(image_id) for image_id in bad[len(errors.missing) :]]
+    fix = _download("phrasecut-images" if split.dataset == "phrasecut" else "coco-train2014", root)
+    if len(wrong) > _MANY:
+        fix = f"{move_away(split.image_roots[0])} && {fix}"
+    elif wrong:
+        fix = f"{shlex.join(['rm', '-r', *map(str, wrong)])} && {fix}"
     return Check(
         "data",
         name,
-        Status.WRONG if wrong else Status.MISSING,
-        f"{', '.join(f'{count} {what}' for what, count in bad.items())}, "
-        f"first: {split.image_path(first)}",
+        "wrong" if wrong else "missing",
+        f"{numbers}, first: {split.image_path(bad[0])}",
         f"{len(split.images)} whole ones, of the annotated size",
-        source.images(wrong, split.image_roots[0]),
+        fix,
     )
 
 
-def _store(places: Places) -> Iterator[Check]:
-    blocked = checks_of_place("store", places.store)
-    yield from blocked
-    if blocked:
-        return
-    if not places.store.is_dir():
-        yield Check("store", str(places.store), Status.OPTIONAL, "no results yet")
-        return
-    for folder in sorted(path for path in places.store.iterdir() if path.is_dir()):
-        # glob passes over what may not be read.
-        blocked = checks_of_place("store", folder)
-        for shard in () if blocked else sorted(folder.iterdir()):
-            blocked += checks_of_place("store", shard) if shard.is_dir() else []
-        if blocked:
-            yield blocked[0]
-            continue
-        entries = sorted(folder.glob("*/*.safetensors"))
-        damaged = Store.damaged_among(entries)
-        size = sum(path.stat().st_size for path in entries)
-        yield Check(
-            "store",
-            folder.name,
-            Status.WRONG if damaged else Status.OK,
-            f"{len(entries)} entries, {size / 10**6:.1f} MB"
-            + (f"; {len(damaged)} damaged, first: {damaged[0]}" if damaged else ""),
-            "whole entries; the next run makes anew what is removed" if damaged else "",
-            shlex.join(["rm", "-r", *map(str, damaged)]) if damaged else "",
-        )
+def _annotations_fix(root: Path, dataset: str, line: str = "") -> str:
+    """Return the command that fetches annotations again; what is there is moved away.
+
+    Args:
+        root: the data root.
+        dataset: its name.
+        line: what a reader said; of PhraseCut's files, the one that it names goes aside.
+    """
+    aside = [root / dataset] if (root / dataset).exists() else []
+    if dataset == "phrasecut":
+        aside = [path for path in root.glob("**/*.json") if str(path) in line][:1]
+    return " && ".join([*map(move_away, aside), _download(dataset, root)])
+
+
+def _download(items: str, root: Path) -> str:
+    return f"python -m refer download {items} --data_root {shlex.quote(str(root))}"
+
+
+def _missing(name: str, error: Exception, root: Path, dataset: str) -> Check:
+    """Make a check of a reader's message about files that it did not find."""
+    found = _line(error).partition(" See refer/README.md")[0]
+    return Check("data", name, "missing", found, fix=_annotations_fix(root, dataset))
 
 
 def _line(error: Exception) -> str:

@@ -9,14 +9,14 @@ A folder of vectors holds any of these files, found by their names:
 * ``global_local.npz``: images, masks, boxes, crops; their features in Global-Local CLIP, of the
   vision towers ``clip_tiny_vit32.npz`` and ``clip_tiny_rn.npz``;
 * ``language.json``: parses, and what is read off them;
-* ``guidance.json`` and ``guidance.npz``: features and masks, scores and picks;
+* ``guidance.json`` and ``guidance.npz``: features and masks, scores and predictions;
 * ``metrics.json``: pairs of masks, their oIoU and mIoU.
 
 All are of the profile ``reference``. Exit status: 0 where everything agrees, 1 where a difference
 is beyond its tolerance, 2 where the folder cannot be read.
 
 Example:
-    python scripts/check_golden.py tests/golden
+    python -m scripts.check_golden tests/golden
 
 Shapes: N masks, S phrases, L texts, P patches, E embedding width, R side of CLIP's input,
 g patches along each side of GEM's input, H x W image pixels.
@@ -44,14 +44,14 @@ from torch import Tensor
 
 from hybridgl import gem, guidance, views
 from hybridgl.config import FusionConfig, FusionMode, GemConfig, GuidanceConfig, ReferenceQuirks
-from hybridgl.errors import HybridGLError
+from hybridgl.errors import DataError, HybridGLError
 from hybridgl.fusion import mask_features
 from hybridgl.language import Position, Relation, parse_expression
 from hybridgl.methods import global_local
 from hybridgl.metrics import PROTOCOLS, intersection_and_union, scores
 from hybridgl.models.clip import ClipEncoder
 
-__all__ = ["Comparison", "FolderReport", "GoldenError", "compare_folder", "main"]
+__all__ = ["Comparison", "FolderReport", "compare_folder", "main"]
 
 _TOLERANCE = 1e-4
 """Largest error of a feature, map or score, and of a metric in percent."""
@@ -62,7 +62,7 @@ _VIEW_STEP = 16
 """The vectors hold every 16th row and column of a view."""
 
 _MAP_STEP = 14
-"""The vectors hold every 14th row and column of a attention map at the size of GEM's input."""
+"""The vectors hold every 14th row and column of an attention map at the size of GEM's input."""
 
 _CROP_SIDE = 224
 """Input side of both vision towers of ``global_local.npz``."""
@@ -95,10 +95,6 @@ _INPUTS = (_CLIP, "guidance.npz", *_TOWERS.values())
 _Array = NDArray[Any]
 
 
-class GoldenError(ValueError):
-    """A folder of vectors that is missing, damaged or laid out otherwise."""
-
-
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One row of the report.
@@ -119,14 +115,14 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether all cases match, or the error is within the tolerance."""
+        """Tell whether all cases match, or the error is within the tolerance."""
         if self.matches is not None:
             return self.matches == self.total
         return self.error <= _TOLERANCE
 
     @property
     def result(self) -> str:
-        """The number of matches, or the largest error."""
+        """Return the number of matches, or the largest error."""
         if self.matches is not None:
             return f"{self.matches} of {self.total} exact"
         return f"largest error {self.error:.1e} in {self.total}"
@@ -146,11 +142,11 @@ class FolderReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every comparison passed."""
+        """Tell whether every comparison passed."""
         return all(comparison.passed for comparison in self.comparisons)
 
     def __str__(self) -> str:
-        """An aligned table, then what was not compared."""
+        """Draw an aligned table, then list what was not compared."""
         cells = [
             (row.file, row.subject, "ok" if row.passed else "WRONG", row.result)
             for row in self.comparisons
@@ -170,11 +166,13 @@ def compare_folder(folder: Path) -> FolderReport:
         folder: laid out as the module describes.
 
     Raises:
-        GoldenError: no such folder, nothing in it to compare, or a file that cannot be used.
+        DataError: no such folder, nothing in it to compare, or a file that cannot be used.
         HybridGLError: CLIP weights that cannot be used.
     """
     if not folder.is_dir():
-        raise GoldenError(f"Expected a folder of golden vectors at {folder}, found none.")
+        raise DataError(
+            f"Expected a folder of golden vectors at {folder}, got no folder; check the path."
+        )
     clip = ClipEncoder.from_file(folder / _CLIP) if (folder / _CLIP).is_file() else None
     comparisons: list[Comparison] = []
     not_compared: list[str] = []
@@ -193,15 +191,15 @@ def compare_folder(folder: Path) -> FolderReport:
             if not (clip and (folder / name).is_file())
         ]
     if not comparisons:
-        raise GoldenError(
-            f"Expected golden vectors in {folder}, found nothing to compare. Give a folder laid "
-            f"out like tests/golden."
+        raise DataError(
+            f"Expected golden vectors in {folder}, got nothing to compare; give a folder laid out "
+            f"like tests/golden."
         )
     return FolderReport(tuple(comparisons), tuple(not_compared))
 
 
 def compare_hybrid(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
-    """Views and features of the masks of one image."""
+    """Compare views and features of the masks of one image."""
     vectors = _read_npz(path)
     masks_NHW = torch.from_numpy(_unpack(vectors["masks"], vectors["mask_shape"].tolist()))
     inputs = _Inputs.of(vectors["image"], masks_NHW, clip)
@@ -216,13 +214,13 @@ def compare_hybrid(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
         if key.startswith("feat|"):
             _, mode, block = key.split("|")
             features_NE = inputs.features(
-                clip, FusionConfig(mode=FusionMode.parse(mode), masking_block=int(block))
+                clip, FusionConfig(fusion_mode=FusionMode.parse(mode), masking_block=int(block))
             )
             yield _errors(path, f"{mode} from block {block}", (features_NE, vectors[key]))
 
 
 def compare_gem(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
-    """Attention maps of images and noun phrases, at the size of GEM's input and of the image."""
+    """Compare attention maps of images at the size of GEM's input and of the image."""
     vectors = _read_npz(path)
     depth, iterations = map(int, re.findall(r"\d+", path.name))
     config = GemConfig(depth=depth, iterations=iterations)
@@ -245,17 +243,17 @@ def compare_gem(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
 
 
 def compare_text(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
-    """Tokens and features of texts."""
+    """Compare tokens and features of texts."""
     vectors = _read_npz(path)
     texts = [str(text) for text in vectors["texts"]]
     pairs = zip(clip.tokenize(texts), vectors["tokens"], strict=True)
-    matches = sum(np.array_equal(came, expected) for came, expected in pairs)
+    matches = sum(np.array_equal(*pair) for pair in pairs)
     yield Comparison(path.name, "tokens", len(texts), matches)
     yield _errors(path, "features", (clip.encode_texts(texts), vectors["features"]))
 
 
 def compare_language(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
-    """What is read off parses."""
+    """Compare what is read off parses."""
     vocabulary = spacy.blank("en").vocab
     cases = _read_json(path, list)
     matches = dict.fromkeys(
@@ -285,7 +283,7 @@ def compare_language(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
 
 
 def compare_guidance(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
-    """Scores and picks."""
+    """Compare scores and predictions."""
     arrays = _read_npz(path.with_suffix(".npz"))
     cases = _read_json(path, list)
     exact: dict[str, list[bool]] = {}
@@ -293,9 +291,9 @@ def compare_guidance(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
     for case in cases:
         similarity_N, choice = _choose(case, arrays)
         for subject, is_equal in (
-            ("pure pick", choice.features == case["pick_hybrid"]),
+            ("features", choice.features == case["pick_hybrid"]),
             ("candidates", choice.candidates_K.tolist() == case["top"]),
-            ("pick", choice.pick == case["pick_final"]),
+            ("guided", choice.guided == case["pick_final"]),
         ):
             exact.setdefault(subject, []).append(is_equal)
         for subject, pair in (
@@ -312,7 +310,7 @@ def compare_guidance(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
 
 
 def compare_metrics(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
-    """Both metrics over all pairs of masks."""
+    """Compare both metrics over all pairs of masks."""
     vectors = _read_json(path, dict)
     counts = []
     for row in vectors["rows"]:
@@ -324,13 +322,13 @@ def compare_metrics(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
             [array.item() for array in intersection_and_union(prediction_1HW, gt_mask_1HW)]
         )
     intersections, unions = np.array(counts).T
-    came = scores(intersections, unions, PROTOCOLS["zero-shot"])
+    computed = scores(intersections, unions, PROTOCOLS["zero-shot"])
     for name in ("oIoU", "mIoU"):
-        yield _errors(path, f"{name} of {len(counts)} pairs", (came[name], vectors[name]))
+        yield _errors(path, f"{name} of {len(counts)} pairs", (computed[name], vectors[name]))
 
 
 def compare_global_local(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
-    """Boxes, crops and both features of Global-Local CLIP."""
+    """Compare boxes, crops and both features of Global-Local CLIP."""
     vectors = _read_npz(path)
     towers = {
         name: _with_vision_tower(path.parent, file)
@@ -342,7 +340,7 @@ def compare_global_local(path: Path, _: ClipEncoder | None) -> Iterator[Comparis
         masks_NHW = torch.from_numpy(_unpack(vectors[f"{key}|masks"], (count, *hw)))
         boxes_N4 = global_local.mask_boxes(masks_NHW)
         pairs = zip(boxes_N4.numpy(), vectors[f"{key}|boxes_xyxy"], strict=True)
-        matches = sum(np.array_equal(came, expected) for came, expected in pairs)
+        matches = sum(np.array_equal(*pair) for pair in pairs)
         yield Comparison(path.name, f"boxes of image {key}", count, matches)
         scaled_13hw = global_local.resized_image(Image.fromarray(vectors[f"{key}|image"]))[None]
         crops_N3RR = global_local.crop_views(
@@ -359,14 +357,14 @@ def compare_global_local(path: Path, _: ClipEncoder | None) -> Iterator[Comparis
             with torch.inference_mode():
                 global_NE = global_local.global_features(clip, image_13RR, coverage_NP, 9)
                 crop_NE = global_local.crop_features(clip, crops_N3RR)
-            for feature, came_NE in (("mask", global_NE), ("crop", crop_NE)):
+            for feature, computed_NE in (("mask", global_NE), ("crop", crop_NE)):
                 expected = vectors[f"{key}|{name}|{feature}_features"]
                 subject = f"{name} {feature} features of image {key}"
-                yield _errors(path, subject, (came_NE, expected))
+                yield _errors(path, subject, (computed_NE, expected))
 
 
 def _with_vision_tower(folder: Path, name: str) -> ClipEncoder:
-    """The CLIP of the folder with another vision tower."""
+    """Load the CLIP of the folder with another vision tower."""
     state = {key: value for key, value in _read_npz(folder / _CLIP).items() if "visual." not in key}
     state |= {f"visual.{key}": value for key, value in _read_npz(folder / name).items()}
     tensors = {key: torch.from_numpy(value) for key, value in state.items()}
@@ -403,7 +401,7 @@ class _Inputs:
 
     @classmethod
     def of(cls, image_HW3: _Array, masks_NHW: Tensor, clip: ClipEncoder) -> _Inputs:
-        """Views and gates, made in chunks: a view is at the size of the image before it shrinks."""
+        """Make all in chunks: a view is at the size of the image before it shrinks."""
         image_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1)
         blurred_3HW = torch.from_numpy(views.blur_background(image_HW3)).permute(2, 0, 1)
         side = clip.image_size
@@ -417,7 +415,7 @@ class _Inputs:
         )
 
     def features(self, clip: ClipEncoder, config: FusionConfig) -> Tensor:
-        """Mask features, (N, E)."""
+        """Compute mask features, (N, E)."""
         skips = _QUIRKS.attention_masking_skips_last_block
         chunks = zip(
             self.local_N3RR.split(_MASKS_PER_CHUNK),
@@ -436,7 +434,7 @@ class _Inputs:
 def _choose(
     case: Mapping[str, Any], arrays: Mapping[str, _Array]
 ) -> tuple[_Array, guidance.Choice]:
-    """Scores of every mask, (N,), and the choice of one case."""
+    """Compute scores of every mask, (N,), and the choice of one case."""
     sentence, phrase, others, features, attention_HW = (
         torch.from_numpy(arrays[f"{case['id']}/{name}"])
         for name in ("sent", "np", "others", "feats", "heat")
@@ -444,8 +442,8 @@ def _choose(
     hw = (case["height"], case["width"])
     masks_NHW = _unpack(arrays[f"{case['id']}/masks"], (case["n"], *hw))
     position, relation = Position(case["position"]), Relation(case["relation"])
-    own = _SENTENCE_WEIGHT * sentence + (1 - _SENTENCE_WEIGHT) * phrase
-    similarity_N = _scores(features, own)
+    text_1E = _SENTENCE_WEIGHT * sentence + (1 - _SENTENCE_WEIGHT) * phrase
+    similarity_N = _scores(features, text_1E)
     other_noun_similarity_N = (
         _scores(features, others.mean(dim=0, keepdim=True)) if len(others) else None
     )
@@ -474,21 +472,22 @@ def _scores(features_NE: Tensor, text_1E: Tensor) -> _Array:
 
 
 def _errors(path: Path, subject: str, *pairs: tuple[Tensor | _Array | float, Any]) -> Comparison:
-    """Largest error over pairs of what came and what was expected."""
+    """Measure the largest error over pairs of what was computed and what was expected."""
     errors = [0.0]
     total = 0
-    for came, expected in pairs:
-        came, expected = np.asarray(came, np.float64), np.asarray(expected, np.float64)
+    for computed, expected in pairs:
+        computed = np.asarray(computed, np.float64)
+        expected = np.asarray(expected, np.float64)
         total += expected.size
-        if came.shape != expected.shape:
+        if computed.shape != expected.shape:
             errors.append(np.inf)
         elif expected.size:
-            errors.append(np.abs(came - expected).max())
+            errors.append(np.abs(computed - expected).max())
     return Comparison(path.name, subject, total, error=float(np.max(errors)))
 
 
 def _unpack(packed_NB: _Array, shape: Sequence[int]) -> NDArray[np.bool_]:
-    """Masks from ``np.packbits`` of each, bool, (N, H, W)."""
+    """Unpack masks from ``np.packbits`` of each, bool, (N, H, W)."""
     count, height, width = shape
     bits = np.unpackbits(packed_NB, axis=1, count=height * width)
     return bits.reshape(count, height, width).astype(bool)
@@ -513,9 +512,9 @@ def _run(
         return list(compare(path, clip))
     except _UNUSABLE as error:
         reason = str(error).partition("\n")[0]
-        raise GoldenError(
-            f"Expected golden vectors in {path}, cannot compare with them "
-            f"({type(error).__name__}: {reason}). Copy the file again."
+        raise DataError(
+            f"Expected golden vectors in {path}, got what cannot be compared "
+            f"({type(error).__name__}: {reason}); copy the file again."
         ) from error
 
 
@@ -528,7 +527,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         report = compare_folder(arguments.folder)
-    except (GoldenError, HybridGLError, OSError) as error:
+    except (HybridGLError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(report)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
-import json
 import os
 import platform
 import shlex
@@ -21,27 +19,26 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import hybridgl_main
 from evaluation.published import Cell
 from evaluation.records import Record, read_summary
 from evaluation.report import Report
-from evaluation.run import Run, finished_records, prepare, run_name
+from evaluation.run import Run, RunConfig
 from evaluation.tables import TABLES, Entry, PaperTable, TableRow, filled_table, paper_tables
-from hybridgl.downloads.catalogue import SPACY_MODEL
+from hybridgl.config import ModelConfig
 from hybridgl.errors import HybridGLError
 from hybridgl.files import atomic_write_bytes, check_folder
 from hybridgl.metrics import PROTOCOLS
 from hybridgl.weights.registry import CLIP_FILES, SAM_FILES
-from refer.arguments import check_split_arguments, split_from_arguments
+from hybridgl_main import METHODS, build_parser
+from refer.config import SplitConfig, load_split
 from refer.dataset import ReferSplit
 from refer.splits import SPLITS, default_split_by, validate
-from utils.runtime import check_settings, run_program
+from utils.runtime import run_program
 from utils.tables import Table, latex_escaped
 
 __all__ = ["PlannedRun", "main", "plan_text", "reasons_against", "seconds_per_image", "write_table"]
@@ -55,13 +52,12 @@ _EVALUATED = {"shapes": ("val",), "phrasecut": ("test",)}
 _EXPECTED = (HybridGLError, OSError)
 """What users can fix."""
 
-_FILES = frozenset(("weights", "clip_weights", "sam_checkpoint", "spacy_model"))
-"""Arguments whose files tell by their content whether they are the published ones."""
+_PUBLISHED_PARSER = "en_core_web_lg"
 
 _ELSEWHERE = frozenset(
-    ("refer_data_root", "dataset", "split", "split_by", "limit", "device", "store", "overwrite")
-)
-"""Arguments that do not change what a row stands for, or that a table says elsewhere."""
+    ("weights", "clip_model", "clip_weights", "sam_type", "sam_checkpoint", "spacy_model")
+) | {"limit", "device"}
+"""Settings that the models' sha256 settle, or that a table says elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,16 +65,14 @@ class PlannedRun:
     """A run that tables need.
 
     Attributes:
-        arguments: of ``hybridgl_main.py``, parsed.
-        output: folder that gets or has its results.
+        name: its folder; where its settings are wrong, the row and the split.
         run: the run; None where it cannot be made.
         problem: why it cannot be made.
         done: whether its results are there.
         seconds: estimated; None where nothing was measured yet.
     """
 
-    arguments: argparse.Namespace
-    output: Path
+    name: str
     run: Run | None = None
     problem: str = ""
     done: bool = False
@@ -90,6 +84,10 @@ class PlannedRun:
         if self.problem:
             return "cannot be made"
         return "done" if self.done else "missing"
+
+
+Plan = Mapping[tuple[str, TableRow], PlannedRun]
+"""By split and row; rows may share a run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,11 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where the tables go (default: %(default)s)",
     )
     arguments, passed_on = parser.parse_known_args(given)
-    parsed, unknown = hybridgl_main.build_parser().parse_known_args(passed_on)
+    parsed, unknown = build_parser().parse_known_args(passed_on)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for name in ("method", "output", "shard"):
-        if getattr(parsed, name) != _parsed([])[name]:
+        if getattr(parsed, name) != build_parser().get_default(name):
             parser.error(f"--{name} is decided by the tables: leave it out")
     command = shlex.join(["python", "-m", "scripts.reproduce", *given])
     not_made: list[str] = []
@@ -131,11 +129,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     status = run_program(body, expected=_EXPECTED)
     return status or int(bool(not_made))
-
-
-def _parsed(given: Sequence[str]) -> dict[str, Any]:
-    """Arguments of ``hybridgl_main.py``, with every default."""
-    return vars(hybridgl_main.build_parser().parse_args(given))
 
 
 class _Job:
@@ -158,13 +151,13 @@ class _Job:
         self._dataset = dataset
         self._passed_on = passed_on
         self._command = command
-        parsed = _parsed(passed_on)
+        parsed = build_parser().parse_args(["--dataset", dataset, *passed_on])
         usual = default_split_by(dataset)
-        split_by: str = usual if parsed["split_by"] is None else parsed["split_by"]
+        split_by = SplitConfig.from_arguments(parsed).split_by or usual
         self._cells = _cells(dataset, split_by, arguments.splits)
         self._label = dataset if split_by == usual else f"{dataset}-{split_by}"
-        weights = parsed["weights"] or ("tiny" if dataset == "shapes" else "paper")
-        tables = paper_tables(tiny=weights == "tiny", freesolo=arguments.freesolo)
+        models = ModelConfig.from_arguments(parsed).resolved(dataset, published_clip="ViT-B-16")
+        tables = paper_tables(tiny=models.weights == "tiny", freesolo=arguments.freesolo)
         self._tables = {name: tables[name] for name in dict.fromkeys(arguments.tables)}
         self._reports: dict[tuple[PlannedRun, str], Report] = {}
 
@@ -182,108 +175,104 @@ class _Job:
         problems = {planned: planned.problem for planned in runs if planned.problem}
         missing = [planned for planned in runs if planned.state == "missing"]
         for number, planned in enumerate(missing, start=1):
-            print(f"{number} of {len(missing)}: {planned.output} ...", flush=True)
+            print(f"{number} of {len(missing)}: {planned.name} ...", flush=True)
             problem = _make(planned)
             if problem:
                 problems[planned] = problem
-        records: dict[PlannedRun, list[Record]] = {}
+        records: dict[PlannedRun, Sequence[Record]] = {}
         for planned in runs:
-            found = finished_records(planned.run) if planned.run else None
-            if found is not None and planned not in problems:
+            found = planned.run.finished_records() if planned.run else None
+            if planned not in problems and found is None:
+                problems[planned] = "its data changed meanwhile; run the same command again"
+            elif planned not in problems and found is not None:
                 records[planned] = found
-            elif found is None:
-                problems.setdefault(
-                    planned, "its data changed meanwhile; run the same command again"
-                )
         for name, table in self._tables.items():
             self._write(name, table, plan, records, problems)
         return list(problems.values())
 
-    def _plan(self) -> dict[tuple[str, TableRow], PlannedRun]:
-        """The run of every row on every split; rows may share one."""
+    def _plan(self) -> Plan:
+        """Return the run of every row on every split."""
         splits: dict[str, ReferSplit | Exception] = {}
-        of_folder: dict[Path, PlannedRun] = {}
+        by_name: dict[str, PlannedRun] = {}
         plan: dict[tuple[str, TableRow], PlannedRun] = {}
         rows = dict.fromkeys(row for table in self._tables.values() for row in table.rows)
         for _, _, split in self._cells:
             for row in rows:
                 if row.arguments is None:
                     continue
-                parsed = argparse.Namespace(**self._row_arguments(row, split, self._passed_on))
+                try:
+                    config = self._config(row, split, self._passed_on)
+                except _EXPECTED as error:
+                    name = f"{row.method}, {row.setting}, {split}"
+                    plan[split, row] = PlannedRun(name, problem=_one_line(error))
+                    continue
                 # Rows that name the defaults share the run of those that do not.
-                output = _RUNS / run_name(parsed, check_split_arguments(parsed))
-                if output not in of_folder:
-                    of_folder[output] = _planned(parsed, output, splits)
-                plan[split, row] = of_folder[output]
-                others = _differences(vars(parsed), vars(of_folder[output].arguments))
-                if others:
-                    problem = (
-                        f"Expected a folder of its own for the run with {', '.join(others)}, got "
-                        f"that of another row; rename a file, so that the names differ."
-                    )
-                    plan[split, row] = PlannedRun(parsed, output, problem=problem)
+                name = str(config.folder)
+                if name not in by_name:
+                    by_name[name] = _planned(config, splits)
+                plan[split, row] = by_name[name]
         return plan
 
-    def _row_arguments(
-        self, row: TableRow, split: str, passed_on: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        own = row.arguments or ()
-        return _parsed(["--dataset", self._dataset, "--split", split, *passed_on, *own])
+    def _config(self, row: TableRow, split: str, passed_on: Sequence[str] = ()) -> RunConfig:
+        place = ["--dataset", self._dataset, "--split", split]
+        parsed = build_parser().parse_args([*place, *passed_on, *(row.arguments or ())])
+        return RunConfig.from_arguments(parsed, METHODS)
 
     def _write(
         self,
         name: str,
         table: PaperTable,
-        plan: Mapping[tuple[str, TableRow], PlannedRun],
+        plan: Plan,
         records: Mapping[PlannedRun, Sequence[Record]],
         problems: Mapping[PlannedRun, str],
     ) -> None:
         """Write a table with what there is for every row on every split."""
         protocol = table.protocol or self._arguments.protocol
         entries: list[Entry] = []
-        notes: dict[str, None] = {}
+        set_otherwise: dict[str, None] = {}
+        warnings: dict[str, None] = {}
         not_made: dict[PlannedRun, str] = {}
-        others = _differences(_parsed(self._passed_on), _parsed([]))
-        if others:
-            notes[f"besides what a row says, the runs are made with {', '.join(others)}"] = None
         for cell in self._cells:
             for row in table.rows:
                 planned = plan.get((cell[2], row))
-                if planned is None or planned in problems:
+                if planned is None or planned.run is None or planned in problems:
                     not_made |= {planned: problems[planned]} if planned else {}
                     entries.append(Entry(row, cell))
                     continue
-                assert planned.run is not None
-                warnings = (read_summary(planned.output / "summary.json") or {})["warnings"]
-                notes |= dict.fromkeys(f"{cell[2]}: {warning}" for warning in warnings)
-                plain = self._row_arguments(row, cell[2])
+                config = planned.run.config
+                of_run = (read_summary(planned.run.folder) or {})["warnings"]
+                others = _differences(config, self._config(row, cell[2]))
                 reasons = reasons_against(
-                    planned.run.settings["weights"],
-                    clip_model=plain["clip_model"] or "ViT-B-16",
-                    set_otherwise=_differences(vars(planned.arguments), plain),
-                    whole=not warnings,
+                    planned.run.settings["models"],
+                    clip_model=self._config(row, cell[2]).models.clip_model,
+                    set_otherwise=others,
+                    whole=not of_run,
                 )
+                warnings |= dict.fromkeys(f"{cell[2]}: {warning}" for warning in of_run)
+                set_otherwise |= dict.fromkeys(others)
                 report = self._report(planned, protocol, records[planned])
-                entries.append(Entry(row, cell, report, planned.arguments.profile, tuple(reasons)))
+                profile = config.choice.profile.value
+                entries.append(Entry(row, cell, report, profile, tuple(reasons)))
         cells, more = filled_table(table, entries, PROTOCOLS[protocol])
+        notes = [f"not made: {line}" for line in _by_problem(not_made)]
+        if set_otherwise:
+            named = ", ".join(set_otherwise)
+            notes.append(f"besides what a row says, the runs are made with {named}")
+        title = f"{table.title}: {self._label}"
         made = f"`{self._command}`, {date.today()}, {_machine()}"
         path = self._arguments.tables_folder / f"{name}-{self._label}"
-        not_made_notes = [f"not made: {line}" for line in _by_problem(not_made)]
-        title = f"{table.title}: {self._label}"
-        print(write_table(path, title, made, cells, [*not_made_notes, *notes, *more]))
+        print(write_table(path, title, made, cells, [*notes, *warnings, *more]))
 
     def _report(self, planned: PlannedRun, protocol: str, records: Sequence[Record]) -> Report:
-        """The scores of a run, once for all rows that show it."""
+        """Return the scores of a run, once for all rows that show it."""
         if (planned, protocol) not in self._reports:
             assert planned.run is not None
-            skips = planned.run.method.skips_without_proposals
-            report = Report.of(records, PROTOCOLS[protocol], skips_without_proposals=skips)
-            self._reports[planned, protocol] = report
+            self._reports[planned, protocol] = planned.run.report(records, protocol)
         return self._reports[planned, protocol]
 
 
 def _cells(dataset: str, split_by: str, splits: Sequence[str] | None) -> list[Cell]:
-    """Splits of a dataset: those named, or those that it is evaluated on."""
+    """Return splits of a dataset: those named, or those that it is evaluated on."""
     chosen = splits or _EVALUATED.get(dataset)
     if chosen is None:
         validate(dataset, "val", split_by)
@@ -291,34 +280,31 @@ def _cells(dataset: str, split_by: str, splits: Sequence[str] | None) -> list[Ce
     return [(dataset, validate(dataset, split, split_by), split) for split in dict.fromkeys(chosen)]
 
 
-def _planned(
-    parsed: argparse.Namespace, output: Path, splits: dict[str, ReferSplit | Exception]
-) -> PlannedRun:
-    """A run with its state; nothing is computed.
+def _planned(config: RunConfig, splits: dict[str, ReferSplit | Exception]) -> PlannedRun:
+    """Return a run with its state; nothing is computed.
 
     Args:
-        parsed: of ``hybridgl_main.py``.
-        output: folder of the run.
+        config: every setting.
         splits: that were read before, or why they cannot be; gets this one.
     """
+    name, label = str(config.folder), config.data.label
     try:
-        if parsed.split not in splits:
+        if label not in splits:
             try:
-                splits[parsed.split] = split_from_arguments(parsed)
+                splits[label] = load_split(config.data)
             except _EXPECTED as error:
-                splits[parsed.split] = error
-        split = splits[parsed.split]
+                splits[label] = error
+        split = splits[label]
         if isinstance(split, Exception):
             raise split
-        run = prepare(parsed, split)
-        check_settings(output, run.settings, overwrite=parsed.overwrite)
+        run = Run(config, METHODS, split)
+        run.check_folder_settings()
     except _EXPECTED as error:
-        return PlannedRun(parsed, output, problem=" ".join(str(error).split()))
-    if not parsed.overwrite and finished_records(run) is not None:
-        return PlannedRun(parsed, output, run, done=True, seconds=0.0)
-    rate = seconds_per_image(_RUNS, json.loads(json.dumps(run.settings)))
-    seconds = None if rate is None else rate * len(split.images)
-    return PlannedRun(parsed, output, run, seconds=seconds)
+        return PlannedRun(name, problem=_one_line(error))
+    if not config.storage.overwrite and run.finished_records() is not None:
+        return PlannedRun(name, run, done=True, seconds=0.0)
+    rate = seconds_per_image(_RUNS, run.settings)
+    return PlannedRun(name, run, seconds=None if rate is None else rate * len(split.images))
 
 
 def seconds_per_image(runs: Path, settings: Mapping[str, Any]) -> float | None:
@@ -334,8 +320,8 @@ def seconds_per_image(runs: Path, settings: Mapping[str, Any]) -> float | None:
     for path in sorted(runs.glob("*/summary.json"), key=_modified, reverse=True):
         # Whatever lies there: a summary of another version has nothing to say.
         with contextlib.suppress(LookupError, TypeError, AttributeError, ZeroDivisionError):
-            summary = read_summary(path) or {}
-            if _timed(summary["settings"]) == _timed(settings):
+            summary = read_summary(path.parent) or {}
+            if _decides_time(summary["settings"]) == _decides_time(settings):
                 return sum(summary["seconds"].values()) / summary["counts"]["images"]
     return None
 
@@ -344,59 +330,63 @@ def _modified(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _timed(settings: Mapping[str, Any]) -> list[Any]:
-    """What the time of a run depends on most."""
-    return [settings["method"]["name"], *(settings[n] for n in ("device", "dtype", "weights"))]
+def _decides_time(settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    return settings["method"]["name"], settings["models"]
 
 
 def _make(planned: PlannedRun) -> str:
     """Make a run; return what went wrong, if anything."""
+    assert planned.run is not None
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            hybridgl_main.run(planned.arguments)
+        # One of its own, so that its models are freed after it.
+        Run(planned.run.config, METHODS, planned.run.split).execute()
     except _EXPECTED as error:
-        problem = " ".join(str(error).split())
-        print(f"not made: {problem}", flush=True)
-        return problem
+        print(f"not made: {_one_line(error)}", flush=True)
+        return _one_line(error)
     return ""
 
 
-def _differences(parsed: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
-    """The settings of one set of arguments that another does not have, as they are written."""
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _differences(config: RunConfig, usual: RunConfig) -> list[str]:
+    """Return the settings of a run that another does not have, as they are written."""
+    profile = {"profile": config.choice.profile.value}
+    found = {**profile, **config.changed}
+    others = {"profile": usual.choice.profile.value, **usual.changed}
     return [
         f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in (
-            (name, value.value if isinstance(value, Enum) else value)
-            for name, value in parsed.items()
-            if name not in _FILES | _ELSEWHERE and value != usual[name]
-        )
+        for name, value in found.items()
+        if name not in _ELSEWHERE and others.get(name) != value
     ]
 
 
 def reasons_against(
-    weights: Mapping[str, Any], *, clip_model: str, set_otherwise: Sequence[str], whole: bool
+    models: Mapping[str, Any], *, clip_model: str | None, set_otherwise: Sequence[str], whole: bool
 ) -> list[str]:
     """Return why a run does not compare with published values; nothing where it does.
 
     Args:
-        weights: of the run's settings.
-        clip_model: that the row is about.
-        set_otherwise: arguments that the row does not have.
+        models: names and sha256 by model, of the run's settings.
+        clip_model: that the row is about; None is that of the bundled weights.
+        set_otherwise: settings that the row does not have.
         whole: whether the run has no warnings.
     """
     reasons = [] if whole else ["the data is not whole, or there are warnings"]
     if set_otherwise:
         reasons.append(f"set otherwise: {', '.join(set_otherwise)}")
-    published = {"clip": CLIP_FILES[clip_model].sha256, "sam": SAM_FILES["vit_h"].sha256}
-    files = [
-        weights[model]
-        for model, sha256 in weights["sha256"].items()
-        if not sha256.startswith(published[model])
+    clip = CLIP_FILES[clip_model].sha256 if clip_model else "none"
+    published = {"clip": clip, "sam": SAM_FILES["vit_h"].sha256}
+    others = [
+        models["names"][model]
+        for model, sha256 in published.items()
+        if not models["sha256"].get(model, sha256).startswith(sha256)
     ]
-    if not weights["spacy"].startswith(SPACY_MODEL):
-        files.append(weights["spacy"])
-    if files:
-        reasons.append(f"other weights than the published ones: {', '.join(files)}")
+    if not models["names"]["parser"].startswith(_PUBLISHED_PARSER):
+        others.append(models["names"]["parser"])
+    if others:
+        reasons.append(f"other weights than the published ones: {', '.join(others)}")
     return reasons
 
 
@@ -436,9 +426,7 @@ def plan_text(plan: Sequence[PlannedRun]) -> str:
     known = [seconds for seconds in missing if seconds is not None]
     total = sum(known) if len(known) == len(missing) else None
     time = f" ({_duration(total)})" if missing else ""
-    rows = [
-        (str(run.output), run.state, "-" if run.problem else _duration(run.seconds)) for run in plan
-    ]
+    rows = [(run.name, run.state, "-" if run.problem else _duration(run.seconds)) for run in plan]
     table = Table(("run", "state", "estimated time"), tuple(rows), text_columns=2).markdown()
     problems = _by_problem({planned: planned.problem for planned in plan if planned.problem})
     lines = [f"{len(plan)} runs, {', '.join(parts)}{time}", table]
@@ -446,11 +434,11 @@ def plan_text(plan: Sequence[PlannedRun]) -> str:
 
 
 def _by_problem(problems: Mapping[PlannedRun, str]) -> list[str]:
-    """A line for each problem, with the runs that have it."""
-    outputs: dict[str, list[str]] = {}
+    """Return a line for each problem, with the runs that have it."""
+    names: dict[str, list[str]] = {}
     for planned, problem in problems.items():
-        outputs.setdefault(problem, []).append(str(planned.output))
-    return [f"{', '.join(runs)}: {problem}" for problem, runs in outputs.items()]
+        names.setdefault(problem, []).append(planned.name)
+    return [f"{', '.join(runs)}: {problem}" for problem, runs in names.items()]
 
 
 def _duration(seconds: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Small random CLIPs in OpenAI's layout."""
+"""Small random CLIPs in OpenAI's layout, and models with one of them and a parser by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import open_clip
 import torch
 from torch import nn
 
+from hybridgl.models import Models
 from hybridgl.models.clip import ClipEncoder
+from hybridgl.weights.registry import weight_set
 
 
 def clip_state(
@@ -120,3 +122,27 @@ def save_torchscript(path, state):
 def save_npz(path, state):
     np.savez(path, **{name: value.half().numpy() for name, value in state.items()})
     return path
+
+
+class ParserByHand:
+    """Knows a few sentences, and counts how often it is asked."""
+
+    name = "by hand"
+
+    def __init__(self, expressions):
+        self._expression_of = {expression.sentence: expression for expression in expressions}
+        self.calls = []
+
+    def parse(self, sentences, *, right_relation_never_matches):
+        self.calls.append((list(sentences), right_relation_never_matches))
+        return [self._expression_of[sentence] for sentence in sentences]
+
+
+def models_of(clip_weights, expressions=None):
+    """Tiny models on the CPU with another CLIP; with expressions, parsed by hand."""
+    weights = weight_set("tiny", clip_weights=clip_weights)
+    models = Models(weights, device=torch.device("cpu"))
+    if expressions is not None:
+        models.__dict__["parser"] = ParserByHand(expressions)
+        models.assume("parser", "0" * 64)
+    return models

@@ -1,4 +1,4 @@
-"""An HTTP server on this machine whose faults are scripted: path by path, request by request."""
+"""An HTTP server on this machine whose faults are scripted, path by path, request by request."""
 
 from __future__ import annotations
 
@@ -17,29 +17,25 @@ class Reply:
         status: anything but 200 is sent instead of the file, with a short text.
         headers: besides the usual ones, or in their place.
         content: instead of the file's.
-        etag: None sends none; If-Range is compared with it.
         drop_after: bytes of the body after which the connection ends.
         stall_after: bytes of the body after which nothing comes until `release`; -1 is before the
             status line.
         ranges: whether Range is honoured.
-        if_range: whether If-Range is.
-        length: how the end of the body is told: by "header", "chunked" or by "close".
+        length: how the end of the body is shown: by "header", "chunked" or by "close".
     """
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = None
-    etag: str | None = '"1"'
     drop_after: int | None = None
     stall_after: int | None = None
     ranges: bool = True
-    if_range: bool = True
     length: str = "header"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What came; header names in lower case."""
+    """What was received; header names in lower case."""
 
     path: str
     headers: dict[str, str]
@@ -53,7 +49,7 @@ class MisbehavingServer:
     """Serves files on 127.0.0.1 while the block lasts.
 
     Attributes:
-        requests: in the order in which they came.
+        requests: in the order of arrival.
         stalled: set when a reply stalls.
     """
 
@@ -154,12 +150,10 @@ def _answer(
 ) -> tuple[int, bytes, dict[str, str]]:
     """Status, body and usual headers."""
     usual = {"Content-Type": "application/octet-stream"}
-    if reply.etag is not None:
-        usual["ETag"] = reply.etag
     status, body = reply.status, content
     if status != 200:
         body = b"no file"
-    elif reply.ranges and "range" in headers and _holds(reply, headers):
+    elif reply.ranges and "range" in headers:
         start = int(headers["range"].removeprefix("bytes=").removesuffix("-"))
         if start >= len(content):
             status, body = 416, b""
@@ -172,11 +166,3 @@ def _answer(
     elif reply.length == "chunked":
         usual["Transfer-Encoding"] = "chunked"
     return status, body, usual
-
-
-def _holds(reply: Reply, headers: Mapping[str, str]) -> bool:
-    """Whether the condition of a Range holds."""
-    condition = headers.get("if-range")
-    if condition is None or not reply.if_range:
-        return True
-    return condition in (reply.etag, reply.headers.get("Last-Modified"))

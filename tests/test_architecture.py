@@ -35,10 +35,10 @@ HOMES = {
     "open_clip": {"hybridgl/models/clip_encoder.py"},
     "segment_anything": {"hybridgl/models/sam_proposals.py"},
     "spacy": {"hybridgl/models/spacy_parser.py"},
-    "cv2": {"hybridgl/views.py", "hybridgl/masks.py"},
+    "cv2": {"hybridgl/views.py", "hybridgl/mask_regions.py"},
     "matplotlib": {"hybridgl/figures.py"},
-    "requests": {"hybridgl/downloads/fetch.py"},
-    "pycocotools": {"hybridgl/masks.py"},
+    "requests": {"hybridgl/download.py"},
+    "pycocotools": {"hybridgl/mask_rle.py", "refer/ground_truth.py"},
 }
 FREE_OF_HOMES = ("tests", "scripts", "benchmarks")
 

@@ -273,7 +273,7 @@ def _resize(images_NCHW: Tensor, side: int) -> Tensor:
 def _crop(
     image_3HW: Tensor, mask_HW: Tensor, side: int, *, masked: bool, reference: bool, margin: float
 ) -> tuple[Tensor, Tensor]:
-    """The region's box, stretched to a square: image (3, R, R) and mask (1, R, R)."""
+    """Cut the region's box, stretched to a square: image (3, R, R) and mask (1, R, R)."""
     rows, cols = mask_HW.any(dim=1).nonzero(), mask_HW.any(dim=0).nonzero()
     top, bottom = int(rows[0]), int(rows[-1])
     left, right = int(cols[0]), int(cols[-1])
@@ -362,7 +362,7 @@ def region_views(
 
 
 def _window(mask_HW: Tensor, place: float) -> tuple[slice, slice, slice]:
-    """The part of an image (any, h, w) between the mask's box, at 0, and all of it, at 1."""
+    """Cut the part of an image (any, h, w) between the mask's box, at 0, and all of it, at 1."""
     bounds = []
     for inside, size in zip((mask_HW.any(dim=1), mask_HW.any(dim=0)), mask_HW.shape, strict=True):
         places = inside.nonzero()

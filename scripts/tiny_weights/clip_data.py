@@ -130,7 +130,7 @@ def open_pool(folder: Path, seed: int, size: int) -> ScenePool:
 
 
 def attributes_of(shape: str | None, color: str | None, size: str | None) -> Attributes:
-    """Indices of attribute names; ``ANY`` for None."""
+    """Return indices of attribute names; ``ANY`` for None."""
     shape_index, color_index, size_index = (
         ANY if name is None else names.index(name)
         for name, names in zip((shape, color, size), _NAMES, strict=True)
@@ -149,7 +149,7 @@ _SHAPE_OF, _COLOR_OF, _SIZE_OF = map(_by_word, (SHAPE_NOUNS, COLOR_WORDS, SIZE_W
 
 
 def described(phrase: Expression) -> Attributes | None:
-    """What the root noun and the adjectives before it tell.
+    """Return what the root noun and the adjectives before it tell.
 
     Returns:
         None if the noun names nothing of the shapes world.
@@ -221,7 +221,7 @@ class Captions:
         attributes: Sequence[int],
         wording: _Wording | None = None,
     ) -> tuple[Attributes, tuple[str, ...]]:
-        """A phrase that fits an object, and what it tells.
+        """Draw a phrase that fits an object, and what it tells.
 
         Args:
             rng: the only source of chance.
@@ -236,7 +236,7 @@ class Captions:
     def sample_opposites(
         self, rng: np.random.Generator, attributes: Sequence[int]
     ) -> list[tuple[Attributes, tuple[str, ...]]]:
-        """A phrase that fits an object and one that is wrong in a single attribute.
+        """Draw a phrase that fits an object and one that is wrong in a single attribute.
 
         Args:
             rng: the only source of chance.
@@ -274,7 +274,7 @@ class Captions:
 
 
 def _some_of(rng: np.random.Generator, attributes: Sequence[int]) -> Attributes:
-    """What a phrase may tell of an object."""
+    """Return what a phrase may tell of an object."""
     shape, color, size = (
         int(value) if rng.random() < share else ANY
         for value, share in zip(attributes, _TOLD_SHARES, strict=True)

@@ -1,7 +1,8 @@
 """Measure the tiny CLIP on scenes that no training saw, on true masks.
 
 Every way in which the method looks at an object is asked the same queries: phrases of attributes
-that single out one object of a scene. The pick is the object whose feature is nearest the text's.
+that single out one object of a scene. The prediction is the object whose feature is nearest the
+text's.
 
 Shapes: N objects of a scene, S queries, T texts, P patches, E embedding width, H, W image pixels,
 R side of the input.
@@ -64,12 +65,12 @@ def _features(encoder: ClipEncoder, scene: Scene, profile: Profile) -> Iterator[
                 encoder.visual,
                 *views,
                 patch_coverage(masks_NHW, encoder.grid),
-                FusionConfig(mode=mode),
+                FusionConfig(fusion_mode=mode),
                 attention_masking_skips_last_block=quirks.attention_masking_skips_last_block,
             ),
         )
     crops = global_local_crops(image_3HW, masks_NHW, encoder.image_size)
-    plain = FusionConfig(mode=FusionMode.CROP)
+    plain = FusionConfig(fusion_mode=FusionMode.CROP)
     yield (
         "crop",
         mask_features(
@@ -99,7 +100,7 @@ def _gem_peaks(encoder: ClipEncoder, scene: Scene, queries: Sequence[tuple[int, 
 
 @torch.inference_mode()
 def evaluate(weights: Path, seed: int, num_scenes: int, profile: Profile) -> dict[str, float]:
-    """Share of right picks on true masks, by the way of looking at the object.
+    """Share of right predictions on true masks, by the way of looking at the object.
 
     Args:
         weights: the exported file.
@@ -119,8 +120,8 @@ def evaluate(weights: Path, seed: int, num_scenes: int, profile: Profile) -> dic
         texts_TE = F.normalize(encoder.encode_texts([text for _, text in queries]), dim=-1)
         targets = torch.tensor([target for target, _ in queries])
         for name, features_NE in _features(encoder, scene, profile):
-            picks = (texts_TE @ F.normalize(features_NE, dim=-1).T).argmax(dim=1)
-            sums[name] += int((picks == targets).sum())
+            predicted = (texts_TE @ F.normalize(features_NE, dim=-1).T).argmax(dim=1)
+            sums[name] += int((predicted == targets).sum())
         sums["gem peak"] += _gem_peaks(encoder, scene, queries)
         sums["gem area"] += sum(float(scene.mask_HW(target).mean()) for target, _ in queries)
         sums["chance"] += len(queries) / len(scene.objects)

@@ -2,11 +2,11 @@
 
 The model is open_clip's own class in OpenAI's layout. Two things make it learn shapes, which are
 hard and colours are not: discarded auxiliary heads, and windows on single regions that grow from
-the region's box to the whole image in the first phase. The second phase adds the two ways in
-which the method uses CLIP beyond that, the masked forward of ``hybridgl.fusion`` and the attention maps
+the region's box to the whole image in the first phase. The second phase adds the two ways in which
+the method uses CLIP beyond that, the masked forward of ``hybridgl.fusion`` and the attention maps
 of ``hybridgl.gem``, both run as they will run later; and captions that are wrong in one attribute,
-because sizes are seldom told apart by chance. The third phase is for the attention maps above all, which
-learn shapes last.
+because sizes are seldom told apart by chance. The third phase is for the attention maps above all,
+which learn shapes last.
 
 Run it again after an interruption and it goes on from its last checkpoint; a step's data depends
 on the seed and the step alone. ``--evaluate`` measures the exported file on scenes
@@ -36,6 +36,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import hybridgl
 from hybridgl.config import FusionConfig, GemConfig, Profile
 from hybridgl.fusion import mask_features
 from hybridgl.gem import patch_features
@@ -58,7 +59,7 @@ __all__ = ["main"]
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = Path(__file__).parents[1] / "hybridgl" / "weights" / "tiny" / "clip.npz"
+WEIGHTS = Path(hybridgl.__file__).parent / "weights" / "tiny" / "clip.npz"
 
 WIDTH, VISION_BLOCKS, TEXT_BLOCKS, EMBED = 128, 12, 3, 128
 CONTEXT, VOCABULARY = 77, 49408
@@ -235,12 +236,12 @@ def _outline(masks_N1RR: Tensor) -> Tensor:
 # Losses.
 
 
-def contrast(scores_AB: Tensor, positive_AB: Tensor) -> Tensor:
+def contrast(scores: Tensor, positive: Tensor) -> Tensor:
     """Mean over the rows that have positives of the mean -log softmax of those."""
-    counts_A = positive_AB.sum(dim=1)
-    logs_AB = scores_AB.log_softmax(dim=1).masked_fill(~positive_AB, 0.0)
-    has_A = counts_A > 0
-    return -(logs_AB.sum(dim=1)[has_A] / counts_A[has_A]).mean()
+    counts = positive.sum(dim=1)
+    logs = scores.log_softmax(dim=1).masked_fill(~positive, 0.0)
+    has_any = counts > 0
+    return -(logs.sum(dim=1)[has_any] / counts[has_any]).mean()
 
 
 def gem_loss(patches_BPE: Tensor, texts_TE: Tensor, scale: Tensor, scenes: GemScenes) -> Tensor:
@@ -289,7 +290,7 @@ def step_losses(learner: Learner, batch: Batch) -> Losses:
                 batch.masked.local_N3RR,
                 batch.masked.global_N3RR,
                 batch.masked.coverage_NP,
-                FusionConfig(mode=batch.masked.mode),
+                FusionConfig(fusion_mode=batch.masked.mode),
                 attention_masking_skips_last_block=quirks.attention_masking_skips_last_block,
             )
             features_NE = torch.cat([features_NE, masked_NE])
@@ -313,7 +314,7 @@ def step_losses(learner: Learner, batch: Batch) -> Losses:
 
 
 def _place(step: int) -> tuple[Phase, float, float]:
-    """The phase of a step, the share of it that lies behind, and the learning rate."""
+    """Return the phase of a step, the share of it that lies behind, and the learning rate."""
     for current in ROUNDS:
         if step < current.steps:
             break

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import hybridgl
-from hybridgl.config import PROPOSALS_SHAPES
+from hybridgl.config import SAM_SETTINGS
 from hybridgl.models.sam import Sam, build_tiny_sam
 from refer.shapes.scene import IMAGE_HW, SIZES
 from refer.shapes.world import training_scene
@@ -218,7 +218,7 @@ def predict(sam: modeling.Sam, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def training_loss(logits: Tensor, quality: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The loss to minimise and the mean IoU of the best mask, for the log."""
+    """Compute the loss to minimise and the mean IoU of the best mask, for the log."""
     is_object = batch.is_object_BP.flatten()
     targets = batch.targets_BPhw.flatten(0, 1)[is_object][:, None]
     on_object = logits[is_object]
@@ -333,7 +333,7 @@ def evaluate(proposer: Sam, num_images: int) -> Scores:
     for index in tqdm(range(num_images), desc="held-out scenes", mininterval=5):
         scene = training_scene(HELD_OUT_SEED, index)
         start = time.perf_counter()
-        proposals = proposer.propose(scene.image_HW3, PROPOSALS_SHAPES)
+        proposals = proposer.propose(scene.image_HW3, SAM_SETTINGS["shapes"])
         seconds += time.perf_counter() - start
         num_proposals += len(proposals)
         for number, item in enumerate(scene.objects):
@@ -390,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "bytes": args.weights.stat().st_size,
         "images": args.evaluate_images,
         "threads": args.threads,
-        "proposals": asdict(PROPOSALS_SHAPES),
+        "proposals": asdict(SAM_SETTINGS["shapes"]),
         "scores": asdict(scores),
     }
     sys.stdout.write(json.dumps(report, indent=2) + "\n")

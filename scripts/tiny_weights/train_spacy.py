@@ -5,7 +5,7 @@ and all. Some pairs of content words (adjective and noun, noun and noun) never o
 that is trained on, and every phrase that is measured holds such a pair: the scores are for word
 combinations that the pipeline has not seen, in wording that it has.
 
-Run ``python -m scripts.tiny_weights.train_spacy`` from the root of the repository: seconds, on one core.
+Run ``python -m scripts.tiny_weights.train_spacy`` from the repository: seconds, on one core.
 Source: spaCy's documentation of Tok2Vec, Tagger, DependencyParser and AttributeRuler.
 """
 
@@ -32,6 +32,7 @@ from spacy.training import Example
 from thinc.api import fix_random_seed
 from tqdm import tqdm
 
+import hybridgl
 from refer.shapes.grammar import POS_OF_TAG, Expression, sample_phrase
 
 __all__ = [
@@ -48,7 +49,7 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-OUTPUT = Path("hybridgl/weights/tiny/spacy")
+OUTPUT = Path(hybridgl.__file__).parent / "weights" / "tiny" / "spacy"
 """Where the library bundles the pipeline."""
 
 REQUIRED_SCORE = 0.97
@@ -131,7 +132,7 @@ def _is_held_out(pair: tuple[str, str]) -> bool:
 
 
 def build_pipeline(phrases: Sequence[Expression], seed: int) -> Language:
-    """An untrained pipeline with the labels of the phrases."""
+    """Build an untrained pipeline with the labels of the phrases."""
     fix_random_seed(seed)
     nlp = spacy.blank("en")
     nlp.add_pipe("tok2vec", config={"model": _TOK2VEC})
@@ -256,7 +257,8 @@ def save(nlp: Language, recipe: Recipe, scores: Scores, output: Path) -> None:
         license="Apache-2.0",
         spacy_version=">=3.7,<4",
         performance={key: round(value, 4) for key, value in asdict(scores).items()},
-        notes=f"made by python -m scripts.tiny_weights.train_spacy with {json.dumps(asdict(recipe))}",
+        notes="made by python -m scripts.tiny_weights.train_spacy with "
+        f"{json.dumps(asdict(recipe))}",
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".spacy-", dir=output.parent) as folder:

@@ -5,11 +5,15 @@ Start at ``HybridGL.from_pretrained`` and ``HybridGL.segment``.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hybridgl.config import FusionMode, HybridGLConfig, Profile, ReferenceQuirks
 from hybridgl.errors import DataError, HybridGLError, ImageError, SettingError, WeightsError
-from hybridgl.masks import Proposals
-from hybridgl.methods.hybridgl import Candidate, HybridGL, Segmentation
-from hybridgl.store import Store
+
+if TYPE_CHECKING:
+    from hybridgl.masks import Proposals
+    from hybridgl.methods.hybridgl import Candidate, HybridGL, Segmentation
+    from hybridgl.store import Store
 
 __all__ = [
     "Candidate",
@@ -27,3 +31,13 @@ __all__ = [
     "Store",
     "WeightsError",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs torch, which takes seconds, when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hybridgl import masks, store
+    from hybridgl.methods import hybridgl
+
+    return next(getattr(one, name) for one in (hybridgl, masks, store) if name in one.__all__)

@@ -1,4 +1,6 @@
-"""The command ``hybridgl``: masks in images of one's own, and the files that it takes.
+"""The command ``hybridgl``: masks in images, the weights that this takes, and what is missing.
+
+What each command needs is imported when it runs, so that ``--help`` waits for no model's package.
 
 Example:
     hybridgl download paper
@@ -13,25 +15,27 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from hybridgl.arguments import add_model_arguments, model_from_arguments
 from hybridgl.doctor import add_doctor_arguments, doctor
-from hybridgl.downloads.command import add_download_arguments, download
-from hybridgl.errors import HybridGLError
-from hybridgl.figures import overlay
-from hybridgl.images import RgbImage
-from hybridgl.methods.hybridgl import Segmentation
+from hybridgl.download import add_download_arguments, download
+from hybridgl.errors import HybridGLError, SettingError
+from hybridgl.files import atomic_write_bytes
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hybridgl.methods.hybridgl import Segmentation
+
+__all__ = ["main", "run_command"]
 
 _FAILED = 2
 _INTERRUPTED = 130
+
+Report = Callable[[str], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,78 +43,101 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0, 1 where ``doctor`` finds something wrong, 2 after an error that the user can
-        fix, 130 after an interrupted download.
+        fix, 130 after an interruption.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="hybridgl", description="Masks for what words refer to.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("segment", help="mask of what an expression refers to")
-    command.add_argument("image", type=Path, metavar="IMAGE", help="an image file")
-    command.add_argument("expression", metavar="EXPRESSION", help='such as "the cat on the left"')
-    command.add_argument(
+    for name, about, add_arguments, run in (
+        ("segment", "mask of what an expression refers to", _add_segment_arguments, _segment),
+        ("download", "published weights", add_download_arguments, _download),
+        ("doctor", "what is missing or damaged, and what fixes it", add_doctor_arguments, doctor),
+    ):
+        command = commands.add_parser(name, help=about)
+        command.set_defaults(run=run)
+        if name in words[:1]:  # what the arguments of others import takes seconds
+            add_arguments(command)
+    arguments = parser.parse_args(words)
+    return run_command(lambda: arguments.run(arguments, functools.partial(print, flush=True)))
+
+
+def run_command(body: Callable[[], bool]) -> int:
+    """Run a command's body; print errors that the user can fix on one line.
+
+    Args:
+        body: returns whether all is well.
+
+    Returns:
+        Exit status, as of ``main``.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names and words that the terminal cannot show are no reason to stop.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        return 0 if body() else 1
+    except (HybridGLError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return _FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        return _INTERRUPTED
+
+
+def _download(arguments: argparse.Namespace, report: Report) -> bool:
+    download(arguments, report)
+    return True
+
+
+def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
+    from hybridgl.config import HybridGLConfig, ModelConfig, ProfileConfig
+    from hybridgl.settings import add_arguments
+
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="an image file")
+    parser.add_argument("expression", metavar="EXPRESSION", help='such as "the cat on the left"')
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE.png",
         help="where the image with the mask goes (default: IMAGE-segmented.png, here)",
     )
-    command.add_argument("--mask", type=Path, metavar="FILE.png", help="where the bare mask goes")
-    add_model_arguments(command)
-    command.set_defaults(run=_segment)
-    command = commands.add_parser("download", help="published weights and datasets")
-    add_download_arguments(command)
-    command.set_defaults(run=_download)
-    command = commands.add_parser("doctor", help="what is missing or damaged, and what fixes it")
-    add_doctor_arguments(command)
-    command.set_defaults(run=_doctor)
-    arguments = parser.parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names and words that the terminal cannot show are no reason to stop.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        status: int = arguments.run(arguments)
-    except (HybridGLError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return _FAILED
-    return status
+    parser.add_argument("--mask", type=Path, metavar="FILE.png", help="where the bare mask goes")
+    add_arguments(parser, "models", ModelConfig, ProfileConfig)
+    add_arguments(parser, "method", HybridGLConfig)
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.ERROR)
-    return 0 if doctor(arguments, print) else 1
+def _segment(arguments: argparse.Namespace, report: Report) -> bool:
+    import numpy as np
 
+    from hybridgl.config import HybridGLConfig, ModelConfig, ProfileConfig, ReferenceQuirks
+    from hybridgl.figures import overlay
+    from hybridgl.images import RgbImage
+    from hybridgl.methods.hybridgl import HybridGL
 
-def _download(arguments: argparse.Namespace) -> int:
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        download(arguments, functools.partial(print, flush=True))
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        return _INTERRUPTED
-    return 0
-
-
-def _segment(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path(f"{arguments.image.stem}-segmented.png")
     for path in filter(None, (output, arguments.mask)):
         _check_target(path, arguments.image)
     if arguments.mask and arguments.mask.resolve() == output.resolve():
-        raise HybridGLError(
-            f"Expected two files for image and mask, got {output} twice. Rename one."
+        raise SettingError(
+            f"Expected two files for image and mask, got {output} twice; rename one."
         )
     image = RgbImage(arguments.image)
-    model = model_from_arguments(arguments)
+    quirks = ReferenceQuirks.of(ProfileConfig.from_arguments(arguments).profile)
+    config = HybridGLConfig.from_arguments(arguments, quirks=quirks)
+    model = HybridGL.from_config(ModelConfig.from_arguments(arguments), config)
     result = model.segment(arguments.image, arguments.expression)
-    _write_png(output, overlay(image.pixels_HW3, result.mask))
+    _write_png(output, overlay(image.pixels_HW3, result.mask), "--output")
     if arguments.mask:
-        _write_png(arguments.mask, result.mask.astype(np.uint8) * 255)
-    print(_description(result))
-    print(f"image        {output} (prediction outlined in magenta, the rest faded)")
+        _write_png(arguments.mask, result.mask.astype(np.uint8) * 255, "--mask")
+    report(_description(result))
+    report(f"image        {output} (prediction outlined in magenta, the rest faded)")
     if arguments.mask:
-        print(f"mask         {arguments.mask}")
-    return 0
+        report(f"mask         {arguments.mask}")
+    return True
 
 
 def _description(result: Segmentation) -> str:
-    """What was read off the sentence, the box of the pick, and the candidates' scores."""
+    """Return what was read off the sentence, the predicted box, and the candidates' scores."""
     read, box = result.expression, result.box
     lines = [
         f"noun phrase  {read.noun_phrase}",
@@ -135,28 +162,22 @@ def _description(result: Segmentation) -> str:
 def _check_target(path: Path, image: Path) -> None:
     """Refuse, before any work, a path that no PNG can be written to."""
     if path.suffix.lower() != ".png":
-        raise HybridGLError(f"Expected a file name that ends in .png, got {path}. Rename it.")
+        raise SettingError(f"Expected a file name that ends in .png, got {path}; rename it.")
     if path.is_dir() or not path.parent.is_dir():
-        raise HybridGLError(
-            f"Expected a file in a folder that is there, got {path}. Make the folder."
+        raise SettingError(
+            f"Expected a file in a folder that is there, got {path}; make the folder."
         )
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise HybridGLError(
-            f"Expected a folder that can be written, got {path.parent}. Give another."
+        raise SettingError(
+            f"Expected a folder that can be written, got {path.parent}; give another."
         )
     if path.exists() and image.exists() and path.samefile(image):
-        raise HybridGLError(f"Expected another file than the image itself, got {path}. Rename it.")
+        raise SettingError(f"Expected another file than the image itself, got {path}; rename it.")
 
 
-def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write a file whole or not at all."""
+def _write_png(path: Path, pixels: NDArray[np.uint8], option: str) -> None:
+    from PIL import Image
+
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content.getvalue())
-        partial.replace(path)
-    except OSError as error:
-        raise HybridGLError(f"Cannot write {path}: {error.strerror}. Give another file.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic_write_bytes(path, content.getvalue(), option=option)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import ClassVar
 
 from hybridgl.errors import SettingError
 from hybridgl.settings import Settings, setting
@@ -212,7 +213,7 @@ class GemConfig(Settings):
     """Settings of the GEM maps (GEM paper, section 3)."""
 
     depth: int = setting(
-        7, low=2, flag=False, help="depth - 1 last blocks carry the self-self attention stream"
+        7, low=1, flag=False, help="depth - 1 last blocks carry the self-self attention stream"
     )
     iterations: int = setting(
         1, low=0, flag=False, help="self-self attention steps before tokens select values"
@@ -279,6 +280,8 @@ class GuidanceConfig(Settings):
 class MethodConfig(Settings):
     """Settings of any method: everything that decides its predictions, besides its inputs."""
 
+    published_clip: ClassVar[str] = "ViT-B-16"
+    """CLIP architecture that the method was published with."""
     quirks: ReferenceQuirks = field(default_factory=ReferenceQuirks)
     """Deviations of the released programs that are reproduced."""
 
@@ -301,6 +304,7 @@ class HybridGLConfig(MethodConfig):
 class GlobalLocalConfig(MethodConfig):
     """Settings of Global-Local CLIP."""
 
+    published_clip: ClassVar[str] = "ViT-B-32"
     blocks: MaskedBlocksConfig = field(default_factory=MaskedBlocksConfig)
     text: TextConfig = field(default_factory=TextConfig)
     mixing_weight: float | None = setting(

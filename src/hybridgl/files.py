@@ -24,6 +24,9 @@ __all__ = [
 _PARTIAL = re.compile(r"\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.partial")
 _ABANDONED_AFTER_SECONDS = 24 * 60 * 60
 
+_HASHES_KEPT = 2**17
+"""As many as the largest split has images; together some 40 MB."""
+
 
 def file_sha256(path: Path) -> str:
     """Hash a file, once a process while the file does not change.
@@ -38,7 +41,7 @@ def file_sha256(path: Path) -> str:
     return _sha256(path.resolve(), status.st_size, status.st_mtime_ns)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=_HASHES_KEPT)
 def _sha256(path: Path, _size: int, _modified_ns: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

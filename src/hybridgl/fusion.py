@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -139,14 +140,16 @@ class _MaskedBlocks:
         return tokens_NTD * self._coverage_NT1
 
     def step(self, block: Any, tokens_NTD: Tensor, *, class_attends_mask: bool = False) -> Tensor:
-        """One residual block; under rule A the class token attends to the mask's patches only."""
+        """Run a residual block; the class token may attend to the patches of its mask only."""
         if not class_attends_mask:
             return residual_block(block, tokens_NTD)
         q_NhTd, k_NhTd, v_NhTd = qkv_heads(block, block.ln_1(tokens_NTD))
         attended_NhTd = F.scaled_dot_product_attention(q_NhTd, k_NhTd, v_NhTd)
-        attended_NhTd[:, :, :1] = F.scaled_dot_product_attention(
+        class_Nh1d = F.scaled_dot_product_attention(
             q_NhTd[:, :, :1], k_NhTd, v_NhTd, self._visible_N11T
         )
+        # Not written in place: attention keeps its result for the gradient, when CLIP is trained.
+        attended_NhTd = torch.cat([class_Nh1d, attended_NhTd[:, :, 1:]], dim=2)
         return finish_block(block, tokens_NTD, attended_NhTd)
 
     def last(self, tokens_NTD: Tensor, *, class_attends_mask: bool = False) -> Tensor:

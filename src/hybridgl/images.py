@@ -92,7 +92,7 @@ class RgbImage:
             if self._apply_orientation:
                 image = ImageOps.exif_transpose(image)
             return _to_rgb(image, self.name)
-        except ImageError:
+        except (ImageError, MemoryError):
             raise
         except Exception as error:  # a damaged file can fail in any way inside its decoder
             raise ImageError(

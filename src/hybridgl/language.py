@@ -306,11 +306,11 @@ def expression_features(
         for phrase in expression.other_noun_phrases
     ]
     features = encode(sentences + phrases + others)
-    sentence_SE, phrase_SE, other_OE = features.split([len(sentences), len(phrases), len(others)])
+    sentence_SE, phrase_SE, other_LE = features.split([len(sentences), len(phrases), len(others)])
     counts = [len(expression.other_noun_phrases) for expression in expressions]
     means = [
         group.mean(dim=0) if len(group) else features.new_zeros(features.shape[1])
-        for group in other_OE.split(counts)
+        for group in other_LE.split(counts)
     ]
     return ExpressionFeatures(
         expression_SE=config.sentence_weight * sentence_SE

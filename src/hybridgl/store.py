@@ -58,8 +58,8 @@ _CHECKSUM = slice(
     _HEADER_LENGTH_BYTES + len(_OPENING), _HEADER_LENGTH_BYTES + len(_OPENING) + len(_UNSIGNED)
 )
 
-_MOST_UNWRITTEN = 32
-"""Entries that may wait to be written: together a few MB."""
+_MOST_UNWRITTEN_BYTES = 64 * 2**20
+"""Memory of entries that may wait to be written, besides the last one."""
 
 _logger = logging.getLogger(__name__)
 
@@ -194,6 +194,7 @@ class Store:
         self._counting = threading.Lock()
         self._writer: ThreadPoolExecutor | None = None
         self._unwritten: dict[Path, Future[None]] = {}
+        self._unwritten_bytes: dict[Path, int] = {}
         for folder in self._entries.glob("*/*"):
             sweep_partials(folder)
 
@@ -299,36 +300,48 @@ class Store:
         """
         path = self.path(kind, key)
         content = _encode(kind, key, arrays, meta)
+        with self._counting:
+            if path not in self._counted:
+                self._counted.add(path)
+                self.misses[kind] += 1
         writer = self._writer
         if writer is None:
             self._write(path, content)
             return
-        self._settle(_MOST_UNWRITTEN)
-        self._unwritten[path] = writer.submit(self._write, path, content)
+        self._settle(_MOST_UNWRITTEN_BYTES)
+        with self._counting:
+            self._unwritten[path] = writer.submit(self._write, path, content)
+            self._unwritten_bytes[path] = len(content)
 
     @contextlib.contextmanager
     def background_writes(self) -> Iterator[None]:
         """Within the block, `save` returns before its entry is on the disk; its end waits for all.
 
         An entry that could not be written is told by a later `save`, or by the end of the block.
-        Whatever ends the block, what has been saved is written before.
+        Whatever ends the block, what has been saved is written before. A block inside another one
+        changes nothing.
         """
+        if self._writer is not None:
+            yield
+            return
         try:
             with ThreadPoolExecutor(1) as writer:
                 self._writer = writer
                 yield
-                self._settle(0)
+                self._settle(-1)
         finally:
             self._writer = None
             self._unwritten.clear()
+            self._unwritten_bytes.clear()
 
-    def _settle(self, most: int) -> None:
-        """Forget entries that are written, and wait until at most so many are not."""
+    def _settle(self, most_bytes: int) -> None:
+        """Forget entries that are written, and wait until at most so many bytes are not."""
         for path, write in list(self._unwritten.items()):
-            if write.done() or len(self._unwritten) > most:
+            if write.done() or sum(self._unwritten_bytes.values()) > most_bytes:
                 write.result()
-                if self._unwritten.get(path) is write:
-                    self._unwritten.pop(path, None)
+                with self._counting:
+                    if self._unwritten.get(path) is write:
+                        del self._unwritten[path], self._unwritten_bytes[path]
 
     def _write(self, path: Path, content: bytes) -> None:
         atomic_write_bytes(path, content, option="--store")

@@ -1,4 +1,4 @@
-"""Scoring of picks by cases done by hand, and quirk Q5's running k_limit."""
+"""Pixel counts by cases done by hand."""
 
 from __future__ import annotations
 
@@ -7,22 +7,9 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from evaluation.counts import ImageEvaluation, running_k_limits
-from hybridgl.config import GuidanceConfig
-from hybridgl.guidance import choose
-from hybridgl.language import Relation
-from hybridgl.masks import Proposals
-from hybridgl.metrics import PixelCounts
-
-
-def proposals_of(masks_NHW):
-    count = len(masks_NHW)
-    return Proposals(
-        masks_NHW,
-        np.ones((count, 4), dtype=np.int64),
-        np.ones(count, dtype=np.float32),
-        np.ones(count, dtype=np.float32),
-    )
+from evaluation import counts
+from evaluation.counts import ImageCounts
+from evaluation.records import PredictionCounts
 
 
 def rows(*filled):
@@ -33,116 +20,109 @@ def rows(*filled):
     return masks
 
 
-def test_cap_in_reference_is_the_smallest_count_so_far():
-    assert running_k_limits([9, 5, 7, 2, 8], shrinks=True) == [9, 5, 5, 2, 2]
+def slow_counts(masks_NHW, gt_masks_SHW):
+    """Areas of both, and intersections, a pixel at a time."""
+    masks, gt_masks = masks_NHW.tolist(), gt_masks_SHW.tolist()
+
+    def pixels(mask):
+        return {(y, x) for y, row in enumerate(mask) for x, inside in enumerate(row) if inside}
+
+    mask_pixels, gt_pixels = [pixels(mask) for mask in masks], [pixels(mask) for mask in gt_masks]
+    return (
+        [len(one) for one in mask_pixels],
+        [len(one) for one in gt_pixels],
+        [[len(one & other) for other in gt_pixels] for one in mask_pixels],
+    )
 
 
-def test_cap_in_corrected_is_the_images_own_count():
-    assert running_k_limits([9, 5, 7, 2, 8], shrinks=False) == [9, 5, 7, 2, 8]
+def test_predictions_and_yardsticks_by_hand():
+    found = ImageCounts.of(rows(1, 2, 4), rows(2))
+    assert (found.areas_N.tolist(), found.gt_areas_S.tolist()) == ([4, 8, 16], [8])
+    whole, first = found.prediction(2, 0), found.prediction(0, 0)
+    assert (whole.proposal, whole.area, whole.intersection) == (2, 16, 8)
+    assert (first.proposal, first.area, first.intersection) == (0, 4, 4)
+    assert found.ious(0).tolist() == [0.5, 1, 0.5]
 
 
-def test_images_without_proposals_do_not_lower_the_cap():
-    assert running_k_limits([9, 0, 7], shrinks=True) == [9, 9, 7]
-    assert running_k_limits([0, 7, 9], shrinks=True)[1:] == [7, 7]
-
-
-def test_caps_of_no_refs_are_none():
-    assert running_k_limits([], shrinks=True) == running_k_limits([], shrinks=False) == []
-
-
-def test_cap_in_reference_depends_on_the_dataset_order_alone():
-    """Whatever part of the refs is asked for, the k_limits come from all counts."""
-    counts = [4, 6, 2, 9]
-    whole = running_k_limits(counts, shrinks=True)
-    assert [running_k_limits(counts[: i + 1], shrinks=True)[-1] for i in range(4)] == whole
-    assert running_k_limits(counts[::-1], shrinks=True) != whole[::-1]
-
-
-def test_earlier_image_with_few_proposals_changes_a_pick_in_reference_only():
-    own, coherence = np.array([2.0, 1.0, 0.0]), np.array([-1.0, 5.0, -1.0])
-    picks = []
-    for shrinks in (True, False):
-        k_limit = running_k_limits([1, 3], shrinks=shrinks)[1]
-        choice = choose(
-            own, None, coherence, np.ones((3, 4)), Relation.NONE, GuidanceConfig(), k_limit=k_limit
-        )
-        picks.append(choice.pick)
-    assert picks == [0, 1]
-
-
-def outcome_of(masks_NHW, gt_masks_SHW, picks, sentence=0):
-    return ImageEvaluation(proposals_of(masks_NHW), gt_masks_SHW).outcome(sentence, picks)
-
-
-def test_picks_and_yardsticks_by_hand():
-    outcome = outcome_of(rows(1, 2, 4), rows(2), {"pure": 2, "guided": 0})
-    pure, guided = outcome.picks["pure"], outcome.picks["guided"]
-    assert (pure.index, pure.area, pure.overlap) == (2, 16, PixelCounts(8, 16))
-    assert (guided.index, guided.area, guided.overlap) == (0, 4, PixelCounts(4, 8))
-    assert outcome.best == PixelCounts(8, 8)
-    assert outcome.random_iou == pytest.approx((0.5 + 1 + 0.5) / 3)
-    assert outcome.target_area == 8
-
-
-def test_overlap_at_480_pixels_is_that_of_the_enlarged_masks():
-    outcome = outcome_of(rows(1, 2, 4), rows(2), {"pure": 2, "guided": 0})
+def test_counts_at_480_pixels_are_those_of_the_enlarged_masks():
+    found = ImageCounts.of(rows(1, 2, 4), rows(2))
     rows_480 = 480 // 4
-    assert outcome.picks["pure"].overlap_480 == PixelCounts(2 * rows_480 * 480, 4 * rows_480 * 480)
-    assert outcome.picks["guided"].overlap_480 == PixelCounts(rows_480 * 480, 2 * rows_480 * 480)
+    whole, first = found.prediction(2, 0), found.prediction(0, 0)
+    assert (whole.area_480, whole.intersection_480) == (4 * rows_480 * 480, 2 * rows_480 * 480)
+    assert (first.area_480, first.intersection_480) == (rows_480 * 480, rows_480 * 480)
+    assert found.gt_areas_480_S.tolist() == [2 * rows_480 * 480]
 
 
-def test_each_sentence_meets_its_own_truth():
-    evaluation = ImageEvaluation(proposals_of(rows(1, 2, 4)), rows(1, 2))
-    first, second = evaluation.outcome(0, {"pure": 0}), evaluation.outcome(1, {"pure": 2})
-    assert first.picks["pure"].overlap == PixelCounts(4, 4)
-    assert second.picks["pure"].overlap == PixelCounts(8, 16)
-    assert (first.best, second.best) == (PixelCounts(4, 4), PixelCounts(8, 8))
-    assert (first.target_area, second.target_area) == (4, 8)
-    assert first.random_iou == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
-    assert second.random_iou == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
-    # What is remembered of a pick is remembered for its sentence.
-    assert evaluation.outcome(1, {"pure": 0}).picks["pure"].overlap == PixelCounts(4, 8)
-    assert evaluation.outcome(0, {"pure": 2}).picks["pure"].overlap == PixelCounts(4, 16)
+def test_counts_are_those_of_a_loop_over_pixels():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        masks_NHW, gt_masks_SHW = rng.random((4, 5, 7)) < 0.4, rng.random((3, 5, 7)) < 0.5
+        found = ImageCounts.of(masks_NHW, gt_masks_SHW)
+        three = (found.areas_N, found.gt_areas_S, found.intersections_NS)
+        assert tuple(array.tolist() for array in three) == slow_counts(masks_NHW, gt_masks_SHW)
+
+
+def test_each_sentence_meets_its_own_ground_truth():
+    found = ImageCounts.of(rows(1, 2, 4), rows(1, 2))
+    assert found.prediction(0, 0).intersection == found.prediction(0, 1).intersection == 4
+    assert found.prediction(2, 0).intersection == 4
+    assert found.prediction(2, 1).intersection == 8
+    assert found.ious(0) == pytest.approx([1, 1 / 2, 1 / 4])
+    assert found.ious(1) == pytest.approx([1 / 2, 1, 1 / 2])
 
 
 def test_no_proposal_counts_as_an_empty_mask():
-    evaluation = ImageEvaluation(Proposals.empty((4, 4)), rows(2))
-    outcome = evaluation.outcome(0, {"pure": None, "guided": None})
-    for pick in outcome.picks.values():
-        assert (pick.index, pick.area, pick.overlap) == (None, 0, PixelCounts(0, 8))
-        assert pick.overlap_480 == PixelCounts(0, 480 * 480 // 2)
-    assert outcome.best == PixelCounts(0, 8)
-    assert outcome.random_iou == 0
-    assert outcome.target_area == 8
+    found = ImageCounts.of(rows(), rows(2))
+    assert found.ious(0).tolist() == []
+    nothing = PredictionCounts(
+        proposal=None, area=0, intersection=0, area_480=0, intersection_480=0
+    )
+    assert found.prediction(None, 0) == nothing
+    assert (found.gt_areas_S.tolist(), found.gt_areas_480_S.tolist()) == ([8], [480 * 480 // 2])
 
 
-def test_empty_truth_scores_zero_and_divides_by_nothing():
-    outcome = outcome_of(rows(0, 2), rows(0), {"pure": 0})
-    assert outcome.picks["pure"].overlap == PixelCounts(0, 0)
-    assert outcome.random_iou == 0
+def test_empty_ground_truth_scores_zero_and_divides_by_nothing():
+    found = ImageCounts.of(rows(0, 2), rows(0))
+    assert found.ious(0).tolist() == [0, 0]
+    assert found.prediction(0, 0).intersection == 0
 
 
 def test_permuted_proposals_give_the_same_counts():
-    masks = rows(1, 2, 3, 4)
-    order = [3, 1, 0, 2]
-    plain = outcome_of(masks, rows(3), {"pure": 1, "guided": 3})
-    permuted = outcome_of(masks[order], rows(3), {"pure": 1, "guided": 0})
-    for name, pick in plain.picks.items():
-        assert permuted.picks[name].overlap == pick.overlap
-        assert permuted.picks[name].overlap_480 == pick.overlap_480
-    assert permuted.best == plain.best
-    assert permuted.random_iou == pytest.approx(plain.random_iou)
+    masks, order = rows(1, 2, 3, 4), [3, 1, 0, 2]
+    plain, permuted = ImageCounts.of(masks, rows(3)), ImageCounts.of(masks[order], rows(3))
+    for place, index in enumerate(order):
+        same, moved = plain.prediction(index, 0), permuted.prediction(place, 0)
+        assert (same.proposal, moved.proposal) == (index, place)
+        assert astuple_without_index(same) == astuple_without_index(moved)
+    assert sorted(plain.ious(0)) == sorted(permuted.ious(0))
+
+
+def astuple_without_index(prediction):
+    return (
+        prediction.area,
+        prediction.intersection,
+        prediction.area_480,
+        prediction.intersection_480,
+    )
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 7])
+def test_number_of_masks_resized_at_once_does_not_matter(at_once, monkeypatch):
+    masks_NHW = np.random.default_rng(0).random((7, 5, 6)) < 0.5
+    plain = ImageCounts.of(masks_NHW, masks_NHW[:2])
+    monkeypatch.setattr(counts, "_MASKS_PER_CHUNK", at_once)
+    chunked = ImageCounts.of(masks_NHW, masks_NHW[:2])
+    for one, other in zip(astuple(plain), astuple(chunked), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_counts_come_back_from_their_arrays():
+    found = ImageCounts.of(rows(1, 2, 4), rows(2, 3))
+    again = ImageCounts.from_arrays({**found.arrays(), "0/similarity_N": np.zeros(3)})
+    for one, other in zip(astuple(found), astuple(again), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_counts_are_plain_numbers():
-    outcome = outcome_of(rows(1, 2), rows(2), {"pure": 0})
-    pick = outcome.picks["pure"]
-    numbers = [
-        pick.area,
-        *astuple(pick.overlap),
-        *astuple(pick.overlap_480),
-        *astuple(outcome.best),
-    ]
-    assert {type(number) for number in numbers} == {int}
-    assert type(outcome.random_iou) is float
-    assert type(outcome.target_area) is int
+    prediction = ImageCounts.of(rows(1, 2), rows(2)).prediction(0, 0)
+    assert {type(number) for number in astuple_without_index(prediction)} == {int}

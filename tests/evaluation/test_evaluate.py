@@ -1,8 +1,9 @@
-"""An evaluation from its arguments to its records: folders, k_limits of quirk Q5, and one split."""
+"""A split through a method: what the two passes leave, in any order and after any accident."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import shutil
 from collections import Counter
@@ -11,195 +12,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import hybridgl_main
-from evaluation.evaluate import (
-    all_k_limits,
-    check_ground_truth,
-    count_proposals,
-    effective_k_limit,
-    evaluate,
-    in_dataset_order,
-    k_limit_by_ref,
-)
-from evaluation.methods import check_run_arguments
-from evaluation.proposals import GroundTruthSource, ProposalSource
-from evaluation.run import run_name
-from hybridgl.config import GuidanceConfig, Profile, ReferenceQuirks
-from hybridgl.errors import DataError, HybridGLError
-from hybridgl.guidance import choose
-from hybridgl.language import ParsedExpression, Position, Relation
-from hybridgl.masks import Proposals
-from refer.arguments import check_split_arguments
-from refer.dataset import ImageInfo, Ref, ReferSplit, Sentence
+from evaluation.evaluate import Evaluation, ImageResult, check_ground_truth
+from evaluation.executors import serial
+from evaluation.proposals import GroundTruthSource
+from hybridgl.errors import DataError
+from hybridgl.store import Store
+from refer.dataset import Ref, Sentence
 from refer.image_errors import find_image_errors
 from refer.refer import load_refer
+from tests.evaluation.factories import Blocks, MaskMethod, ToyConfig, ToyMethod
 from tests.refer_factories import HW, LEFT_SENTENCES, RIGHT_SENTENCES, mini_refer
-
-REFERENCE, CORRECTED = map(ReferenceQuirks.of, (Profile.REFERENCE, Profile.CORRECTED))
-
-
-# Caps.
-
-
-@dataclasses.dataclass
-class Counting:
-    """What the k_limits depend on of a method."""
-
-    quirks: ReferenceQuirks
-    most_candidates: int
-
-
-def split_of(image_ids: list[int]) -> ReferSplit:
-    """Refs 0, 1, ... of the images in turn, without sentences."""
-    refs = tuple(Ref(i, (), image_id, ()) for i, image_id in enumerate(image_ids))
-    images = {i: ImageInfo(i, "", 1, 1) for i in dict.fromkeys(image_ids)}
-    return ReferSplit("mini", "val", "-", refs, images, {}, (), {})
-
-
-def random_run(seed):
-    """Refs of a few images, in any order, and the images' proposal counts."""
-    rng = random.Random(seed)
-    image_ids = [rng.randrange(8) for _ in range(rng.randrange(1, 20))]
-    counts = {i: rng.choice([0, 1, 2, 3, 5, 6, 7, 40]) for i in dict.fromkeys(image_ids)}
-    return split_of(image_ids), counts
-
-
-def slow_candidate_counts(split, counts, wanted, *, shrinks):
-    """Numbers of candidates by a loop that, as the released program, may forget the wanted one."""
-    kept, by_ref = wanted, {}
-    for ref in split.refs:
-        count = counts[ref.image_id]
-        now = min(kept if shrinks else wanted, count)
-        by_ref[ref.ref_id] = now
-        if count and shrinks:
-            kept = now
-    return by_ref
-
-
-@pytest.mark.parametrize("quirks", [REFERENCE, CORRECTED], ids=["reference", "corrected"])
-def test_caps_give_the_candidate_counts_of_a_loop_over_refs(quirks):
-    for seed in range(200):
-        split, counts = random_run(seed)
-        k_limits = k_limit_by_ref(Counting(quirks, 6), split, counts)
-        shrinks = quirks.top_k_shrinks_across_images
-        for wanted in (1, 3, 6):
-            expected = slow_candidate_counts(split, counts, wanted, shrinks=shrinks)
-            came = {
-                ref.ref_id: min(wanted, k_limits[ref.ref_id], counts[ref.image_id])
-                for ref in split.refs
-            }
-            assert came == expected
-
-
-def test_caps_by_hand():
-    """The second image has one proposal; the first comes again after it, and one has none."""
-    split = split_of([10, 20, 10, 30, 40])
-    counts = {10: 9, 20: 1, 30: 0, 40: 4}
-    assert k_limit_by_ref(Counting(REFERENCE, 6), split, counts) == {0: 6, 1: 1, 2: 1, 3: 1, 4: 1}
-    assert k_limit_by_ref(Counting(CORRECTED, 6), split, counts) == {0: 6, 1: 1, 2: 6, 3: 1, 4: 4}
-    assert k_limit_by_ref(Counting(REFERENCE, 1), split, counts) == dict.fromkeys(range(5), 1)
-
-
-@pytest.mark.parametrize("most", [1, 3, 6])
-def test_caps_of_a_ref_are_all_that_an_earlier_image_can_set_and_no_others(most):
-    method, split = Counting(REFERENCE, most), split_of([1, 2])
-    for count in range(9):
-        possible = {
-            k_limit_by_ref(method, split, {1: earlier, 2: count})[1] for earlier in range(1, 12)
-        }
-        assert set(all_k_limits(method, split, {2: count})[1]) == possible
-
-
-@pytest.mark.parametrize("quirks", [REFERENCE, CORRECTED], ids=["reference", "corrected"])
-def test_every_cap_that_is_set_is_among_those_that_a_shard_prepares(quirks):
-    method = Counting(quirks, 6)
-    for seed in range(200):
-        split, counts = random_run(seed)
-        k_limits = k_limit_by_ref(method, split, counts)
-        some = {i: count for i, count in counts.items() if i % 2}
-        prepared = all_k_limits(method, split, some)
-        assert prepared.keys() == {ref.ref_id for ref in split.refs if ref.image_id in some}
-        for ref_id, caps_of_ref in prepared.items():
-            assert k_limits[ref_id] in caps_of_ref
-
-
-def test_a_shard_prepares_one_cap_where_none_can_shrink():
-    split, counts = split_of([1, 2, 3]), {1: 9, 2: 2, 3: 0}
-    k_limits = all_k_limits(Counting(CORRECTED, 6), split, counts)
-    assert {ref_id: list(caps_of_ref) for ref_id, caps_of_ref in k_limits.items()} == {
-        0: [6],
-        1: [2],
-        2: [1],
-    }
-
-
-def test_effective_cap_changes_no_choice():
-    config = GuidanceConfig()
-    method = Counting(REFERENCE, max(config.num_candidates, config.num_context_masks))
-    rng = np.random.default_rng(0)
-    moved = 0
-    for _ in range(300):
-        count, k_limit = rng.integers(1, 12, 2).tolist()
-        relation = list(Relation)[rng.integers(len(Relation))]
-        given = (*rng.normal(size=(3, count)), rng.random((count, 4)), relation, config)
-        choice = choose(*given, k_limit=k_limit)
-        same = choose(*given, k_limit=effective_k_limit(method, count, k_limit))
-        assert choice.candidates_K.tolist() == same.candidates_K.tolist()
-        assert choice.final_K.tolist() == same.final_K.tolist()
-        moved += choice.candidates_K.tolist() != choose(*given).candidates_K.tolist()
-    assert moved > 30
-
-
-# A split through a method.
-
-
-class Halves(ProposalSource):
-    """Proposes the left and the right half, and a pixel; of one image nothing."""
-
-    def __init__(self, without=()):
-        self.without = without
-        self.asked: list[int] = []
-
-    def count(self, image_id):
-        self.asked.append(image_id)
-        return 0 if image_id in self.without else 3
-
-    def propose(self, image_id, image):
-        if image_id in self.without:
-            return Proposals.empty(image.hw)
-        masks_NHW = np.zeros((3, *image.hw), dtype=bool)
-        masks_NHW[0, :, : HW[1] // 2] = masks_NHW[1, :, HW[1] // 2 :] = masks_NHW[2, 0, 0] = True
-        ones = np.ones(3, dtype=np.float32)
-        return Proposals(masks_NHW, np.zeros((3, 4), dtype=np.int64), ones, ones)
-
-
-class ByTheCap:
-    """Picks the last proposal that the k_limit lets through, and always the first."""
-
-    picks = ("first", "last")
-    most_candidates = 3
-    models = SimpleNamespace(clip=SimpleNamespace(is_truncated=lambda text: text == "blue"))
-
-    def __init__(self, quirks=REFERENCE):
-        self.quirks = quirks
-        self.scored: list[list[str]] = []
-
-    def parse(self, sentences):
-        return [
-            ParsedExpression(
-                raw.lower(), raw[:3], "", (), ("x", "y"), Position.LEFT, Relation.WITHIN
-            )
-            for raw in sentences
-        ]
-
-    def score(self, image, proposals, expressions):
-        assert image.pixels_HW3.shape == (*HW, 3)
-        self.scored.append([expression.sentence for expression in expressions])
-        return [len(proposals)] * len(expressions)
-
-    def choose(self, count, k_limit):
-        picks = {"first": 0, "last": min(count, k_limit) - 1} if count else {}
-        return SimpleNamespace(picks=picks)
 
 
 @pytest.fixture(scope="module")
@@ -209,17 +31,70 @@ def root(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def split(root):
     """Three images; first a ref of each image's left object, then of the right ones, backwards."""
     return load_refer(root, "refcoco", "val", check_counts=False)
 
 
-def evaluated(split, method=None, source=None, k_limits=(3,), counts=None):
-    source = source or Halves()
-    counts = counts or count_proposals(source, split, split.images)
-    wanted = {ref.ref_id: k_limits for ref in split.refs}
-    return evaluate(method or ByTheCap(), source, split, counts, wanted)
+def evaluation_of(split, folder, method=None, source=None, **changes):
+    quirks = {"overlapping_polygons_dropped": True, "top_k_shrinks_across_images": True}
+    made_by = changes.pop("made_by", {"device": "cpu"})
+    overwrite = changes.pop("overwrite", False)
+    return Evaluation(
+        method or ToyMethod(),
+        source or Blocks(),
+        split,
+        Store(folder, overwrite=overwrite),
+        made_by,
+        **(quirks | changes),
+    )
+
+
+def filled(this, image_ids=None):
+    """The same, after its first pass."""
+    done = list(this.score_images(this.missing() if image_ids is None else image_ids))
+    assert len(done) == len(set(done))
+    return this
+
+
+def records_of(this):
+    return [record for record, _ in this.records()]
+
+
+def limits_of(this):
+    return [limit for _, limit in this.records()]
+
+
+def by_sample(records):
+    return {(record.ref_id, record.sent_id): record for record in records}
+
+
+def scored(folder):
+    return sorted(folder.rglob("scores/*/*.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def whole(split, tmp_path_factory):
+    """Folder of a store with everything of the default evaluation; read it only."""
+    folder = tmp_path_factory.mktemp("whole")
+    filled(evaluation_of(split, folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(split, whole):
+    """Records of the default evaluation."""
+    return records_of(evaluation_of(split, whole))
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of that store."""
+    return shutil.copytree(whole, tmp_path / "store")
+
+
+# Records.
 
 
 def slow_overlap(first_HW, second_HW):
@@ -227,72 +102,415 @@ def slow_overlap(first_HW, second_HW):
     return sum(a and b for a, b in pixels), sum(a or b for a, b in pixels)
 
 
-@pytest.mark.parametrize("quirks", [REFERENCE, CORRECTED], ids=["reference", "corrected"])
-def test_records_hold_what_a_loop_over_pixels_counts(split, quirks):
-    source = Halves()
-    variants = evaluated(split, ByTheCap(quirks), source)
+@pytest.mark.parametrize("dropped", [True, False])
+def test_records_hold_what_a_loop_over_pixels_counts(dropped, split, tmp_path):
+    source = Blocks()
+    this = filled(
+        evaluation_of(split, tmp_path, source=source, overlapping_polygons_dropped=dropped)
+    )
+    found = by_sample(records_of(this))
     image = SimpleNamespace(hw=HW)
     for ref in split.refs:
-        gt_mask_HW = split.gt_mask(
-            ref, overlapping_polygons_dropped=quirks.overlapping_polygons_dropped
-        )
+        gt_mask_HW = split.gt_mask(ref, overlapping_polygons_dropped=dropped)
         masks_NHW = source.propose(ref.image_id, image).masks_NHW
         overlaps = [slow_overlap(mask_HW, gt_mask_HW) for mask_HW in masks_NHW]
         ious = [intersection / union for intersection, union in overlaps]
         for sentence in ref.sentences:
-            record = variants[ref.ref_id, sentence.sent_id][3]
-            assert (record.ref_id, record.sent_id) == (ref.ref_id, sentence.sent_id)
+            record = found[ref.ref_id, sentence.sent_id]
             assert (record.image_id, record.sentence) == (ref.image_id, sentence.raw)
-            assert record.num_proposals == 3
-            assert record.target_area == gt_mask_HW.sum()
-            assert record.best_iou == max(ious)
-            assert record.random_iou == pytest.approx(sum(ious) / 3)
-            for name, index in (("first", 0), ("last", 2)):
-                pick = record.picks[name]
-                assert (pick.index, pick.area) == (index, masks_NHW[index].sum())
-                assert (pick.intersection, pick.union) == overlaps[index]
+            assert (record.num_proposals, record.gt_area) == (5, gt_mask_HW.sum())
+            assert record.oracle_iou == max(ious)
+            assert record.chance_iou == pytest.approx(sum(ious) / 5)
+            for variant, counts in record.predictions.items():
+                index = counts.proposal
+                assert counts.area == masks_NHW[index].sum()
+                assert (counts.intersection, record.union(variant)) == overlaps[index]
+    areas = {record.gt_area for record in found.values()}
+    assert areas == ({768} if dropped else {768, 896})
 
 
-def test_records_hold_what_was_read_off_the_sentence(split):
-    variants = evaluated(split)
+def test_records_hold_what_was_read_off_the_sentence(split, expected):
     ref = split.refs[-1]
     assert [sentence.raw for sentence in ref.sentences] == RIGHT_SENTENCES
-    record = variants[ref.ref_id, ref.sentences[1].sent_id][3]
+    found = by_sample(expected)
+    record = found[ref.ref_id, ref.sentences[1].sent_id]
     assert (record.noun_phrase, record.num_other_nouns) == ("BLU", 2)
     assert (record.position, record.relation) == ("left", "within")
-    assert [variants[ref.ref_id, s.sent_id][3].truncated for s in ref.sentences] == [False, True]
+    assert [found[ref.ref_id, s.sent_id].truncated for s in ref.sentences] == [False, True]
 
 
-def test_each_image_is_scored_once_with_all_its_sentences(split):
-    method = ByTheCap()
-    variants = evaluated(split, method, k_limits=(1, 2, 3))
-    expected = [sentence.lower() for sentence in (*LEFT_SENTENCES, *RIGHT_SENTENCES)]
-    assert method.scored == [expected] * 3
-    assert len(variants) == 15
-    for of_cap in variants.values():
-        assert {k_limit: record.picks["last"].index for k_limit, record in of_cap.items()} == {
-            1: 0,
-            2: 1,
-            3: 2,
+def test_records_come_in_the_order_of_the_split(split, expected):
+    assert [(record.ref_id, record.sent_id) for record in expected] == [
+        (ref.ref_id, sentence.sent_id) for ref in split.refs for sentence in ref.sentences
+    ]
+    assert Counter(record.image_id for record in expected) == dict.fromkeys(split.images, 5)
+
+
+def test_each_image_is_scored_once_with_all_its_sentences(split, tmp_path):
+    method, source = ToyMethod(), Blocks()
+    this = filled(evaluation_of(split, tmp_path, method, source))
+    assert len(records_of(this)) == 15
+    assert method.scored == [[*LEFT_SENTENCES, *RIGHT_SENTENCES]] * 3
+    assert source.asked == list(split.images)
+    assert this.missing() == []
+
+
+def test_sentence_ids_need_not_be_unique_beyond_their_ref(split, tmp_path):
+    """PhraseCut's tasks have one sentence each, always number 0."""
+    refs = tuple(
+        Ref(f"{place}__0", ref.ann_ids, ref.image_id, (Sentence(0, f"no. {place}"),))
+        for place, ref in enumerate(split.refs)
+    )
+    records = records_of(evaluation_of(dataclasses.replace(split, refs=refs), tmp_path))
+    assert [record.sentence for record in records] == [f"no. {place}" for place in range(6)]
+    assert [record.ref_id for record in records] == [f"{place}__0" for place in range(6)]
+
+
+def test_method_without_proposals_is_scored_by_its_own_masks(split, tmp_path):
+    source = Blocks()
+    this = filled(evaluation_of(split, tmp_path, MaskMethod(), source))
+    upper_HW = np.zeros(HW, dtype=bool)
+    upper_HW[: HW[0] // 2] = True
+    for record in records_of(this):
+        ref = next(ref for ref in split.refs if ref.ref_id == record.ref_id)
+        gt_mask_HW = split.gt_mask(ref, overlapping_polygons_dropped=True)
+        counts = record.predictions["mask"]
+        assert (counts.proposal, counts.area) == (None, upper_HW.sum())
+        assert (counts.intersection, record.union("mask")) == slow_overlap(upper_HW, gt_mask_HW)
+        assert (record.num_proposals, record.oracle_iou, record.chance_iou) == (None, None, None)
+        assert record.noun_phrase is None
+    assert source.asked == []
+
+
+# Quirk Q5: the limit on top-k that images with few proposals leave behind.
+
+
+def slow_limits(split, counts, *, shrinks):
+    """The limit of every ref, by a loop that keeps the smallest count so far."""
+    kept, limits = None, {}
+    for ref in split.refs:
+        count = counts[ref.image_id]
+        if shrinks and count:
+            kept = count if kept is None or count < kept else kept
+        limits[ref.ref_id] = kept
+    return limits
+
+
+def predicted_by_hand(evaluation, most, limits):
+    """For every sample the proposal ``last``, from the scores as they are stored."""
+    found = {}
+    for ref in evaluation.split.refs:
+        scores = evaluation.result(ref.image_id).scores
+        refs = evaluation.split.refs_by_image()[ref.image_id]
+        samples = [(one.ref_id, sentence.sent_id) for one in refs for sentence in one.sentences]
+        for sentence in ref.sentences:
+            row = samples.index((ref.ref_id, sentence.sent_id))
+            order = np.argsort(-scores[row].arrays["similarity_N"], kind="stable").tolist()
+            limit = min(most, len(order), limits[ref.ref_id] or len(order))
+            found[ref.ref_id, sentence.sent_id] = order[limit - 1] if order else None
+    return found
+
+
+@pytest.mark.parametrize("shrinks", [True, False])
+def test_limits_are_those_of_a_loop_over_refs(shrinks, split, tmp_path):
+    moved = 0
+    for number, counts in enumerate(itertools.product((0, 1, 2, 5), repeat=3)):
+        if number % 5:  # a fifth of the 64 cases
+            continue
+        by_image = dict(zip(split.images, counts, strict=True))
+        this = evaluation_of(
+            split,
+            tmp_path,
+            ToyMethod(config=ToyConfig(most=4)),
+            Blocks(by_image),
+            top_k_shrinks_across_images=shrinks,
+        )
+        limits = slow_limits(split, by_image, shrinks=shrinks)
+        made = list(this.records())
+        assert [limit for _, limit in made] == [limits[record.ref_id] for record, _ in made]
+        predicted = {
+            (record.ref_id, record.sent_id): record.predictions["last"].proposal
+            for record, _ in made
         }
+        assert predicted == predicted_by_hand(this, 4, limits)
+        free = predicted_by_hand(this, 4, dict.fromkeys(limits))
+        moved += predicted != free
+    assert (moved > 2) == shrinks
 
 
-def test_images_that_are_not_asked_for_are_not_looked_at(split):
-    first, _, third = split.images
-    variants = evaluated(split, counts={third: 3})
-    assert {record.image_id for of_cap in variants.values() for record in of_cap.values()} == {
-        third
-    }
-    whole = evaluated(split)
-    assert variants == {key: whole[key] for key in variants}
-    backwards = evaluated(split, counts={third: 3, first: 3})
-    assert backwards == {
-        key: of_cap for key, of_cap in whole.items() if of_cap[3].image_id in (first, third)
-    }
+def test_limits_by_hand(split, tmp_path):
+    """The second image has one proposal, the third none; their refs come again, backwards."""
+    _, second, third = split.images
+    source = Blocks({second: 1, third: 0})
+    this = evaluation_of(split, tmp_path, source=source)
+    limit_of = {record.ref_id: limit for record, limit in this.records()}
+    left_refs, right_refs = split.refs[:3], split.refs[3:]
+    assert [limit_of[ref.ref_id] for ref in left_refs] == [5, 1, 1]
+    assert [limit_of[ref.ref_id] for ref in right_refs] == [1, 1, 1]
+    proposals = {r.sent_id: r.predictions["last"].proposal for r in records_of(this)}
+    of_first = [s.sent_id for s in left_refs[0].sentences]
+    free = evaluation_of(split, tmp_path, source=source, top_k_shrinks_across_images=False)
+    unlimited = {r.sent_id: r.predictions["last"].proposal for r in records_of(free)}
+    assert [proposals[i] for i in of_first] == [unlimited[i] for i in of_first]
+    assert proposals != unlimited
+    assert set(limits_of(free)) == {None}
+
+
+def test_images_without_proposals_lower_no_limit(split, tmp_path):
+    first = next(iter(split.images))
+    assert limits_of(evaluation_of(split, tmp_path, source=Blocks({first: 0})))[:3] == [None] * 3
+    assert limits_of(evaluation_of(split, tmp_path, source=Blocks({first: 2})))[:3] == [2] * 3
+
+
+def test_image_that_turns_out_to_be_unreadable_lowers_no_limit(split, unreadable, tmp_path):
+    """Counts decide the limits of later images (Q5), and the records say what the counts are."""
+    source = GroundTruthSource(unreadable, overlapping_polygons_dropped=True)
+    first, second, third = unreadable.images
+    known = dataclasses.replace(unreadable, image_errors=find_image_errors(unreadable))
+    made = list(evaluation_of(known, tmp_path, source=source).records())
+    counts = {record.image_id: record.num_proposals for record, _ in made}
+    assert counts == {first: 0, second: 2, third: 0}
+    assert [limit for _, limit in made] == [None] * 3 + [2] * 12
+
+
+@pytest.mark.parametrize("shrinks", [True, False])
+def test_order_of_the_refs_matters_by_quirk_5_alone(shrinks, split, tmp_path):
+    first, second, _ = split.images
+    source = Blocks({second: 1, first: 3})
+    plain = by_sample(
+        records_of(
+            evaluation_of(split, tmp_path, source=source, top_k_shrinks_across_images=shrinks)
+        )
+    )
+    moved = 0
+    for seed in range(4):
+        refs = tuple(random.Random(seed).sample(split.refs, len(split.refs)))
+        images = {ref.image_id: split.images[ref.image_id] for ref in refs}
+        shuffled = dataclasses.replace(split, refs=refs, images=images)
+        this = evaluation_of(
+            shuffled, tmp_path / str(seed), source=source, top_k_shrinks_across_images=shrinks
+        )
+        found = by_sample(records_of(this))
+        assert found.keys() == plain.keys()
+        for sample, record in found.items():
+            assert record.predictions["first"] == plain[sample].predictions["first"]
+        moved += found != plain
+    assert (moved > 0) == shrinks
+
+
+# The first pass: any order, any part, any accident.
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_images_in_any_order_and_parts_give_the_same_store(seed, split, whole, expected, tmp_path):
+    image_ids = random.Random(seed).sample(list(split.images), 3)
+    for part in (image_ids[:1], image_ids[1:]):
+        filled(evaluation_of(split, tmp_path), part)
+    this = evaluation_of(split, tmp_path)
+    assert this.missing() == []
+    assert records_of(this) == expected
+    for path in scored(tmp_path):
+        assert path.read_bytes() == (whole / path.relative_to(tmp_path)).read_bytes()
+    assert len(scored(tmp_path)) == len(scored(whole)) == 3
+
+
+def test_stores_merge_by_copying_one_over_the_other(split, expected, tmp_path):
+    for place, image_id in enumerate(split.images):
+        filled(evaluation_of(split, tmp_path / str(place)), [image_id])
+    for place in range(3):
+        shutil.copytree(tmp_path / str(place), tmp_path / "all", dirs_exist_ok=True)
+    method = ToyMethod()
+    this = evaluation_of(split, tmp_path / "all", method)
+    assert this.missing() == []
+    assert records_of(this) == expected
+    assert method.scored == []
+
+
+def test_only_the_images_that_are_asked_for_are_missing_and_scored(split, tmp_path):
+    first, second, third = split.images
+    method = ToyMethod()
+    this = evaluation_of(split, tmp_path, method)
+    assert this.missing() == [first, second, third]
+    assert this.missing([third, second]) == [third, second]
+    assert list(this.score_images([second])) == [second]
+    assert this.missing() == [first, third]
+    assert len(method.scored) == 1
+
+
+def test_executor_runs_the_work(split, expected, tmp_path):
+    """In two parts, the second one first, as several workers would."""
+    parts = []
+
+    def two_workers(work, image_ids):
+        image_ids = list(image_ids)
+        for part in (image_ids[1:], image_ids[:1]):
+            parts.append(part)
+            yield from serial(work, part)
+
+    this = evaluation_of(split, tmp_path)
+    done = list(this.score_images(this.missing(), two_workers))
+    assert done == list(itertools.chain(*parts))
+    assert records_of(this) == expected
+
+
+@pytest.mark.parametrize("stage", ["propose", "score", "save"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_killed_at_any_image_and_stage_the_rest_is_made_later(
+    stage, at, split, expected, tmp_path, monkeypatch
+):
+    calls = itertools.count()
+
+    def dying(function):
+        def call(*arguments, **named):
+            if next(calls) == at:
+                raise KeyboardInterrupt
+            return function(*arguments, **named)
+
+        return call
+
+    method, source = ToyMethod(), Blocks()
+    this = evaluation_of(split, tmp_path, method, source)
+    owner, name = {
+        "propose": (source, "propose"),
+        "score": (method, "score"),
+        "save": (this.store, "save"),
+    }[stage]
+    monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
+    with pytest.raises(KeyboardInterrupt):
+        filled(this)
+    again = ToyMethod()
+    this = evaluation_of(split, tmp_path, again)
+    missing = this.missing()
+    assert len(missing) + len(scored(tmp_path)) == 3
+    assert records_of(filled(this)) == expected
+    assert len(again.scored) == len(missing)
+
+
+def test_second_pass_makes_what_the_first_has_not(split, expected, tmp_path):
+    method = ToyMethod()
+    assert records_of(evaluation_of(split, tmp_path, method)) == expected
+    assert len(method.scored) == 3
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "deleted", "swapped"])
+def test_damaged_entry_is_made_again(damage, split, whole, expected, copied, caplog):
+    first, second, _ = scored(copied)
+    content = bytearray(first.read_bytes())
+    if damage == "deleted":
+        first.unlink()
+    elif damage == "swapped":
+        first.write_bytes(second.read_bytes())
+    else:
+        content[len(content) // 2] ^= 4
+        first.write_bytes({"flipped": content, "cut": content[:-20], "empty": b""}[damage])
+    method = ToyMethod()
+    this = evaluation_of(split, copied, method)
+    assert records_of(filled(this)) == expected
+    assert len(method.scored) == 1
+    assert first.read_bytes() == (whole / first.relative_to(copied)).read_bytes()
+    assert (str(first) in caplog.text) == (damage != "deleted")
+
+
+def test_overwriting_store_makes_everything_again_once(split, expected, copied):
+    method = ToyMethod()
+    this = evaluation_of(split, copied, method, overwrite=True)
+    assert this.missing() == list(split.images)
+    assert records_of(filled(this)) == expected
+    assert len(method.scored) == 3
+
+
+def test_result_comes_back_as_it_was_stored(split, copied, tmp_path):
+    stored = evaluation_of(split, copied)
+    fresh = evaluation_of(split, tmp_path / "fresh")
+    for image_id in split.images:
+        one, other = (this.result(image_id) for this in (stored, fresh))
+        assert (one.error, other.error) == ("", "")
+        for left, right in zip(one.scores, other.scores, strict=True):
+            assert left.meta == right.meta
+            np.testing.assert_array_equal(left.arrays["similarity_N"], right.arrays["similarity_N"])
+
+
+def test_result_of_a_method_without_arrays_keeps_a_row_for_every_sentence(split, tmp_path):
+    this = filled(evaluation_of(split, tmp_path, MaskMethod()))
+    image_id = next(iter(split.images))
+    assert [one.meta for one in this.result(image_id).scores] == [{"hw": list(HW)}] * 5
+    error = ImageResult((), None, "why")
+    arrays, meta = error.content()
+    again = ImageResult.from_entry(SimpleNamespace(arrays=arrays, meta=meta))
+    assert (again.scores, again.counts, again.error) == ([], None, "why")
+
+
+# What decides a result, and what does not.
+
+
+def changed_image(split, tmp_path):
+    """The split with another file for its first image."""
+    folder = tmp_path / "images"
+    shutil.copytree(split.image_path(next(iter(split.images))).parent, folder)
+    path = folder / next(iter(split.images.values())).file_name
+    path.write_bytes(split.image_path(list(split.images)[2]).read_bytes())
+    return dataclasses.replace(split, image_roots=(folder,))
+
+
+CHANGES = {
+    "setting of the score": {"method": ToyMethod(config=ToyConfig(sharpness=2.0))},
+    "other proposals": {"source": Blocks({0: 1})},
+    "other models": {"made_by": {"device": "cuda"}},
+    "Q9": {"overlapping_polygons_dropped": False},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_results_of_other_settings_are_not_used(change, split, whole):
+    assert evaluation_of(split, whole, **change).missing() == list(split.images)
+
+
+def test_results_of_other_data_are_not_used(split, whole, tmp_path):
+    first = next(iter(split.images))
+    assert evaluation_of(changed_image(split, tmp_path), whole).missing() == [first]
+    other_file = dataclasses.replace(split, sha256_by_file={"refs(unc).p": "0" * 64})
+    assert evaluation_of(other_file, whole).missing() == list(split.images)
+    other_part = dataclasses.replace(split, split="testA")
+    assert evaluation_of(other_part, whole).missing() == list(split.images)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": ToyMethod(config=ToyConfig(most=1))},
+        {"top_k_shrinks_across_images": False},
+    ],
+    ids=["late setting", "Q5"],
+)
+def test_what_only_choices_depend_on_finds_every_result(change, split, whole, expected):
+    this = evaluation_of(split, whole, **change)
+    assert this.missing() == []
+    assert [r.predictions["first"] for r in records_of(this)] == [
+        r.predictions["first"] for r in expected
+    ]
+
+
+def test_part_of_a_split_finds_the_results_of_the_whole(split, whole, expected):
+    limited = split.limited(2)
+    this = evaluation_of(limited, whole)
+    assert this.missing() == []
+    found = by_sample(records_of(this))
+    assert len(found) == 10
+    assert all(by_sample(expected)[sample] == record for sample, record in found.items())
+
+
+def test_images_elsewhere_are_the_same_data(split, whole, tmp_path):
+    folder = split.image_roots[0]
+    shutil.copytree(folder, tmp_path / "moved")
+    moved = dataclasses.replace(split, image_roots=(tmp_path / "moved",))
+    assert evaluation_of(moved, whole).missing() == []
+
+
+# Images that cannot be read.
 
 
 @pytest.fixture
-def with_faults(root, tmp_path):
+def unreadable(root, tmp_path):
     """The split without the file of its first image, and with half of that of its third."""
     folder = shutil.copytree(root, tmp_path / "data")
     split = load_refer(folder, "refcoco", "val", check_counts=False)
@@ -303,83 +521,86 @@ def with_faults(root, tmp_path):
     return split
 
 
-def test_image_that_is_known_to_be_unreadable_is_not_counted_and_has_no_pick(
-    split, with_faults, caplog
+def test_image_that_is_known_to_be_unreadable_is_not_scored_and_has_no_prediction(
+    split, expected, unreadable, tmp_path, caplog
 ):
     first, second, third = split.images
-    known = dataclasses.replace(with_faults, image_errors=find_image_errors(with_faults))
+    known = dataclasses.replace(unreadable, image_errors=find_image_errors(unreadable))
     assert (known.image_errors.missing, known.image_errors.corrupt) == ((first,), (third,))
-    source = Halves()
-    counts = count_proposals(source, known, split.images)
-    assert counts == {first: 0, second: 3, third: 0}
+    source = Blocks()
+    this = evaluation_of(known, tmp_path / "store", source=source)
+    assert this.missing() == [second]
+    found, whole = by_sample(records_of(this)), by_sample(expected)
     assert source.asked == [second]
-    variants, whole = evaluated(known, counts=counts), evaluated(split)
-    assert list(variants) == list(whole)
-    for sample, of_cap in variants.items():
-        record = of_cap[3]
-        assert record.image_missing == (record.image_id != second)
+    assert list(found) == list(whole)
+    for sample, record in found.items():
+        assert record.image_error == (record.image_id != second)
         if record.image_id == second:
-            assert of_cap == whole[sample]
+            assert record == whole[sample]
             continue
-        assert (record.num_proposals, record.target_area) == (0, whole[sample][3].target_area)
-        for pick in record.picks.values():
-            assert (pick.index, pick.intersection, pick.union) == (None, 0, record.target_area)
+        assert (record.num_proposals, record.oracle_area, record.chance_iou) == (0, 0, 0)
+        assert (record.gt_area, record.gt_area_480) == (
+            whole[sample].gt_area,
+            whole[sample].gt_area_480,
+        )
+        for variant, counts in record.predictions.items():
+            assert (counts.proposal, counts.intersection) == (None, 0)
+            assert record.union(variant) == record.gt_area
     assert caplog.messages == []
 
 
-def test_image_that_turns_out_to_be_unreadable_is_named_and_has_no_pick(split, with_faults, caplog):
-    first, second, third = split.images
-    variants = evaluated(with_faults, counts=dict.fromkeys(split.images, 3))
-    records = [of_cap[3] for of_cap in variants.values()]
-    missing = {record.image_id: record.image_missing for record in records}
-    assert missing == {first: True, second: False, third: True}
-    for image_id in (first, third):
-        name = split.images[image_id].file_name
-        assert sum(name in message for message in caplog.messages) == 1
+def test_image_that_turns_out_to_be_unreadable_is_named_once_and_has_no_prediction(
+    split, root, tmp_path, caplog
+):
+    """Its end is whole, so that it is found when it is decoded; the result is kept like others."""
+    folder = shutil.copytree(root, tmp_path / "data")
+    this_split = load_refer(folder, "refcoco", "val", check_counts=False)
+    _, second, _ = this_split.images
+    path = this_split.image_path(second)
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + b"no image" + content[-200:])
+    method = ToyMethod()
+    this = filled(evaluation_of(this_split, tmp_path / "store", method))
+    records = records_of(this)
+    assert {record.image_id: record.image_error for record in records} == {
+        image_id: image_id == second for image_id in split.images
+    }
+    assert sum(path.name in message for message in caplog.messages) == 1
+    assert "Nothing is predicted for it" in caplog.text
+    assert len(method.scored) == 2
+    again = evaluation_of(this_split, tmp_path / "store", method)
+    assert again.missing() == []
+    assert records_of(again) == records
 
 
-def test_image_that_turns_out_to_be_unreadable_lowers_no_cap(split, with_faults):
-    """Counts decide the k_limits of later images (Q5), and the records say what the counts are."""
-    source = GroundTruthSource(with_faults, overlapping_polygons_dropped=True)
-    counts = count_proposals(source, with_faults, split.images)
-    variants = evaluated(with_faults, source=source, counts=counts)
-    in_records = {of_cap[3].image_id: of_cap[3].num_proposals for of_cap in variants.values()}
-    assert counts == in_records
-
-
-def test_image_without_proposals_has_no_pick_but_is_not_missing(split):
-    second = list(split.images)[1]
-    variants = evaluated(split, source=Halves(without=[second]))
-    for record in (of_cap[3] for of_cap in variants.values()):
-        assert not record.image_missing
+def test_image_without_proposals_has_no_prediction_but_is_no_error(split, tmp_path):
+    _, second, _ = split.images
+    for record in records_of(evaluation_of(split, tmp_path, source=Blocks({second: 0}))):
+        assert not record.image_error
         nothing = record.image_id == second
-        assert record.num_proposals == (0 if nothing else 3)
-        assert (record.picks["last"].index is None) == nothing
+        assert record.num_proposals == (0 if nothing else 5)
+        assert (record.predictions["last"].proposal is None) == nothing
+        assert (record.oracle_iou == 0) == nothing
 
 
-def test_image_of_refs_without_sentences_is_passed_over(split):
+def test_image_of_refs_without_sentences_is_passed_over(split, tmp_path, caplog):
     first = next(iter(split.images))
     refs = tuple(
         dataclasses.replace(ref, sentences=()) if ref.image_id == first else ref
         for ref in split.refs
     )
-    method = ByTheCap()
-    variants = evaluated(dataclasses.replace(split, refs=refs), method)
-    assert (len(method.scored), len(variants)) == (2, 10)
+    method = ToyMethod()
+    this = evaluation_of(dataclasses.replace(split, refs=refs), tmp_path, method)
+    assert first not in this.missing()
+    assert len(records_of(this)) == 10
+    assert len(method.scored) == 2
+    assert caplog.messages == []
 
 
-def test_records_come_in_the_order_of_the_split_under_the_cap_of_their_ref(split):
-    variants = evaluated(split, k_limits=(1, 2, 3))
-    k_limits = {ref.ref_id: 1 + place % 3 for place, ref in enumerate(split.refs)}
-    records = in_dataset_order(split, variants, k_limits)
-    assert [(record.ref_id, record.sent_id) for record in records] == [
-        (ref.ref_id, sentence.sent_id) for ref in split.refs for sentence in ref.sentences
-    ]
-    assert all(record.picks["last"].index == k_limits[record.ref_id] - 1 for record in records)
-    assert Counter(record.image_id for record in records) == dict.fromkeys(split.images, 5)
+# Ground truths.
 
 
-def test_broken_truth_is_found_without_a_image(tmp_path):
+def test_broken_ground_truth_is_found_without_an_image(tmp_path):
     data = mini_refer()
     referred = next(ref["ann_id"] for ref in data.refs if ref["split"] == "val")
     for annotation in data.instances["annotations"]:
@@ -390,142 +611,3 @@ def test_broken_truth_is_found_without_a_image(tmp_path):
     with pytest.raises(DataError, match=f"Annotation {referred} of image"):
         check_ground_truth(broken)
     check_ground_truth(load_refer(tmp_path, "refcoco", "testA", check_counts=False))
-
-
-def test_sentence_ids_need_not_be_unique_beyond_their_ref():
-    """PhraseCut's tasks have one sentence each, always number 0."""
-    refs = [Ref(f"{i}__0", (), 5, (Sentence(0, f"no. {i}"),)) for i in range(3)]
-    variants = {(ref.ref_id, 0): {1: ref.sentences[0].raw} for ref in refs}
-    split = dataclasses.replace(split_of([5]), refs=tuple(refs))
-    assert in_dataset_order(split, variants, dict.fromkeys((r.ref_id for r in refs), 1)) == [
-        "no. 0",
-        "no. 1",
-        "no. 2",
-    ]
-
-
-# Arguments and folders.
-
-
-def parsed(*given):
-    return hybridgl_main.build_parser().parse_args(given)
-
-
-def name_of(*given):
-    arguments = parsed(*given)
-    return run_name(arguments, check_split_arguments(arguments))
-
-
-VALUES = {
-    "dataset": ["refcoco", "refcoco+", "refcocog", "phrasecut"],
-    "split": ["train"],
-    "limit": ["1", "12"],
-    "weights": ["paper", "tiny"],
-    "clip_model": ["ViT-B-32", "RN50"],
-    "clip_weights": ["weights/mine.pt"],
-    "sam_type": ["vit_b", "tiny"],
-    "sam_checkpoint": ["weights/sam-mine.pth"],
-    "sam_settings": ["phrasecut"],
-    "spacy_model": ["en_core_web_sm"],
-    "profile": ["corrected"],
-    "dtype": ["bfloat16"],
-    "compile": [""],
-    "method": ["global_local"],
-    "mixing_weight": ["0.5", "0.25"],
-    "proposals": ["gt", "coco:a/masks.json", "coco:gt.json"],
-    "fusion_mode": ["L2G", "both", "token_masking", "attn_masking", "crop"],
-    "masking_block": ["8", "10"],
-    "sentence_weight": ["0", "1"],
-    "without": ["position", "coherence", "relationship", "coherence position"],
-    "alpha": ["0", "0.5"],
-    "num_candidates": ["1", "6"],
-    "num_context_masks": ["3", "12"],
-    "coherence_weights": ["1 1.95 1.5", "1.8 1 1.5", "1.8 1.95 1"],
-}
-"""Values other than the default, of every argument that decides the records."""
-
-ELSEWHERE = {
-    "split_by": "in the name of the split, see below",
-    "device": "not known from the arguments; a run on another device is refused the same folder",
-    "protocol": "scores the same records",
-    "shard": "the shards of a run share its folder",
-    "output": "the folder itself",
-    "refer_data_root": "where, not what",
-    "store": "where, not what",
-    "overwrite": "how, not what",
-    "keep_tokens": "how, not what",
-}
-
-
-def test_every_argument_is_known_to_decide_the_records_or_not_to():
-    assert vars(parsed()).keys() == VALUES.keys() | ELSEWHERE.keys()
-
-
-def test_every_setting_has_a_folder_name_of_its_own():
-    given_by_name: dict[str, list[str]] = {name_of(): ["(none)"]}
-    for option, values in VALUES.items():
-        for value in values:
-            given = (f"--{option}", *value.split())
-            given_by_name.setdefault(name_of(*given), []).append(" ".join(given))
-    same = {name: given for name, given in given_by_name.items() if len(given) > 1}
-    assert same == {}
-
-
-def test_folder_names_by_hand():
-    assert name_of() == "shapes-val-G2L-reference"
-    google = ("--dataset", "refcocog", "--split_by", "google", "--limit", "5")
-    assert name_of(*google) == "refcocog-google-val-first-5-G2L-reference"
-    baseline = ("--method", "global_local", "--profile", "corrected", "--mixing_weight", "0.5")
-    assert name_of(*baseline) == "shapes-val-global_local-corrected-mixing_weight-0.5"
-    without = name_of("--without", "coherence", "position", "--alpha", "0.25")
-    assert without == "shapes-val-G2L-reference-without-coherence-position-alpha-0.25"
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        ["--protocol", "lavt"],
-        ["--shard", "2/3"],
-        ["--store", "elsewhere"],
-        ["--refer_data_root", "elsewhere"],
-        ["--overwrite"],
-        ["--split", "val"],
-        ["--fusion_mode", "G2L"],
-        ["--alpha", "0.60"],
-        ["--num_candidates", "3"],
-        ["--proposals", "sam"],
-        ["--coherence_weights", "1.8", "1.95", "1.5"],
-    ],
-    ids=lambda given: given[0],
-)
-def test_what_changes_no_record_or_is_the_default_changes_no_name(given):
-    assert name_of(*given) == name_of()
-
-
-def test_order_of_the_terms_left_out_does_not_matter():
-    assert name_of("--without", "coherence", "position") == name_of(
-        "--without", "position", "coherence"
-    )
-
-
-def test_name_is_one_folder():
-    name = name_of("--proposals", "coco:/data/a b/masks.v2.json", "--clip_weights", "/x/y/mine.pt")
-    assert "masks.v2" in name
-    assert "mine" in name
-    assert "/" not in name
-
-
-@pytest.mark.parametrize("proposals", ["SAM", "coco", "coco:", "file.json", "gt:", ""])
-def test_other_sources_of_proposals_are_refused(proposals):
-    with pytest.raises(
-        HybridGLError, match=r"Expected --proposals sam, coco:FILE or gt|at '', found"
-    ):
-        check_run_arguments(parsed("--proposals", proposals))
-
-
-@pytest.mark.parametrize("weight", ["-0.1", "1.1", "nan", "inf"])
-def test_mixing_weight_has_to_be_a_share(weight):
-    with pytest.raises(HybridGLError, match="Expected --mixing_weight from 0 to 1, got"):
-        check_run_arguments(parsed("--mixing_weight", weight))
-    for right in ("0", "1", "0.85"):
-        check_run_arguments(parsed("--mixing_weight", right))

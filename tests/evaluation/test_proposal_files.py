@@ -1,4 +1,4 @@
-"""Files of another program's masks: what is read, and in which words the first fault is refused."""
+"""Files of another program's masks: what is read, and in which words the first error is refused."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ def split_of(images):
     )
 
 
+def proposed(source, image_id):
+    (finish,) = source.submit([(image_id, IMAGE)])
+    return finish()
+
+
 @pytest.fixture
 def read(tmp_path):
     """Write content as JSON and read it back as the masks of images."""
@@ -104,14 +109,14 @@ def test_results_keep_order_score_and_masks(read, tmp_path):
         result(DOG, POLYGON),
     ]
     source = read(rows)
-    dogs, cats = source.propose(DOG, IMAGE), source.propose(CAT, IMAGE)
+    dogs, cats = proposed(source, DOG), proposed(source, CAT)
     column_HW = np.broadcast_to(np.arange(6) == 1, HW)
     np.testing.assert_array_equal(dogs.masks_NHW, [MASK, column_HW, MASK])
     np.testing.assert_array_equal(cats.masks_NHW, [MASK])
     assert dogs.predicted_iou.tolist() == [0.25, -3.5, 1]
     assert cats.predicted_iou.tolist() == [1]
     sha256 = hashlib.sha256((tmp_path / "masks.json").read_bytes()).hexdigest()
-    assert source.describe() == {"source": "coco", "file": "masks.json", "sha256": sha256}
+    assert source.settings() == {"source": "coco", "file": "masks.json", "sha256": sha256}
 
 
 def test_annotations_may_list_images_of_other_data(read):
@@ -125,7 +130,7 @@ def test_annotations_may_list_images_of_other_data(read):
         "categories": [],
     }
     source = read(content, {CAT: "cat.jpg"})
-    np.testing.assert_array_equal(source.propose(CAT, IMAGE).masks_NHW, [MASK])
+    np.testing.assert_array_equal(proposed(source, CAT).masks_NHW, [MASK])
     assert source.warnings == ()
 
 
@@ -135,13 +140,13 @@ def test_digits_in_a_string_are_the_number(read, spelled):
         [result(spelled)],
         {"images": [listed(spelled)], "annotations": [result(CAT)]},
     ):
-        assert len(read(content).propose(CAT, IMAGE)) == 1
+        assert len(proposed(read(content), CAT)) == 1
 
 
 def test_string_that_is_no_number_is_of_no_image(read, refusal):
     rows = [result("cat.jpg"), result("²"), result("9" * 5000)]
     assert "entry 0 has image_id 'cat.jpg'; the images have 581857, 37:" in refusal(rows)
-    assert len(read([*rows, result()]).propose(CAT, IMAGE)) == 1
+    assert len(proposed(read([*rows, result()]), CAT)) == 1
 
 
 def test_two_spellings_of_an_id_are_refused(refusal):
@@ -327,12 +332,12 @@ def test_writer_of_the_readme_writes_what_is_read(tmp_path):
     masks = {str(CAT): np.stack([MASK, full]), DOG: np.zeros((0, *HW), dtype=bool)}
     names["masks_to_coco_results"](masks, path)
     source = FileSource(path, split_of(IMAGES))
-    proposals = source.propose(CAT, IMAGE)
+    proposals = proposed(source, CAT)
     assert proposals.predicted_iou.tolist() == [1, 1]
     np.testing.assert_array_equal(proposals.masks_NHW, masks[str(CAT)])
     assert source.warnings[0].startswith("1 of 2 images")
     names["masks_to_coco_results"]({DOG: [MASK]}, path, {DOG: np.float32([0.5])})
-    assert FileSource(path, split_of(IMAGES)).propose(DOG, IMAGE).predicted_iou == [0.5]
+    assert proposed(FileSource(path, split_of(IMAGES)), DOG).predicted_iou == [0.5]
 
 
 def test_image_list_of_the_readme_names_the_files_of_a_split(tmp_path, monkeypatch):
@@ -377,7 +382,7 @@ def test_rows_that_the_pages_name_are_published():
     named = set()
     for page in FOLDER.glob("*.md"):
         for lines in re.findall(
-            r"^Rows? in `published.py`: (.*?)\n\n", page.read_text(), re.M | re.S
+            r"^Rows? in `published.json`: (.*?)\n\n", page.read_text(), re.M | re.S
         ):
             named |= set(re.findall(r"`([\w-]+)`", lines)) - {"published"}
     assert named == known

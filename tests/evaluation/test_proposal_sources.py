@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from pycocotools import mask as coco_mask
 
 from evaluation.proposals import FileSource, GroundTruthSource, SamSource
-from hybridgl.config import PROPOSALS_REFCOCO
+from hybridgl.config import ProposalConfig
 from hybridgl.errors import DataError, HybridGLError
-from hybridgl.images import RgbImage
 from hybridgl.masks import Proposals
 from hybridgl.store import Store
-from refer.images import open_image
 from refer.phrasecut import load_phrasecut
 from refer.refer import load_refer
 from tests.refer_factories import (
@@ -130,10 +128,14 @@ def listed(split, image_id):
 
 
 def proposed(source, split, image_id) -> Proposals:
-    proposals = source.propose(image_id, open_image(split, image_id))
-    assert source.count(image_id) == len(proposals)
+    (finish,) = source.submit([(image_id, split.open_image(image_id))])
+    proposals = finish()
     assert proposals.hw == HW
     return proposals
+
+
+def counts_of(source, split):
+    return [len(proposed(source, split, image_id)) for image_id in split.images]
 
 
 def assert_same(first: Proposals, second: Proposals):
@@ -194,12 +196,12 @@ def test_scores_are_those_of_the_file_and_1_where_it_has_none(read, split, ids):
 
 def test_images_without_an_entry_have_no_proposals_and_are_named(read, split, ids):
     source = read([result(ids[1], compressed(random_masks(0)[0]))])
-    (problem,) = source.warnings
+    (warning,) = source.warnings
     for image_id in (ids[0], ids[2]):
         assert len(proposed(source, split, image_id)) == 0
-        assert split.images[image_id].file_name in problem
-    assert problem.startswith("2 of 3 images have no entry")
-    assert split.images[ids[1]].file_name not in problem
+        assert split.images[image_id].file_name in warning
+    assert warning.startswith("2 of 3 images have no entry")
+    assert split.images[ids[1]].file_name not in warning
 
 
 def test_masks_of_other_images_are_let_be(read, root, split, ids):
@@ -210,15 +212,16 @@ def test_masks_of_other_images_are_let_be(read, root, split, ids):
     rows += [result(i, compressed(random_masks(0)[0])) for i in ids]
     source = read(rows)
     assert source.warnings == ()
-    assert [source.count(image_id) for image_id in ids] == [1, 1, 1]
-    assert read(rows, split.limited(1)).count(ids[0]) == 1
+    assert counts_of(source, split) == [1, 1, 1]
+    limited = split.limited(1)
+    assert counts_of(read(rows, limited), limited) == [1]
 
 
-def test_file_is_described_by_its_content(read, tmp_path, ids):
+def test_settings_name_the_file_by_its_content(read, tmp_path, ids):
     first = read([result(i, compressed(random_masks(0)[0])) for i in ids])
     again = read([result(i, compressed(random_masks(0)[0])) for i in ids])
     other = read([result(i, compressed(random_masks(0)[1])) for i in ids])
-    assert first.describe() == again.describe() != other.describe()
+    assert first.settings() == again.settings() != other.settings()
     assert first.name == "masks.json"
     assert first.models == ()
 
@@ -261,7 +264,7 @@ def test_broken_mask_is_refused_by_its_entry_and_image(segmentation, said, refus
 
 
 def test_first_broken_entry_is_named_in_the_order_of_the_file(refusal, ids):
-    """As all other image_errors of a file are, so that fixing it goes from top to bottom."""
+    """As all other errors of a file are, so that fixing it goes from top to bottom."""
     right, (broken, _) = compressed(random_masks(0)[0]), BROKEN["too few runs"]
     rows = [result(ids[1], right), result(ids[2], broken), result(ids[0], broken)]
     assert f"entry 1 (image_id {ids[2]})" in refusal(rows)
@@ -289,7 +292,7 @@ def test_missing_file_is_named(tmp_path, split):
 # Annotated objects.
 
 
-def slow_truth(polygons, *, overlapping_polygons_dropped):
+def slow_gt_mask(polygons, *, overlapping_polygons_dropped):
     """Every polygon alone by pycocotools, and how many of them cover a pixel."""
     alone = [coco_mask.decode(coco_mask.frPyObjects([p], *HW))[..., 0] for p in polygons]
     total_HW = np.sum(alone, axis=0)
@@ -305,7 +308,7 @@ def test_objects_are_those_of_the_annotations_without_the_crowd(
     for image_id in ids:
         proposals = proposed(source, split, image_id)
         expected = [
-            slow_truth(polygons, overlapping_polygons_dropped=overlapping_polygons_dropped)
+            slow_gt_mask(polygons, overlapping_polygons_dropped=overlapping_polygons_dropped)
             for polygons in ([LEFT_POLYGON], RIGHT_POLYGONS)
         ]
         np.testing.assert_array_equal(proposals.masks_NHW, expected)
@@ -326,7 +329,9 @@ def test_overlapping_polygons_make_the_two_profiles_differ(split, ids):
 
 
 @pytest.mark.parametrize("overlapping_polygons_dropped", [True, False])
-def test_every_truth_of_one_object_is_among_the_proposals(overlapping_polygons_dropped, split):
+def test_every_ground_truth_of_one_object_is_among_the_proposals(
+    overlapping_polygons_dropped, split
+):
     source = GroundTruthSource(split, overlapping_polygons_dropped=overlapping_polygons_dropped)
     for ref in split.refs:
         gt_mask_HW = split.gt_mask(ref, overlapping_polygons_dropped=overlapping_polygons_dropped)
@@ -341,7 +346,7 @@ def test_crowd_that_is_referred_to_is_a_proposal(tmp_path):
     data.write(tmp_path)
     split = load_refer(tmp_path, "refcoco", "val", check_counts=False)
     source = GroundTruthSource(split, overlapping_polygons_dropped=True)
-    counts = {image_id: source.count(image_id) for image_id in split.images}
+    counts = dict(zip(split.images, counts_of(source, split), strict=True))
     assert counts.pop(refs[0]["image_id"]) == 3
     assert set(counts.values()) == {2}
 
@@ -362,9 +367,10 @@ def test_objects_that_phrasecut_repeats_are_proposed_once(tmp_path):
     split = load_phrasecut(tmp_path, "val", check_counts=False)
     source = GroundTruthSource(split, overlapping_polygons_dropped=True)
     for image_id in split.images:
+        proposals = proposed(source, split, image_id)
         # Drawn with its border, the box of 24 x 32 pixels has 25 x 33.
-        assert proposed(source, split, image_id).masks_NHW.sum(axis=(1, 2)).tolist()[0] == 25 * 33
-        assert source.count(image_id) == 3
+        assert proposals.masks_NHW.sum(axis=(1, 2)).tolist()[0] == 25 * 33
+        assert len(proposals) == 3
 
 
 def test_broken_annotation_is_named_before_any_work_even_if_nobody_refers_to_it(tmp_path):
@@ -383,66 +389,78 @@ def test_broken_annotation_is_named_before_any_work_even_if_nobody_refers_to_it(
 
 
 class TwoHalves:
-    """Stands for SAM: the left and the right half of any image, and how often it was asked."""
+    """Stands for SAM: the left and the right half of any image, and how it was asked."""
 
     def __init__(self):
-        self.asked = 0
+        self.groups = []
 
-    def propose(self, image_HW3, _config):
-        self.asked += 1
+    def propose(self, image_HW3):
         masks_NHW = np.zeros((2, *image_HW3.shape[:2]), dtype=bool)
         masks_NHW[0, :, : WIDTH // 2] = masks_NHW[1, :, WIDTH // 2 :] = True
         boxes = np.array([slow_box(mask_HW) for mask_HW in masks_NHW])
         ones = np.ones(2, dtype=np.float32)
         return Proposals(masks_NHW, boxes, ones, ones)
 
-    def submit(self, images, config):
-        return [partial(self.propose, image_HW3, config) for image_HW3 in images]
+    def submit(self, images, _config):
+        self.groups.append(len(images))
+        return [partial(self.propose, image_HW3) for image_HW3 in images]
 
 
 class OnlySam:
     """Models without any file."""
 
-    device = torch.device("cpu")
+    images_at_once = 2
+    weights = SimpleNamespace(sam_checkpoint=SimpleNamespace(name="sam.pth"))
+
+    def __init__(self, sam):
+        self.sam = sam
 
     def numerics(self, _model):
         return "torch.float32"
-
-    def __init__(self, proposer):
-        self.sam = proposer
-        self.weights = type("Files", (), {"sam_checkpoint": type("File", (), {"name": "sam.pth"})})
 
     def sha256(self, model):
         assert model == "sam"
         return "0" * 64
 
 
-def test_masks_of_sam_are_those_of_the_opened_image(split, ids):
-    proposer = TwoHalves()
-    source = SamSource(OnlySam(proposer), PROPOSALS_REFCOCO, None, split)
-    assert proposer.asked == 0
-    image = open_image(split, ids[0])
-    assert_same(source.propose(ids[0], image), proposer.propose(image.pixels_HW3, None))
-    assert source.count(ids[2]) == 2
-    assert source.describe()["points_per_side"] == PROPOSALS_REFCOCO.points_per_side
-    assert source.name == "SAM sam.pth"
+def test_masks_of_sam_are_those_of_the_opened_image(split, ids, tmp_path):
+    sam = TwoHalves()
+    source = SamSource(OnlySam(sam), ProposalConfig(), Store(tmp_path))
+    assert sam.groups == []
+    image = split.open_image(ids[0])
+    assert_same(proposed(source, split, ids[0]), sam.propose(image.pixels_HW3))
+    assert source.settings()["points_per_side"] == ProposalConfig().points_per_side
+    assert (source.name, source.models, source.batch_size) == ("SAM sam.pth", ("sam",), 2)
 
 
-def test_exported_masks_have_the_boxes_that_sam_gives(read, split, ids):
+def test_exported_masks_have_the_boxes_that_sam_gives(read, split, ids, tmp_path):
     """Of halves: width and height lack the 1 that other definitions add."""
-    sam = SamSource(OnlySam(TwoHalves()), PROPOSALS_REFCOCO, None, split)
-    image: RgbImage = open_image(split, ids[0])
-    exported = sam.propose(ids[0], image)
+    sam = SamSource(OnlySam(TwoHalves()), ProposalConfig(), Store(tmp_path / "store"))
+    exported = proposed(sam, split, ids[0])
     source = read([result(ids[0], compressed(mask_HW)) for mask_HW in exported.masks_NHW])
-    assert_same(source.propose(ids[0], image), exported)
+    assert_same(proposed(source, split, ids[0]), exported)
     assert exported.boxes_xywh.tolist() == [[0, 0, 47, 63], [48, 0, 47, 63]]
 
 
-def test_counting_stored_masks_does_not_load_sam(split, tmp_path):
-    store, proposer = Store(tmp_path / "store"), TwoHalves()
-    made = SamSource(OnlySam(proposer), PROPOSALS_REFCOCO, store, split)
-    counts = dict(made.counts(split.images))
-    assert set(counts.values()) == {2}
-    stored = SamSource(OnlySam(None), PROPOSALS_REFCOCO, store, split)
-    assert dict(stored.counts(split.images)) == counts
-    assert proposer.asked == len(split.images)
+def test_stored_masks_do_not_load_sam(split, tmp_path):
+    sam = TwoHalves()
+    made = SamSource(OnlySam(sam), ProposalConfig(), Store(tmp_path))
+    expected = [proposed(made, split, image_id) for image_id in split.images]
+    stored = SamSource(OnlySam(None), ProposalConfig(), Store(tmp_path))
+    for image_id, proposals in zip(split.images, expected, strict=True):
+        assert_same(proposed(stored, split, image_id), proposals)
+
+
+def test_only_images_whose_masks_are_not_stored_are_given_to_sam(split, ids, tmp_path):
+    sam = TwoHalves()
+    source = SamSource(OnlySam(sam), ProposalConfig(), Store(tmp_path))
+    expected = [proposed(source, split, image_id) for image_id in ids]
+    # The first two images have the same pixels, so that the second finds the masks of the first.
+    assert sam.groups == [1, 1]
+    mixed = SamSource(OnlySam(sam), ProposalConfig(min_mask_region_area=7), Store(tmp_path))
+    _ = proposed(mixed, split, ids[2])
+    sam.groups.clear()
+    finishers = mixed.submit([(image_id, split.open_image(image_id)) for image_id in ids])
+    assert sam.groups == [2]
+    for finish, proposals in zip(finishers, expected, strict=True):
+        assert_same(finish(), proposals)

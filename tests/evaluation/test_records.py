@@ -415,11 +415,11 @@ def test_summary_refuses_what_json_cannot_hold_and_writes_nothing(tmp_path, valu
 def test_summary_is_read_back(tmp_path):
     summary = {"settings": {"alpha": 0.6}, "scores": {"guided": {"mIoU": 50.0}}}
     write_summary(tmp_path / "summary.json", summary)
-    assert read_summary(tmp_path / "summary.json") == summary
+    assert read_summary(tmp_path) == summary
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{", "{}", '{"settings": 3}', "\0"])
 def test_what_is_no_summary_is_none(tmp_path, content):
     if content is not None:
         (tmp_path / "summary.json").write_text(content)
-    assert read_summary(tmp_path / "summary.json") is None
+    assert read_summary(tmp_path) is None

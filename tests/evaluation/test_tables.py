@@ -28,7 +28,6 @@ CELLS = [
     for split_by, splits in ways.items()
     for split in splits
 ]
-VARIANTS = {"hybridgl": ("features", "relations", "guided"), "global_local": ("features",)}
 VAL = ("refcoco", "unc", "val")
 ZERO_SHOT = PROTOCOLS["zero-shot"]
 
@@ -85,7 +84,8 @@ def test_arguments_of_every_row_are_arguments_of_the_program(choices):
 def test_variant_of_every_row_is_one_of_its_method(choices):
     for _, row in all_rows(choices):
         baseline = "global_local" in (row.arguments or ())
-        assert row.variant in (None, *VARIANTS["global_local" if baseline else "hybridgl"])
+        method = hybridgl_main.METHODS["global_local" if baseline else "hybridgl"]
+        assert row.variant in (None, *method.variants)
 
 
 @pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)

@@ -5,25 +5,25 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hybridgl.arguments import model_from_arguments
 from hybridgl.cli import main
-from hybridgl.config import PROPOSALS_REFCOCO, PROPOSALS_SHAPES
+from hybridgl.config import SAM_SETTINGS, FusionMode
 from hybridgl.figures import overlay
 from hybridgl.methods.hybridgl import HybridGL
+from refer.shapes.world import training_scene
 
 
 @pytest.fixture
-def image(world, tmp_path, monkeypatch) -> Path:
+def image(tmp_path, monkeypatch) -> Path:
     """An image in the folder that the command runs in."""
     monkeypatch.chdir(tmp_path)
-    return Path(shutil.copy(world / "images/shapes/shapes_val_000001.png", tmp_path / "scene.png"))
+    Image.fromarray(training_scene(1, 3).image_HW3).save("scene.png")
+    return tmp_path / "scene.png"
 
 
 def segment(image, *more, expression="the red thing on the left"):
@@ -113,27 +113,35 @@ def test_wrong_choice_lists_the_right_ones(capsys):
 
 
 def test_full_disk_leaves_no_file(image, capsys, monkeypatch, tmp_path):
-    def full(path, content):
+    def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert segment(image) == 2
-    assert "Cannot write scene-segmented.png: No space left" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert "Cannot write scene-segmented.png: " in line
+    assert "No space left" in line
     assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
 
 
-def test_mask_generator_is_set_for_what_the_weights_know(image, monkeypatch):
-    """As in ``HybridGL.from_pretrained``."""
+def test_flags_reach_the_model_and_its_mask_generator(image, monkeypatch):
+    """As in ``HybridGL.from_pretrained``: the generator is set for what the weights know."""
     made = []
 
-    def build(arguments):
-        made.append(model_from_arguments(arguments))
-        raise KeyboardInterrupt
+    def keep(model, *_):
+        made.append(model)
+        raise InterruptedError
 
-    monkeypatch.setattr("hybridgl.cli.model_from_arguments", build)
+    monkeypatch.setattr(HybridGL, "segment", keep)
     monkeypatch.setattr("hybridgl.weights.registry.WeightSet.missing", lambda *_: [])
-    for weights in ("tiny", "paper"):
-        with pytest.raises(KeyboardInterrupt):
-            segment(image, "--weights", weights)
-    tiny, paper = (model.config.proposals for model in made)
-    assert (tiny, paper) == (PROPOSALS_SHAPES, PROPOSALS_REFCOCO)
+    for flags in (
+        "--weights tiny --profile corrected --fusion_mode both --alpha 0.25",
+        "--weights paper",
+    ):
+        assert segment(image, *flags.split()) == 2
+    tiny, paper = (model._sam.config for model in made)
+    assert (tiny, paper) == (SAM_SETTINGS["shapes"], SAM_SETTINGS["refcoco"])
+    config, usual = (model.config for model in made)
+    assert not config.quirks.vertical_priors_disabled
+    assert (config.fusion.fusion_mode, config.guidance.alpha) == (FusionMode.BOTH, 0.25)
+    assert usual.changed() == {}

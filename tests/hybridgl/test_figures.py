@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-from hybridgl.masks import Proposals
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,6 +22,7 @@ from hybridgl.figures import (
     overlay,
 )
 from hybridgl.language import ParsedExpression, Position, Relation
+from hybridgl.masks import Proposals
 from hybridgl.methods import Prediction
 
 HW = (48, 64)

@@ -32,17 +32,17 @@ def single_block():
 
 @pytest.fixture
 def inputs():
-    """Local views, global views and gates of four masks: two random, an empty and a full one."""
+    """Local views, global views and coverage of four masks: two random, an empty and a full one."""
     generator = torch.Generator().manual_seed(3)
     views = torch.randn(2, 4, 3, 64, 64, generator=generator)
-    gates = torch.rand(4, 16, generator=generator)
-    gates = torch.where(gates < 0.5, 0.0, gates - 0.49)
-    gates[2], gates[3] = 0, 1
-    return views[0], views[1], gates
+    coverage = torch.rand(4, 16, generator=generator)
+    coverage = torch.where(coverage < 0.5, 0.0, coverage - 0.49)
+    coverage[2], coverage[3] = 0, 1
+    return views[0], views[1], coverage
 
 
 def features(visual, inputs, mode, *, block=9, weight=2.0, skips=True):
-    config = FusionConfig(mode=mode, masking_block=block, stream_weight=weight)
+    config = FusionConfig(fusion_mode=mode, masking_block=block, stream_weight=weight)
     with torch.inference_mode():
         return mask_features(visual, *inputs, config, attention_masking_skips_last_block=skips)
 
@@ -96,8 +96,8 @@ def test_crop_is_the_plain_image_encoder(visual, inputs):
 
 @pytest.mark.parametrize("mode", [FusionMode.ATTENTION_MASKING, FusionMode.TOKEN_MASKING])
 def test_mask_over_all_patches_changes_nothing(visual, inputs, mode):
-    local, global_, gates = inputs
-    full = (local, global_, torch.ones_like(gates))
+    local, global_, coverage = inputs
+    full = (local, global_, torch.ones_like(coverage))
     torch.testing.assert_close(
         features(visual, full, mode, skips=False),
         features(visual, full, FusionMode.CROP),
@@ -106,9 +106,9 @@ def test_mask_over_all_patches_changes_nothing(visual, inputs, mode):
     )
 
 
-def test_convention_rule_a_is_torchs_mask_of_blocked_pairs(visual, inputs):
+def test_true_in_torchs_mask_means_a_blocked_pair(visual, inputs):
     """The last block through ``nn.MultiheadAttention``, where True means "may not be seen"."""
-    local, _, gates = inputs
+    local, _, coverage = inputs
     got = features(visual, inputs, FusionMode.ATTENTION_MASKING, block=11, skips=False)
     patches = visual.conv1(local).flatten(2).transpose(1, 2)
     start = visual.class_embedding.expand(len(local), 1, -1)
@@ -116,9 +116,9 @@ def test_convention_rule_a_is_torchs_mask_of_blocked_pairs(visual, inputs):
     *trunk, last = visual.transformer.resblocks
     for block in trunk:
         x_NTD = block(x_NTD)
-    for row, gate in enumerate(gates):
+    for row, covered in enumerate(coverage):
         blocked_TT = torch.zeros(17, 17, dtype=torch.bool)
-        blocked_TT[0, 1:] = gate == 0
+        blocked_TT[0, 1:] = covered == 0
         x_1TD = x_NTD[row : row + 1]
         normed = last.ln_1(x_1TD)
         attended, _ = last.attn(normed, normed, normed, attn_mask=blocked_TT)
@@ -148,14 +148,14 @@ def repaint_patches(views, patches):
 def test_class_token_reads_patches_of_the_mask_only(
     single_block, inputs, mode, reads_local, reads_global
 ):
-    local, global_, gates = inputs
-    gates = gates[:1].expand(4, -1)
-    inside = gates[0].nonzero()[0].tolist()
-    outside = (gates[0] == 0).nonzero().flatten().tolist()
+    local, global_, coverage = inputs
+    coverage = coverage[:1].expand(4, -1)
+    inside = coverage[0].nonzero()[0].tolist()
+    outside = (coverage[0] == 0).nonzero().flatten().tolist()
     assert outside
 
     def one_block(local, global_):
-        return features(single_block, (local, global_, gates), mode, block=0, skips=False)
+        return features(single_block, (local, global_, coverage), mode, block=0, skips=False)
 
     plain = one_block(local, global_)
     hidden = one_block(repaint_patches(local, outside), repaint_patches(global_, outside))
@@ -168,8 +168,8 @@ def test_class_token_reads_patches_of_the_mask_only(
 
 
 def test_mask_without_patch_leaves_the_class_token_to_itself(single_block, inputs):
-    local, global_, gates = inputs
-    nothing = torch.zeros_like(gates)
+    local, global_, coverage = inputs
+    nothing = torch.zeros_like(coverage)
     got = features(
         single_block,
         (local, global_, nothing),
@@ -181,7 +181,7 @@ def test_mask_without_patch_leaves_the_class_token_to_itself(single_block, input
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_empty_gate_gives_finite_features(visual, inputs, mode):
+def test_mask_without_coverage_gives_finite_features(visual, inputs, mode):
     assert features(visual, inputs, mode).isfinite().all()
 
 
@@ -227,7 +227,7 @@ def test_a_single_masked_block_equals_one_mask_at_a_time(state, visual, inputs, 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_views_gates_and_weights_stay_as_they_are(visual, inputs, mode):
+def test_inputs_and_weights_stay_as_they_are(visual, inputs, mode):
     before = [part.clone() for part in inputs]
     weights = {name: value.clone() for name, value in visual.state_dict().items()}
     first = features(visual, inputs, mode)

@@ -33,7 +33,7 @@ def images():
     return torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(5))
 
 
-def random_lows(count=3, side=4):
+def random_similarities(count=3, side=4):
     return torch.rand(count, side, side, generator=torch.Generator().manual_seed(6))
 
 
@@ -92,7 +92,7 @@ def test_input_is_resized_bicubically_by_pillow():
     np.testing.assert_allclose(gem_input(image, 32).permute(1, 2, 0), expected, atol=1e-5)
 
 
-def test_low_resolution_maps_are_cosines_row_by_row():
+def test_patch_similarities_are_cosines_row_by_row():
     generator = torch.Generator().manual_seed(1)
     patches = torch.nn.functional.normalize(torch.randn(9, 5, generator=generator), dim=-1)
     phrases = 7 * torch.randn(2, 5, generator=generator)
@@ -110,8 +110,8 @@ def test_map_of_a_phrase_does_not_depend_on_the_others():
     phrases = torch.randn(3, 5)
     together = patch_similarity(patches, phrases)
     torch.testing.assert_close(together[1:2], patch_similarity(patches, phrases[1:2]))
-    heats = attention_map(together, 24, (20, 30))
-    torch.testing.assert_close(heats[1:2], attention_map(together[1:2], 24, (20, 30)))
+    maps = attention_map(together, 24, (20, 30))
+    torch.testing.assert_close(maps[1:2], attention_map(together[1:2], 24, (20, 30)))
 
 
 def test_no_phrase_gives_no_map():
@@ -120,44 +120,44 @@ def test_no_phrase_gives_no_map():
 
 
 @pytest.mark.parametrize("hw", [(20, 37), (90, 61), (5, 7)])
-def test_heat_map_is_enlarged_scaled_and_resized_as_pillow_does(hw):
-    lows = random_lows()
-    heats = attention_map(lows, 64, hw)
-    assert heats.shape == (3, *hw)
-    for low, heat in zip(lows.numpy(), heats, strict=True):
-        enlarged = np.asarray(Image.fromarray(low).resize((64, 64), Image.Resampling.BILINEAR))
+def test_attention_map_is_enlarged_scaled_and_resized_as_pillow_does(hw):
+    sims = random_similarities()
+    maps = attention_map(sims, 64, hw)
+    assert maps.shape == (3, *hw)
+    for sim, attention in zip(sims.numpy(), maps, strict=True):
+        enlarged = np.asarray(Image.fromarray(sim).resize((64, 64), Image.Resampling.BILINEAR))
         scaled = (enlarged - enlarged.min()) / (enlarged.max() - enlarged.min())
         resized = Image.fromarray(scaled).resize(hw[::-1], Image.Resampling.BILINEAR)
-        np.testing.assert_allclose(heat, np.asarray(resized), atol=1e-5)
+        np.testing.assert_allclose(attention, np.asarray(resized), atol=1e-5)
 
 
-def test_convention_the_last_resize_is_antialiased():
-    lows = random_lows(1, 16)
-    antialiased = attention_map(lows, 64, (4, 4))
-    enlarged = min_max(attention_map(lows, 64, (64, 64)))
-    picked = torch.nn.functional.interpolate(enlarged[:, None], (4, 4), mode="bilinear")[:, 0]
-    assert (antialiased - picked).abs().max() > 0.05
+def test_the_last_resize_is_antialiased():
+    sims = random_similarities(1, 16)
+    antialiased = attention_map(sims, 64, (4, 4))
+    enlarged = min_max(attention_map(sims, 64, (64, 64)))
+    four_pixels = torch.nn.functional.interpolate(enlarged[:, None], (4, 4), mode="bilinear")[:, 0]
+    assert (antialiased - four_pixels).abs().max() > 0.05
 
 
-def test_heat_map_spans_zero_to_one_at_the_size_of_the_input():
-    heats = attention_map(random_lows(), 64, (64, 64))
-    torch.testing.assert_close(heats.amin(dim=(1, 2)), torch.zeros(3))
-    torch.testing.assert_close(heats.amax(dim=(1, 2)), torch.ones(3))
+def test_attention_map_spans_zero_to_one_at_the_size_of_the_input():
+    maps = attention_map(random_similarities(), 64, (64, 64))
+    torch.testing.assert_close(maps.amin(dim=(1, 2)), torch.zeros(3))
+    torch.testing.assert_close(maps.amax(dim=(1, 2)), torch.ones(3))
 
 
 def test_each_phrase_is_scaled_to_its_own_range():
-    lows = random_lows()
-    scaled = torch.stack([3 * lows[0] - 5, lows[1], lows[2]])
+    sims = random_similarities()
+    scaled = torch.stack([3 * sims[0] - 5, sims[1], sims[2]])
     torch.testing.assert_close(
-        attention_map(scaled, 32, (9, 9)), attention_map(lows, 32, (9, 9)), atol=1e-5, rtol=0
+        attention_map(scaled, 32, (9, 9)), attention_map(sims, 32, (9, 9)), atol=1e-5, rtol=0
     )
 
 
-def test_hot_patch_is_hot_at_its_place_in_the_image():
-    low = torch.zeros(1, 4, 4)
-    low[0, 1, 3] = 1
-    heat = attention_map(low, 64, (40, 80))[0]
-    row, column = divmod(int(heat.argmax()), 80)
+def test_high_patch_is_high_at_its_place_in_the_image():
+    sim = torch.zeros(1, 4, 4)
+    sim[0, 1, 3] = 1
+    attention = attention_map(sim, 64, (40, 80))[0]
+    row, column = divmod(int(attention.argmax()), 80)
     assert 10 <= row < 20
     assert 60 <= column < 80
 
@@ -187,5 +187,5 @@ def test_patches_of_a_map_are_told_from_phrases():
     generator = torch.Generator().manual_seed(2)
     patches = torch.nn.functional.normalize(torch.randn(4, 6, generator=generator), dim=-1)
     maps = patch_similarity(patches, 3 * patches.flip(0))
-    hottest = maps.flatten(1).argmax(dim=1)
-    assert hottest.tolist() == [3, 2, 1, 0]
+    highest = maps.flatten(1).argmax(dim=1)
+    assert highest.tolist() == [3, 2, 1, 0]

@@ -53,11 +53,11 @@ def relation_holds(relation, box, other):
     }[relation]
 
 
-def slow_choice(own, other, coherence, boxes, relation, k_limit=None):
+def slow_choice(similarity, other, coherence, boxes, relation, k_limit=None):
     """The section on guidance, word by word: candidates, relation scores, final scores."""
-    k_limit = min(len(own), len(own) if k_limit is None else k_limit)
-    p = softmax(own)
-    candidates = best(own, min(3, k_limit))
+    k_limit = min(len(similarity), len(similarity) if k_limit is None else k_limit)
+    p = softmax(similarity)
+    candidates = best(similarity, min(3, k_limit))
     if other is None:
         context, q = candidates, p
     else:
@@ -77,39 +77,39 @@ def random_case(seed):
     """Scores as CLIP gives them, boxes on a coarse grid so that centres and areas tie."""
     rng = np.random.default_rng(seed)
     count = int(rng.integers(1, 12))
-    own = rng.normal(0, 2, count)
+    similarity = rng.normal(0, 2, count)
     other = rng.normal(0, 2, count) if rng.random() < 0.6 else None
     coherence = rng.normal(-1, 0.3, count)
     corner, size = rng.integers(0, 5, (count, 2)), rng.integers(0, 5, (count, 2))
-    return own, other, coherence, np.hstack([corner, size]).astype(np.float64)
+    return similarity, other, coherence, np.hstack([corner, size]).astype(np.float64)
 
 
 @pytest.mark.parametrize("relation", list(Relation))
 def test_choice_equals_the_formulas(relation):
     for seed in range(40):
-        own, other, coherence, boxes = random_case(seed)
+        similarity, other, coherence, boxes = random_case(seed)
         k_limit = None if seed % 3 else 1 + seed % 5
-        choice = choose(own, other, coherence, boxes, relation, CONFIG, k_limit=k_limit)
+        choice = choose(similarity, other, coherence, boxes, relation, CONFIG, k_limit=k_limit)
         candidates, scores, final = slow_choice(
-            own, other, coherence, boxes, relation.value, k_limit
+            similarity, other, coherence, boxes, relation.value, k_limit
         )
         assert choice.candidates_K.tolist() == candidates
         np.testing.assert_allclose(choice.relation_K, scores, atol=1e-12)
         np.testing.assert_allclose(choice.final_K, final, atol=1e-12)
-        assert choice.features == int(np.argmax(own))
-        assert choice.pick == candidates[int(np.argmax(final))]
+        assert choice.features == int(np.argmax(similarity))
+        assert choice.guided == candidates[int(np.argmax(final))]
         assert choice.relations == candidates[int(np.argmax(scores))]
         assert np.array_equal(choice.coherence_N, coherence)
 
 
 @pytest.mark.parametrize("relation", list(Relation))
-def test_permuted_proposals_give_the_same_pick(relation):
+def test_permuted_proposals_give_the_same_prediction(relation):
     for seed in range(20):
-        own, other, coherence, boxes = random_case(seed)
-        order = np.random.default_rng(seed).permutation(len(own))
-        plain = choose(own, other, coherence, boxes, relation, CONFIG)
+        similarity, other, coherence, boxes = random_case(seed)
+        order = np.random.default_rng(seed).permutation(len(similarity))
+        plain = choose(similarity, other, coherence, boxes, relation, CONFIG)
         permuted = choose(
-            own[order],
+            similarity[order],
             None if other is None else other[order],
             coherence[order],
             boxes[order],
@@ -135,14 +135,14 @@ def test_mirrored_boxes_swap_the_directions(relation, axis):
     horizontal = relation in (Relation.LEFT, Relation.RIGHT)
     swaps = relation in MIRRORED and horizontal == (axis == 0)
     for seed in range(20):
-        own, other, coherence, boxes = random_case(seed)
+        similarity, other, coherence, boxes = random_case(seed)
         mirrored = boxes.copy()
         mirrored[:, axis] = 20 - boxes[:, axis] - boxes[:, 2 + axis]
-        plain = choose(own, other, coherence, boxes, relation, CONFIG)
+        plain = choose(similarity, other, coherence, boxes, relation, CONFIG)
         swapped = MIRRORED[relation] if swaps else relation
-        again = choose(own, other, coherence, mirrored, swapped, CONFIG)
+        again = choose(similarity, other, coherence, mirrored, swapped, CONFIG)
         np.testing.assert_allclose(again.relation_K, plain.relation_K, atol=1e-12)
-        assert again.pick == plain.pick
+        assert again.guided == plain.guided
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ def test_mirrored_boxes_swap_the_directions(relation, axis):
 )
 def test_relation_scores_by_hand(relation, expected):
     everyone = np.arange(3)
-    own, partner = np.array([0.5, 0.3, 0.2]), np.array([0.25, 0.5, 0.25])
-    scores = relation_scores(UNEQUAL, own, partner, everyone, everyone, relation)
+    similarity, context = np.array([0.5, 0.3, 0.2]), np.array([0.25, 0.5, 0.25])
+    scores = relation_scores(UNEQUAL, similarity, context, everyone, everyone, relation)
     np.testing.assert_allclose(scores, expected)
 
 
-def test_convention_boxes_are_corner_width_height():
+def test_boxes_are_corner_width_height():
     """A tall box left of a flat one, whose corner is further left."""
     boxes = np.array([[3, 0, 1, 9], [0, 4, 9, 1]], dtype=np.float64)
     both = np.arange(2)
@@ -177,7 +177,7 @@ def test_convention_boxes_are_corner_width_height():
     np.testing.assert_allclose(within, [1 + 1 / 9, 1 + 1 / 9])
 
 
-def test_partners_are_indices_of_proposals_apart_from_candidates():
+def test_context_masks_are_indices_of_proposals_apart_from_candidates():
     scores = relation_scores(
         UNEQUAL, np.array([0.5]), np.array([0.25]), np.array([2]), np.array([1]), Relation.LEFT
     )
@@ -204,10 +204,10 @@ def test_touching_boxes_do_not_overlap():
 def test_boxes_one_pixel_wide_give_finite_scores(relation):
     """Such a box has w = 0 and no area."""
     boxes = np.array([[3, 0, 0, 5], [0, 3, 5, 0], [2, 2, 4, 4]], dtype=np.float64)
-    own = np.array([2.0, 1.0, 0.0])
-    choice = choose(own, None, np.zeros(3), boxes, relation, CONFIG)
+    similarity = np.array([2.0, 1.0, 0.0])
+    choice = choose(similarity, None, np.zeros(3), boxes, relation, CONFIG)
     assert np.isfinite(choice.relation_K).all()
-    _, expected, _ = slow_choice(own, None, np.zeros(3), boxes, relation.value)
+    _, expected, _ = slow_choice(similarity, None, np.zeros(3), boxes, relation.value)
     np.testing.assert_allclose(choice.relation_K, expected)
 
 
@@ -219,104 +219,106 @@ def test_no_proposal_cannot_be_chosen_from():
 
 @pytest.mark.parametrize("others", [False, True])
 @pytest.mark.parametrize("relation", list(Relation))
-def test_only_proposal_is_picked(relation, others):
+def test_only_proposal_is_predicted(relation, others):
     one = np.array([-3.0])
     choice = choose(
         one, one if others else None, np.array([-9.0]), np.ones((1, 4)), relation, CONFIG
     )
-    assert (choice.features, choice.pick, choice.relations) == (0, 0, 0)
+    assert (choice.features, choice.guided, choice.relations) == (0, 0, 0)
 
 
 def test_more_candidates_than_proposals_are_all_of_them():
     config = dataclasses.replace(CONFIG, num_candidates=10, num_context_masks=20)
-    own = np.array([1.0, 3.0, 2.0])
-    choice = choose(own, own, np.zeros(3), UNEQUAL, Relation.NONE, config)
+    similarity = np.array([1.0, 3.0, 2.0])
+    choice = choose(similarity, similarity, np.zeros(3), UNEQUAL, Relation.NONE, config)
     assert choice.candidates_K.tolist() == [1, 2, 0]
-    np.testing.assert_allclose(choice.relation_K, 3 * np.array(softmax(own))[[1, 2, 0]])
+    np.testing.assert_allclose(choice.relation_K, 3 * np.array(softmax(similarity))[[1, 2, 0]])
 
 
-def test_three_candidates_and_six_partners_at_most():
-    own = np.arange(9.0)
+def test_three_candidates_and_six_context_masks_at_most():
+    similarity = np.arange(9.0)
     boxes = np.ones((9, 4))
-    with_others = choose(own, own, np.zeros(9), boxes, Relation.NONE, CONFIG)
+    with_others = choose(similarity, similarity, np.zeros(9), boxes, Relation.NONE, CONFIG)
     assert with_others.candidates_K.tolist() == [8, 7, 6]
-    p = np.array(softmax(own))
+    p = np.array(softmax(similarity))
     np.testing.assert_allclose(with_others.relation_K, 6 * p[[8, 7, 6]])
-    alone = choose(own, None, np.zeros(9), boxes, Relation.NONE, CONFIG)
+    alone = choose(similarity, None, np.zeros(9), boxes, Relation.NONE, CONFIG)
     np.testing.assert_allclose(alone.relation_K, 3 * p[[8, 7, 6]])
 
 
-def test_cap_from_earlier_images_lowers_both_counts():
-    own = np.arange(9.0)
+def test_limit_from_earlier_images_lowers_both_counts():
+    similarity = np.arange(9.0)
     boxes = np.ones((9, 4))
-    p = np.array(softmax(own))
-    four = choose(own, own, np.zeros(9), boxes, Relation.NONE, CONFIG, k_limit=4)
+    p = np.array(softmax(similarity))
+    four = choose(similarity, similarity, np.zeros(9), boxes, Relation.NONE, CONFIG, k_limit=4)
     assert four.candidates_K.tolist() == [8, 7, 6]
     np.testing.assert_allclose(four.relation_K, 4 * p[[8, 7, 6]])
-    one = choose(own, own, np.zeros(9), boxes, Relation.NONE, CONFIG, k_limit=1)
+    one = choose(similarity, similarity, np.zeros(9), boxes, Relation.NONE, CONFIG, k_limit=1)
     assert one.candidates_K.tolist() == [8]
-    assert one.pick == one.features == 8
+    assert one.guided == one.features == 8
 
 
-def test_relation_overrules_the_score_and_heat_overrules_the_relation():
-    own, other = np.array([1.0, 0.9]), np.array([0.0, 0.0])
+def test_relation_overrules_similarity_and_coherence_the_relation():
+    similarity, other = np.array([1.0, 0.9]), np.array([0.0, 0.0])
     boxes = np.array([[5, 0, 1, 1], [0, 0, 1, 1]], dtype=np.float64)
-    no_heat = choose(own, other, np.zeros(2), boxes, Relation.LEFT, CONFIG)
-    assert (no_heat.features, no_heat.pick, no_heat.relations) == (0, 1, 1)
-    heat = choose(own, other, np.array([0.5, 0.0]), boxes, Relation.LEFT, CONFIG)
-    assert (heat.features, heat.pick, heat.relations) == (0, 0, 1)
+    without = choose(similarity, other, np.zeros(2), boxes, Relation.LEFT, CONFIG)
+    assert (without.features, without.guided, without.relations) == (0, 1, 1)
+    attention = choose(similarity, other, np.array([0.5, 0.0]), boxes, Relation.LEFT, CONFIG)
+    assert (attention.features, attention.guided, attention.relations) == (0, 0, 1)
 
 
 def test_terms_that_are_left_out_do_not_count():
     boxes = np.array([[9, 0, 2, 2], [0, 0, 2, 2], [4, 0, 2, 2]], dtype=np.float64)
-    own, other = np.array([2.0, 1.9, 1.8]), np.array([3.0, 0.0, 0.0])
+    similarity, other = np.array([2.0, 1.9, 1.8]), np.array([3.0, 0.0, 0.0])
     coherence = np.array([0.0, 0.1, 0.9])
 
-    def pick(**terms):
-        config = dataclasses.replace(CONFIG, **terms)
-        return choose(own, other, coherence, boxes, Relation.LEFT, config)
+    def chosen(*without):
+        config = dataclasses.replace(CONFIG, without=without)
+        return choose(similarity, other, coherence, boxes, Relation.LEFT, config)
 
-    assert pick(coherence=False).pick == pick().relations == 1
-    assert pick(relationship=False).pick == 2
-    nothing = pick(relationship=False, coherence=False)
-    assert nothing.pick == nothing.features == 0
+    assert chosen("coherence").guided == chosen().relations == 1
+    assert chosen("relationship").guided == 2
+    nothing = chosen("relationship", "coherence")
+    assert nothing.guided == nothing.features == 0
     assert np.allclose(
-        pick(coherence=False).final_K + pick(relationship=False).final_K, pick().final_K
+        chosen("coherence").final_K + chosen("relationship").final_K, chosen().final_K
     )
 
 
-def test_pick_without_heat_is_that_of_alpha_0_even_among_vanishing_scores():
-    own, other = np.array([60.0, 0.5, 0.0]), np.array([0.0, 60.0, 0.0])
+def test_relations_are_the_prediction_of_alpha_0_even_among_vanishing_scores():
+    similarity, other = np.array([60.0, 0.5, 0.0]), np.array([0.0, 60.0, 0.0])
     boxes = np.array([[9, 0, 2, 2], [0, 0, 2, 2], [1, 0, 2, 2]], dtype=np.float64)
     for relation in Relation:
-        choice = choose(own, other, np.zeros(3), boxes, relation, CONFIG)
+        choice = choose(similarity, other, np.zeros(3), boxes, relation, CONFIG)
         at_0 = dataclasses.replace(CONFIG, alpha=0.0)
-        assert choice.relations == choose(own, other, np.zeros(3), boxes, relation, at_0).pick
+        assert (
+            choice.relations == choose(similarity, other, np.zeros(3), boxes, relation, at_0).guided
+        )
 
 
 def test_alpha_is_the_share_of_coherence():
-    own, coherence = np.array([1.0, 0.5]), np.array([-1.0, 0.25])
+    similarity, coherence = np.array([1.0, 0.5]), np.array([-1.0, 0.25])
     boxes = np.ones((2, 4))
-    relation = softmax([2 * p for p in softmax(own)])
+    relation = softmax([2 * p for p in softmax(similarity)])
     for alpha in (0.0, 0.6, 1.0):
         config = dataclasses.replace(CONFIG, alpha=alpha)
-        choice = choose(own, None, coherence, boxes, Relation.NONE, config)
+        choice = choose(similarity, None, coherence, boxes, Relation.NONE, config)
         expected = [(1 - alpha) * r + alpha * c for r, c in zip(relation, coherence, strict=True)]
         np.testing.assert_allclose(choice.final_K, expected)
 
 
 @pytest.mark.parametrize("count", [8, 100])
-def test_first_of_equal_proposals_is_picked(count):
-    own = np.array([0.0, 2.0] * (count // 2))
+def test_first_of_equal_proposals_is_predicted(count):
+    similarity = np.array([0.0, 2.0] * (count // 2))
     boxes = np.ones((count, 4))
-    choice = choose(own, own, np.zeros(count), boxes, Relation.NONE, CONFIG)
+    choice = choose(similarity, similarity, np.zeros(count), boxes, Relation.NONE, CONFIG)
     assert choice.candidates_K.tolist() == [1, 3, 5]
-    assert (choice.features, choice.pick, choice.relations) == (1, 1, 1)
+    assert (choice.features, choice.guided, choice.relations) == (1, 1, 1)
 
 
 def test_large_scores_do_not_overflow():
-    own = np.array([1e4, -1e4, 0.0])
-    choice = choose(own, -own, np.zeros(3), UNEQUAL, Relation.LEFT, CONFIG)
+    similarity = np.array([1e4, -1e4, 0.0])
+    choice = choose(similarity, -similarity, np.zeros(3), UNEQUAL, Relation.LEFT, CONFIG)
     assert np.isfinite(choice.final_K).all()
 
 
@@ -331,7 +333,7 @@ def test_scores_are_scaled_cosines():
     torch.testing.assert_close(similarity_scores(9 * features, texts / 7, 100.0), scores)
 
 
-def slow_ramp(position, height, width):
+def slow_prior(position, height, width):
     """Weight of every pixel, from the definition of equally spaced numbers."""
 
     def spaced(first, last, count):
@@ -350,9 +352,9 @@ def slow_ramp(position, height, width):
 
 @pytest.mark.parametrize("hw", [(4, 4), (3, 7), (7, 3), (2, 2), (5, 1), (1, 5), (1, 1)])
 @pytest.mark.parametrize("position", list(Position))
-def test_ramps_equal_their_definition(position, hw):
+def test_priors_equal_their_definition(position, hw):
     prior = position_prior(position, hw, vertical_priors_disabled=False).expand(hw)
-    np.testing.assert_allclose(prior, slow_ramp(position.value, *hw), atol=1e-6)
+    np.testing.assert_allclose(prior, slow_prior(position.value, *hw), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +366,7 @@ def test_ramps_equal_their_definition(position, hw):
         (Position.NONE, [1, 1, 1, 1, 1]),
     ],
 )
-def test_ramps_by_hand(position, row):
+def test_priors_by_hand(position, row):
     prior = position_prior(position, (2, 5), vertical_priors_disabled=True).expand(2, 5)
     assert prior.tolist() == [row, row]
 
@@ -372,14 +374,14 @@ def test_ramps_by_hand(position, row):
 @pytest.mark.parametrize(
     ("position", "column"), [(Position.UP, [1, 0.5, 0]), (Position.DOWN, [0, 0.5, 1])]
 )
-def test_vertical_ramps_act_in_corrected_and_not_in_reference(position, column):
+def test_vertical_priors_act_in_corrected_and_not_in_reference(position, column):
     corrected = position_prior(position, (3, 2), vertical_priors_disabled=False).expand(3, 2)
     assert corrected.tolist() == [[weight, weight] for weight in column]
     assert (position_prior(position, (3, 2), vertical_priors_disabled=True).expand(3, 2) == 1).all()
 
 
 @pytest.mark.parametrize("position", [Position.LEFT, Position.RIGHT, Position.MIDDLE])
-def test_horizontal_ramps_do_not_heed_q6(position):
+def test_horizontal_priors_do_not_heed_q6(position):
     assert torch.equal(
         position_prior(position, (3, 6), vertical_priors_disabled=True),
         position_prior(position, (3, 6), vertical_priors_disabled=False),
@@ -390,41 +392,41 @@ def test_horizontal_ramps_do_not_heed_q6(position):
     ("one", "other", "axis"),
     [(Position.LEFT, Position.RIGHT, 1), (Position.UP, Position.DOWN, 0)],
 )
-def test_opposite_ramps_mirror_each_other(one, other, axis):
+def test_opposite_priors_mirror_each_other(one, other, axis):
     prior = position_prior(one, (6, 9), vertical_priors_disabled=False)
     torch.testing.assert_close(
         prior.flip(axis), position_prior(other, (6, 9), vertical_priors_disabled=False)
     )
 
 
-NO_RAMP = torch.ones(1, 1)
+NO_PRIOR = torch.ones(1, 1)
 
 
-def test_weighted_heat_by_hand():
-    heat = torch.tensor([[[2.0, 4.0], [6.0, 10.0]]])
-    weighted = weighted_attention(heat, [torch.tensor([[1.0, 0.5]])])
+def test_weighted_attention_by_hand():
+    attention = torch.tensor([[[2.0, 4.0], [6.0, 10.0]]])
+    weighted = weighted_attention(attention, [torch.tensor([[1.0, 0.5]])])
     # Scaled: 0, 1/4, 1/2, 1. Under the prior: 0, 1/8, 1/2, 1/2, whose mean is 9/32.
     expected = torch.tensor([[[0.0, 4 / 9], [16 / 9, 16 / 9]]])
     torch.testing.assert_close(weighted, expected)
 
 
-def test_weighted_heat_has_mean_one_for_each_sentence():
-    heat = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(0))
+def test_weighted_attention_has_mean_one_for_each_sentence():
+    attention = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(0))
     priors = [
         position_prior(p, (6, 8), vertical_priors_disabled=False)
         for p in (Position.LEFT, Position.NONE, Position.UP)
     ]
-    kept = heat.clone()
-    weighted = weighted_attention(heat, priors)
+    kept = attention.clone()
+    weighted = weighted_attention(attention, priors)
     torch.testing.assert_close(weighted.mean(dim=(1, 2)), torch.ones(3))
     for row in range(3):
-        alone = weighted_attention(heat[row : row + 1], priors[row : row + 1])
+        alone = weighted_attention(attention[row : row + 1], priors[row : row + 1])
         torch.testing.assert_close(weighted[row : row + 1], alone)
-    assert torch.equal(heat, kept)
+    assert torch.equal(attention, kept)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 7.0])
-def test_constant_heat_favours_no_mask(value):
+def test_constant_attention_favours_no_mask(value):
     prior = position_prior(Position.LEFT, (4, 4), vertical_priors_disabled=True)
     weighted = weighted_attention(torch.full((1, 4, 4), value), [prior])
     assert (weighted == 0).all()
@@ -432,14 +434,14 @@ def test_constant_heat_favours_no_mask(value):
     coherence = coherence_scores(weighted, masks, [1.8])[0].double().numpy()
     assert (coherence == 0).all()
     choice = choose(np.array([1.0, 5.0, 3.0]), None, coherence, UNEQUAL, Relation.NONE, CONFIG)
-    assert choice.pick == choice.features == 1
+    assert choice.guided == choice.features == 1
 
 
-def test_ramp_that_blots_out_the_heat_favours_no_mask():
-    heat = torch.rand(1, 5, 1, generator=torch.Generator().manual_seed(0))
+def test_prior_that_blots_out_the_attention_favours_no_mask():
+    attention = torch.rand(1, 5, 1, generator=torch.Generator().manual_seed(0))
     prior = position_prior(Position.RIGHT, (5, 1), vertical_priors_disabled=True)
     assert (prior == 0).all()
-    assert (weighted_attention(heat, [prior]) == 0).all()
+    assert (weighted_attention(attention, [prior]) == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -459,30 +461,30 @@ def random_masks(count, height=6, width=9):
     return masks
 
 
-def slow_coherence(heat, mask, b):
-    inside = heat[mask].mean() if mask.any() else 0
-    outside = heat[~mask].mean() if (~mask).any() else 0
+def slow_coherence(attention, mask, b):
+    inside = attention[mask].mean() if mask.any() else 0
+    outside = attention[~mask].mean() if (~mask).any() else 0
     return (2 - b) * inside - b * outside
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 64, 65, 150])
 def test_coherence_equals_the_formula_for_any_number_of_masks(count):
-    heat = torch.rand(3, 6, 9, generator=torch.Generator().manual_seed(2))
+    attention = torch.rand(3, 6, 9, generator=torch.Generator().manual_seed(2))
     weights = [1.8, 1.95, 1.5]
     masks = random_masks(count)
-    scores = coherence_scores(heat, masks, weights)
+    scores = coherence_scores(attention, masks, weights)
     assert scores.shape == (3, count)
     for s, n in np.ndindex(3, count):
-        expected = slow_coherence(heat[s].double(), masks[n], weights[s])
+        expected = slow_coherence(attention[s].double(), masks[n], weights[s])
         assert float(scores[s, n]) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_coherence_by_hand():
-    heat = torch.tensor([[[4.0, 0.0], [0.0, 0.0]]])
+    attention = torch.tensor([[[4.0, 0.0], [0.0, 0.0]]])
     masks = torch.tensor(
         [[[1, 0], [0, 0]], [[0, 1], [1, 1]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]]
     ).bool()
-    scores = coherence_scores(heat, masks, [1.8])
+    scores = coherence_scores(attention, masks, [1.8])
     expected = [0.2 * 4, -1.8 * 4, 0.2 * 1, -1.8 * 1]
     torch.testing.assert_close(scores, torch.tensor([expected]))
 
@@ -493,33 +495,35 @@ def test_coherence_of_no_masks_is_empty():
 
 
 def test_permuted_masks_give_permuted_coherence():
-    heat = torch.rand(1, 6, 9, generator=torch.Generator().manual_seed(2))
+    attention = torch.rand(1, 6, 9, generator=torch.Generator().manual_seed(2))
     masks = random_masks(5)
     order = torch.tensor([4, 2, 0, 1, 3])
     torch.testing.assert_close(
-        coherence_scores(heat, masks[order], [1.8]), coherence_scores(heat, masks, [1.8])[:, order]
+        coherence_scores(attention, masks[order], [1.8]),
+        coherence_scores(attention, masks, [1.8])[:, order],
     )
 
 
 def test_mirrored_image_with_left_for_right_gives_the_same_coherence():
-    heat = torch.rand(1, 6, 9, generator=torch.Generator().manual_seed(2))
+    attention = torch.rand(1, 6, 9, generator=torch.Generator().manual_seed(2))
     masks = random_masks(5)
 
-    def scores(heat, masks, position):
+    def scores(attention, masks, position):
         prior = position_prior(position, (6, 9), vertical_priors_disabled=True)
-        return coherence_scores(weighted_attention(heat, [prior]), masks, [1.8])
+        return coherence_scores(weighted_attention(attention, [prior]), masks, [1.8])
 
     torch.testing.assert_close(
-        scores(heat.flip(-1), masks.flip(-1), Position.RIGHT), scores(heat, masks, Position.LEFT)
+        scores(attention.flip(-1), masks.flip(-1), Position.RIGHT),
+        scores(attention, masks, Position.LEFT),
     )
-    different = scores(heat, masks, Position.RIGHT) - scores(heat, masks, Position.LEFT)
+    different = scores(attention, masks, Position.RIGHT) - scores(attention, masks, Position.LEFT)
     assert different.abs().max() > 0.1
 
 
-def test_coherence_prefers_the_mask_that_the_heat_fills():
-    heat = torch.zeros(1, 4, 4)
-    heat[0, :2, :2] = 1
+def test_coherence_prefers_the_mask_that_the_attention_fills():
+    attention = torch.zeros(1, 4, 4)
+    attention[0, :2, :2] = 1
     masks = torch.zeros(3, 4, 4, dtype=torch.bool)
     masks[0, :2, :2] = masks[1, :2] = masks[2, 2:] = True
-    scores = coherence_scores(weighted_attention(heat, [NO_RAMP]), masks, [1.8])[0]
+    scores = coherence_scores(weighted_attention(attention, [NO_PRIOR]), masks, [1.8])[0]
     assert scores[0] > scores[1] > scores[2]

@@ -1,12 +1,21 @@
-"""Language rules on parses written by hand; the words of the rules stand here a second time."""
+"""Rules on parses written by hand, whose words stand here a second time; text features by hand."""
 
 from __future__ import annotations
 
 import pytest
 import spacy
+import torch
 from spacy.tokens import Doc
 
-from hybridgl.language import Position, Relation, clean_sentence, parse_expression
+from hybridgl.config import TextConfig
+from hybridgl.language import (
+    ParsedExpression,
+    Position,
+    Relation,
+    clean_sentence,
+    expression_features,
+    parse_expression,
+)
 
 VOCABULARY = spacy.blank("en").vocab
 
@@ -31,7 +40,7 @@ NO_OBJECTS = [
     *("under", "front", "bigger", "larger", "closer", "smaller", "tinier", "further", "inside"),
     *("within", "contained", "who", "what", "which", "middle"),
 ]
-PARTS_OF_THE_PICTURE = ["part", "image", "side", "picture", "half", "region", "section", "photo"]
+PARTS_OF_THE_IMAGE = ["part", "image", "side", "picture", "half", "region", "section", "photo"]
 
 
 def doc(*tokens):
@@ -171,7 +180,7 @@ def test_right_that_does_not_match_leaves_the_next_word_to_win():
     assert parse(*tokens).position is Position.RIGHT
 
 
-@pytest.mark.parametrize("word", PARTS_OF_THE_PICTURE)
+@pytest.mark.parametrize("word", PARTS_OF_THE_IMAGE)
 def test_other_noun_that_is_a_part_of_the_image_cancels_the_relation(word):
     tokens = (
         "cat/NOUN/ROOT/0",
@@ -185,7 +194,7 @@ def test_other_noun_that_is_a_part_of_the_image_cancels_the_relation(word):
     assert parsed.position is Position.LEFT
 
 
-@pytest.mark.parametrize("word", PARTS_OF_THE_PICTURE)
+@pytest.mark.parametrize("word", PARTS_OF_THE_IMAGE)
 def test_part_of_the_image_as_the_noun_itself_cancels_nothing(word):
     parsed = parse(f"{word}/NOUN/ROOT/0", "left/ADJ/prep/0", "chair/NOUN/pobj/1")
     assert parsed.relation is Relation.LEFT
@@ -226,3 +235,83 @@ def test_words_match_in_lower_case_as_a_whole_only():
     )
     assert parsed.position is Position.NONE
     assert parsed.relation is Relation.NONE
+
+
+# Text features, with an encoder whose features can be told by hand
+
+FEATURES = {
+    "the cat by the chair": [1.0, 0.0],
+    "the cat": [0.0, 2.0],
+    "a dog": [4.0, 4.0],
+    "a photo of the chair": [8.0, 0.0],
+    "a photo of a table": [0.0, 6.0],
+    "a photo of the {chair}": [3.0, 5.0],
+}
+
+
+def parsed(sentence, noun_phrase, *others):
+    nouns = tuple(other.split()[-1] for other in others)
+    return ParsedExpression(
+        sentence, noun_phrase, "cat", others, nouns, Position.NONE, Relation.NONE
+    )
+
+
+class Encoder:
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, texts):
+        self.calls.append(list(texts))
+        return torch.tensor([FEATURES[text] for text in texts]).reshape(len(texts), 2)
+
+
+CAT = parsed("the cat by the chair", "the cat", "the chair", "a table")
+DOG = parsed("a dog", "a dog")
+
+
+def test_feature_is_half_sentence_and_half_noun_phrase():
+    features = expression_features(Encoder(), [CAT], TextConfig())
+    assert features.expression_SE.tolist() == [[0.5, 1.0]]
+
+
+def test_share_of_the_sentence_is_the_configured_one():
+    features = expression_features(Encoder(), [CAT], TextConfig(sentence_weight=0.25))
+    assert features.expression_SE.tolist() == [[0.25, 1.5]]
+
+
+def test_other_feature_is_the_mean_over_the_prompted_phrases():
+    features = expression_features(Encoder(), [CAT], TextConfig())
+    assert features.other_nouns_SE.tolist() == [[4.0, 3.0]]
+    assert features.has_others == (True,)
+
+
+def test_expression_without_other_nouns_says_so():
+    features = expression_features(Encoder(), [DOG], TextConfig())
+    assert features.has_others == (False,)
+    assert features.other_nouns_SE.tolist() == [[0.0, 0.0]]
+    assert features.expression_SE.tolist() == [[4.0, 4.0]]
+
+
+def test_each_expression_keeps_its_own_others_among_many():
+    features = expression_features(Encoder(), [DOG, CAT, DOG, CAT], TextConfig())
+    assert features.other_nouns_SE.tolist() == [[0, 0], [4, 3], [0, 0], [4, 3]]
+    assert features.expression_SE.tolist() == [[4, 4], [0.5, 1], [4, 4], [0.5, 1]]
+    assert features.has_others == (False, True, False, True)
+
+
+def test_all_texts_are_embedded_in_one_call():
+    encoder = Encoder()
+    expression_features(encoder, [DOG, CAT], TextConfig())
+    assert len(encoder.calls) == 1
+
+
+def test_braces_in_a_phrase_are_text():
+    odd = parsed("a dog", "a dog", "the {chair}")
+    features = expression_features(Encoder(), [odd], TextConfig())
+    assert features.other_nouns_SE.tolist() == [[3.0, 5.0]]
+
+
+def test_no_expressions_give_no_features():
+    features = expression_features(Encoder(), [], TextConfig())
+    assert features.expression_SE.shape == features.other_nouns_SE.shape == (0, 2)
+    assert features.has_others == ()

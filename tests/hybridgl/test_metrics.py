@@ -14,9 +14,9 @@ from hybridgl.metrics import (
 )
 
 
-def slow_counts(prediction, truth):
+def slow_counts(prediction, gt_mask):
     inside, either = 0, 0
-    for a, b in zip(prediction.ravel().tolist(), truth.ravel().tolist(), strict=True):
+    for a, b in zip(prediction.ravel().tolist(), gt_mask.ravel().tolist(), strict=True):
         inside += int(a and b)
         either += int(a or b)
     return inside, either
@@ -27,37 +27,37 @@ def random_masks(count, seed=0, hw=(5, 7)):
     return rng.random((count, *hw)) < rng.random((count, 1, 1))
 
 
-def test_counts_of_every_prediction_with_every_truth():
-    predictions, truths = random_masks(6), random_masks(4, seed=1)
-    intersections, unions = intersection_and_union(predictions, truths)
+def test_counts_of_every_prediction_with_every_ground_truth():
+    predictions, gt_masks = random_masks(6), random_masks(4, seed=1)
+    intersections, unions = intersection_and_union(predictions, gt_masks)
     assert intersections.dtype == unions.dtype == np.int64
     assert intersections.shape == unions.shape == (6, 4)
     for n, s in np.ndindex(6, 4):
-        expected = slow_counts(predictions[n], truths[s])
+        expected = slow_counts(predictions[n], gt_masks[s])
         assert (intersections[n, s], unions[n, s]) == expected
 
 
 def test_counts_by_hand():
     prediction = np.zeros((1, 4, 4), dtype=bool)
-    truth = np.zeros((1, 4, 4), dtype=bool)
-    prediction[0, :2], truth[0, :, :2] = True, True
-    intersections, unions = intersection_and_union(prediction, truth)
+    gt_mask = np.zeros((1, 4, 4), dtype=bool)
+    prediction[0, :2], gt_mask[0, :, :2] = True, True
+    intersections, unions = intersection_and_union(prediction, gt_mask)
     assert (intersections.item(), unions.item()) == (4, 12)
 
 
 def test_counts_are_exact_where_a_float32_is_not():
     side = 4100
     prediction = np.ones((1, side, side), dtype=bool)
-    truth = np.ones((1, side, side), dtype=bool)
-    truth[0, 0, 0] = False
-    intersections, unions = intersection_and_union(prediction, truth)
+    gt_mask = np.ones((1, side, side), dtype=bool)
+    gt_mask[0, 0, 0] = False
+    intersections, unions = intersection_and_union(prediction, gt_mask)
     assert (intersections.item(), unions.item()) == (side**2 - 1, side**2)
 
 
-@pytest.mark.parametrize(("count", "truths"), [(0, 3), (3, 0), (0, 0)])
-def test_no_masks_give_no_counts(count, truths):
-    for counts in intersection_and_union(random_masks(count), random_masks(truths)):
-        assert counts.shape == (count, truths)
+@pytest.mark.parametrize(("count", "gt_masks"), [(0, 3), (3, 0), (0, 0)])
+def test_no_masks_give_no_counts(count, gt_masks):
+    for counts in intersection_and_union(random_masks(count), random_masks(gt_masks)):
+        assert counts.shape == (count, gt_masks)
 
 
 def test_masks_of_other_sizes_are_refused():
@@ -103,7 +103,7 @@ def test_scores_equal_a_slow_loop(name):
     assert list(scores(intersections, unions, protocol)) == list(expected)
 
 
-def test_zero_shot_convention_by_hand():
+def test_zero_shot_protocol_by_hand():
     assert scores(INTERSECTIONS, UNIONS, PROTOCOLS["zero-shot"]) == pytest.approx(
         {
             "oIoU": 100 * 9 / 21,
@@ -117,7 +117,7 @@ def test_zero_shot_convention_by_hand():
     )
 
 
-def test_conventions_differ_where_they_are_said_to():
+def test_protocols_differ_where_they_are_said_to():
     by_name = {
         name: scores(INTERSECTIONS, UNIONS, protocol) for name, protocol in PROTOCOLS.items()
     }

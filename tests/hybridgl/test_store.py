@@ -1,3 +1,5 @@
+"""The store: entries round the clock of runs that are killed, disks that fill, and merges."""
+
 from __future__ import annotations
 
 import errno
@@ -5,23 +7,22 @@ import hashlib
 import os
 import random
 import resource
+import shlex
 import shutil
 import signal
-import stat
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import hybridgl
+import hybridgl.files
 import hybridgl.store
-from hybridgl.files import atomic_write_bytes, sweep_partials
-from hybridgl.store import Entry, Store, require_json
-
-REPOSITORY = Path(__file__).parents[2]
+from hybridgl.store import Entry, Store, cached, entry_key, require_json
 
 
 def key_of(value: object) -> str:
@@ -55,11 +56,19 @@ def partials(folder):
     return list(folder.rglob("*.partial"))
 
 
+WRITER = """
+import hashlib, sys
+from pathlib import Path
+import numpy as np
+from hybridgl.store import Store
+store = Store(Path(sys.argv[1]))
+"""
+
+
 def start_python(script, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", WRITER + script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(Path(hybridgl.__file__).parents[1])},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -100,7 +109,7 @@ class TestRoundTrip:
         assert_same_arrays(entry.arrays, sample_arrays())
         assert list(entry.arrays) == sorted(sample_arrays())
         assert entry.meta == META
-        assert saved == store.root / "maps" / KEY[:2] / f"{KEY}.safetensors"
+        assert saved == store.root / "v2" / "maps" / KEY[:2] / f"{KEY}.safetensors"
 
     @pytest.mark.parametrize(
         "array",
@@ -191,7 +200,7 @@ class TestLookup:
             store.path(kind, KEY)
 
     @pytest.mark.parametrize("key", ["", "17", "../../" + KEY, KEY.upper(), KEY + "\n", KEY + "0"])
-    def test_refuses_a_key_that_is_no_digest(self, store, key):
+    def test_refuses_a_key_that_is_no_sha256(self, store, key):
         with pytest.raises(ValueError, match=r"64 hex digits"):
             store.path("maps", key)
 
@@ -206,6 +215,159 @@ class TestLookup:
         assert not caplog.records
         store.save("maps", KEY, {}, {"again": True})
         assert store.load("maps", KEY).meta == {"again": True}
+
+
+INPUTS = {"image": "a", "sizes": (1, 2), "blocks": {"first": 9}}
+
+
+class TestCached:
+    @pytest.fixture
+    def compute(self):
+        """Counts its calls, and makes something else each time."""
+
+        def compute():
+            compute.calls += 1
+            return {"n": np.array([compute.calls])}, {"of": (compute.calls,)}
+
+        compute.calls = 0
+        return compute
+
+    def test_computes_once_and_loads_from_then_on(self, store, compute):
+        entries = [cached(store, "maps", INPUTS, compute) for _ in range(2)]
+        entries.append(cached(Store(store.root), "maps", INPUTS, compute))
+        assert compute.calls == 1
+        assert [entry.arrays["n"].tolist() for entry in entries] == [[1]] * 3
+        assert [list(entry.meta["of"]) for entry in entries] == [[1]] * 3
+        assert store.keys("maps") == [entry_key("maps", INPUTS)]
+
+    def test_without_a_store_computes_every_time(self, compute):
+        entries = [cached(None, "maps", INPUTS, compute) for _ in range(2)]
+        assert [entry.arrays["n"].tolist() for entry in entries] == [[1], [2]]
+        assert isinstance(entries[0], Entry)
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"image": "b"},
+            {"sizes": (2, 1)},
+            {"sizes": (1, 2.5)},
+            {"blocks": {"first": 8}},
+            {"blocks": {"first": 9, "last": 11}},
+            {"more": None},
+        ],
+    )
+    def test_any_input_that_differs_is_another_entry(self, store, compute, changed):
+        cached(store, "maps", INPUTS, compute)
+        cached(store, "maps", INPUTS | changed, compute)
+        assert compute.calls == 2
+        assert len(store.keys("maps")) == 2
+
+    def test_kinds_do_not_share_entries(self, store, compute):
+        cached(store, "maps", INPUTS, compute)
+        cached(store, "parses", INPUTS, compute)
+        assert compute.calls == 2
+
+    def test_order_of_inputs_and_lists_for_tuples_make_no_difference(self):
+        backwards = dict(reversed({**INPUTS, "sizes": [1, 2]}.items()))
+        assert entry_key("maps", backwards) == entry_key("maps", INPUTS)
+
+    def test_other_code_of_a_stage_makes_every_entry_again(self, store, compute, monkeypatch):
+        cached(store, "maps", INPUTS, compute)
+        results = hybridgl.store._RESULTS_VERSION
+        monkeypatch.setattr(hybridgl.store, "_RESULTS_VERSION", results + 1)
+        cached(store, "maps", INPUTS, compute)
+        assert compute.calls == 2
+
+    def test_damaged_entry_is_computed_again(self, store, compute):
+        cached(store, "maps", INPUTS, compute)
+        store.path("maps", entry_key("maps", INPUTS)).write_bytes(b"")
+        assert cached(store, "maps", INPUTS, compute).arrays["n"].tolist() == [2]
+        assert cached(store, "maps", INPUTS, compute).arrays["n"].tolist() == [2]
+
+    def test_nothing_is_kept_of_what_could_not_be_computed(self, store):
+        def fail():
+            raise RuntimeError("out of memory")
+
+        with pytest.raises(RuntimeError, match="out of memory"):
+            cached(store, "maps", INPUTS, fail)
+        assert store.keys("maps") == []
+
+
+class TestHas:
+    def test_tells_what_is_there_without_counting_it(self, store, saved):
+        assert store.has("maps", KEY)
+        assert not store.has("maps", OTHER_KEY)
+        assert not store.has("parses", KEY)
+        assert (store.hits, store.misses) == ({}, {})
+
+    def test_overwriting_has_only_what_it_saved_itself(self, store, saved):
+        again = Store(store.root, overwrite=True)
+        assert not again.has("maps", KEY)
+        again.save("maps", KEY, {}, {})
+        assert again.has("maps", KEY)
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_entry_that_waits_to_be_written_is_there(self, tmp_path, monkeypatch, overwrite):
+        written = threading.Event()
+        monkeypatch.setattr(
+            hybridgl.store, "atomic_write_bytes", lambda *_, **__: written.wait(timeout=10)
+        )
+        store = Store(tmp_path, overwrite=overwrite)
+        with store.background_writes():
+            store.save("maps", KEY, {}, {})
+            assert store.has("maps", KEY)
+            assert not store.path("maps", KEY).exists()
+            written.set()
+
+    def test_keys_are_sorted_and_of_one_kind(self, store, saved):
+        store.save("maps", OTHER_KEY, {}, {})
+        store.save("parses", key_of("a third"), {}, {})
+        assert store.keys("maps") == sorted([KEY, OTHER_KEY])
+        assert store.keys("gem") == Store(store.root / "none").keys("maps") == []
+
+
+def test_stores_are_merged_by_copying_one_over_the_other(tmp_path):
+    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
+    for number in range(6):
+        for store in (one, other)[number % 2 :] if number < 4 else ():
+            store.save("maps", key_of(number), {"n": np.array([number])}, {})
+    other.save("parses", KEY, {}, META)
+    shutil.copytree(other.root, one.root, dirs_exist_ok=True)
+    merged = Store(one.root)
+    assert merged.keys("maps") == sorted(key_of(number) for number in range(4))
+    for number in range(4):
+        assert merged.load("maps", key_of(number)).arrays["n"].tolist() == [number]
+    assert merged.load("parses", KEY).meta == META
+    assert not merged.damaged
+
+
+class TestWarnings:
+    def leave(self, root, *parts):
+        path = root.joinpath(*parts, f"{KEY}.safetensors")
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+        return root / parts[0]
+
+    def test_entries_of_earlier_versions_are_named_with_the_command_that_removes_them(
+        self, tmp_path
+    ):
+        root = tmp_path / "the store"
+        store = Store(root)
+        store.save("maps", KEY, {}, {})
+        old = [self.leave(root, "features", "ab"), self.leave(root, "v1", "maps", "ab")]
+        (warning,) = store.warnings()
+        assert "(features, v1)" in warning
+        command = warning.partition("`")[2].partition("`")[0]
+        assert shlex.split(command) == ["rm", "-r", *map(str, old)]
+        subprocess.run(shlex.split(command), check=True)
+        assert Store(root).warnings() == []
+        assert store.load("maps", KEY) is not None
+
+    def test_other_files_and_a_missing_folder_are_no_reason(self, store, saved):
+        (store.root / "notes").mkdir()
+        (store.root / "notes" / "a.safetensors").touch()
+        (store.root / "readme.txt").touch()
+        assert store.warnings() == Store(store.root / "none").warnings() == []
 
 
 class TestDamage:
@@ -275,6 +437,13 @@ class TestDamage:
         assert store.damaged == {"maps": 2}
         assert len(caplog.records) == 2
 
+    def test_damaged_entries_are_named_among_files(self, store, saved):
+        store.save("maps", OTHER_KEY, {}, {})
+        other = store.path("maps", OTHER_KEY)
+        other.write_bytes(other.read_bytes()[:-1])
+        gone = store.path("maps", key_of("gone"))
+        assert Store.damaged_among([saved, other, gone]) == [other, gone]
+
 
 class TestRefusedContent:
     @pytest.mark.parametrize(
@@ -299,65 +468,26 @@ class TestRefusedContent:
         assert not store.root.exists()
 
 
-class TestInterruptedWrite:
-    @pytest.mark.parametrize("function", ["fsync", "replace"])
-    @pytest.mark.parametrize("error", [OSError(errno.EIO, "disk broke"), KeyboardInterrupt()])
-    def test_keeps_the_old_content_and_no_partial(self, tmp_path, monkeypatch, function, error):
-        path = tmp_path / "summary.json"
-        path.write_bytes(b"old")
+def test_opening_a_store_sweeps_every_folder_of_it(store, saved):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left = [
+        folder / f".{hybridgl.files._host()}-{process.pid}-01234567.partial"
+        for folder in (saved.parent, store.root / "v2" / "parses" / "ab")
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    Store(store.root)
+    assert not any(path.exists() for path in left)
+    assert saved.exists()
 
-        def fail(*_):
-            assert partials(tmp_path)
-            raise error
 
-        with monkeypatch.context() as patch:
-            patch.setattr(os, function, fail)
-            with pytest.raises(type(error)):
-                atomic_write_bytes(path, b"new")
-        assert path.read_bytes() == b"old"
-        assert list(tmp_path.iterdir()) == [path]
-
-    def test_content_is_on_the_disk_before_it_gets_its_name(self, tmp_path, monkeypatch):
-        path = tmp_path / "summary.json"
-        steps = []
-        fsync, replace = os.fsync, os.replace
-
-        def note_fsync(descriptor):
-            status = os.fstat(descriptor)
-            steps.append("folder" if stat.S_ISDIR(status.st_mode) else status.st_size)
-            fsync(descriptor)
-
-        def note_replace(source, target):
-            steps.append("name")
-            replace(source, target)
-
-        monkeypatch.setattr(os, "fsync", note_fsync)
-        monkeypatch.setattr(os, "replace", note_replace)
-        atomic_write_bytes(path, b"all of it")
-        assert steps == [len(b"all of it"), "name", "folder"]
-
-    def test_folder_that_cannot_be_flushed_is_no_error(self, tmp_path, monkeypatch):
-        fsync = os.fsync
-
-        def fail_for_folders(descriptor):
-            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "Invalid argument")
-            fsync(descriptor)
-
-        monkeypatch.setattr(os, "fsync", fail_for_folders)
-        atomic_write_bytes(tmp_path / "summary.json", b"content")
-        assert (tmp_path / "summary.json").read_bytes() == b"content"
-
+class TestWriters:
     def test_killed_writers_leave_whole_entries_or_none(self, tmp_path):
         script = """
-import sys
-from pathlib import Path
-import numpy as np
-from tests.test_store import key_of
-from hybridgl.store import Store
-store = Store(Path(sys.argv[1]))
 for number in range(int(sys.argv[2]), 10**9, 10):
-    key = key_of(number)
+    key = hashlib.sha256(str(number).encode()).hexdigest()
     store.save("maps", key, {"map": np.full(200_000, number, np.int64)}, {"number": number})
     print(number, flush=True)
 """
@@ -384,12 +514,8 @@ for number in range(int(sys.argv[2]), 10**9, 10):
 
     def test_two_writers_of_one_key_never_mix(self, tmp_path):
         script = """
-import sys
-from pathlib import Path
-import numpy as np
-from hybridgl.store import Store
-store, key, writer = Store(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
-for _ in range(150):
+key, writer = sys.argv[2], int(sys.argv[3])
+for _ in range(60):
     store.save("maps", key, {"map": np.full(20_000 * (1 + writer), writer)}, {"writer": writer})
 """
         root = tmp_path / "store"
@@ -411,19 +537,6 @@ for _ in range(150):
         assert store.load("maps", KEY) is not None
         assert not partials(root)
 
-    def test_two_threads_may_write_one_file(self, tmp_path):
-        path = tmp_path / "summary.json"
-        contents = [bytes([writer]) * 100_000 for writer in range(2)]
-
-        def write_often(content):
-            for _ in range(100):
-                atomic_write_bytes(path, content)
-
-        with ThreadPoolExecutor(max_workers=2) as threads:
-            assert list(threads.map(write_often, contents)) == [None, None]
-        assert path.read_bytes() in contents
-        assert list(tmp_path.iterdir()) == [path]
-
 
 class TestUnwritable:
     def test_store_on_a_file_is_refused_at_once(self, tmp_path):
@@ -432,7 +545,7 @@ class TestUnwritable:
         with pytest.raises(NotADirectoryError, match=f"got the file {path}.*--store DIR"):
             Store(path)
 
-    def test_folder_below_a_file_names_path_reason_and_remedy(self, tmp_path, caplog):
+    def test_folder_below_a_file_names_path_reason_and_fix(self, tmp_path, caplog):
         (tmp_path / "file").touch()
         store = Store(tmp_path / "file" / "store")
         assert store.load("maps", KEY) is None
@@ -442,9 +555,9 @@ class TestUnwritable:
         assert str(store.path("maps", KEY)) in str(caught.value)
         assert caught.value.errno == errno.ENOTDIR
 
-    def test_file_in_the_place_of_a_kind_names_path_reason_and_remedy(self, store):
-        store.root.mkdir()
-        (store.root / "maps").touch()
+    def test_file_in_the_place_of_a_kind_names_path_reason_and_fix(self, store):
+        (store.root / "v2").mkdir(parents=True)
+        (store.root / "v2" / "maps").touch()
         assert store.load("maps", KEY) is None
         with pytest.raises(OSError, match=r"Cannot write .*--store DIR"):
             store.save("maps", KEY, sample_arrays(), META)
@@ -455,7 +568,7 @@ class TestUnwritable:
             store.save("maps", KEY, sample_arrays(), META)
         assert not partials(store.root)
 
-    def test_full_disk_names_path_reason_and_remedy(self, store, monkeypatch):
+    def test_full_disk_names_path_reason_and_fix(self, store, monkeypatch):
         def fail(_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -476,90 +589,6 @@ class TestUnwritable:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert not [path for path in store.root.rglob("*") if path.is_file()]
-
-    def test_message_names_the_option_of_the_folder(self, tmp_path):
-        (tmp_path / "file").touch()
-        with pytest.raises(OSError, match="with --output DIR"):
-            atomic_write_bytes(tmp_path / "file" / "records.jsonl", b"")
-
-
-class TestSweep:
-    HERE = hybridgl.store._host()
-    ELSEWHERE = "0" * 8
-    DAY = 24 * 60 * 60
-
-    @pytest.fixture
-    def dead_pid(self):
-        process = subprocess.Popen([sys.executable, "-c", ""])
-        process.wait()
-        return process.pid
-
-    def leave(self, folder, host, pid, age_seconds=0):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f".{host}-{pid}-01234567.partial"
-        path.touch()
-        then = time.time() - age_seconds
-        os.utime(path, (then, then))
-        return path
-
-    def test_removes_what_a_dead_process_left(self, tmp_path, dead_pid):
-        left = self.leave(tmp_path, self.HERE, dead_pid)
-        sweep_partials(tmp_path)
-        assert not left.exists()
-
-    def test_removes_what_is_older_than_a_day(self, tmp_path):
-        left = [
-            self.leave(tmp_path, self.HERE, os.getpid(), self.DAY + 60),
-            self.leave(tmp_path, self.ELSEWHERE, 1, self.DAY + 60),
-        ]
-        sweep_partials(tmp_path)
-        assert not any(path.exists() for path in left)
-
-    def test_keeps_files_of_live_writers_here_and_elsewhere(self, tmp_path, dead_pid):
-        live = [
-            self.leave(tmp_path, self.HERE, os.getpid(), self.DAY - 60),
-            self.leave(tmp_path, self.HERE, 1),
-            self.leave(tmp_path, self.ELSEWHERE, dead_pid, self.DAY - 60),
-        ]
-        sweep_partials(tmp_path)
-        assert all(path.exists() for path in live)
-
-    def test_keeps_every_other_file(self, tmp_path, dead_pid):
-        others = [
-            tmp_path / name
-            for name in ("film.partial", f".{self.HERE}-{dead_pid}.partial", "records.jsonl")
-        ]
-        for path in others:
-            path.touch()
-            os.utime(path, (0, 0))
-        sweep_partials(tmp_path)
-        assert all(path.exists() for path in others)
-
-    def test_missing_folder_is_no_error(self, tmp_path):
-        sweep_partials(tmp_path / "missing")
-
-    def test_opening_a_store_sweeps_every_folder_of_it(self, store, saved, dead_pid):
-        left = [
-            self.leave(saved.parent, self.HERE, dead_pid),
-            self.leave(store.root / "parses" / "ab", self.HERE, dead_pid),
-        ]
-        Store(store.root)
-        assert not any(path.exists() for path in left)
-        assert saved.exists()
-
-    def test_knows_the_partial_of_a_write_under_way(self, tmp_path, monkeypatch):
-        def fail(partial, _):
-            sweep_partials(tmp_path)
-            assert Path(partial).exists()
-            with monkeypatch.context() as patch:
-                patch.setattr(hybridgl.store, "_is_alive", lambda pid: pid != os.getpid())
-                sweep_partials(tmp_path)
-            assert not Path(partial).exists()
-            raise OSError(errno.EIO, "reached the end")
-
-        monkeypatch.setattr(os, "replace", fail)
-        with pytest.raises(OSError, match="reached the end"):
-            atomic_write_bytes(tmp_path / "records.jsonl", b"")
 
 
 def test_what_was_saved_is_written_whatever_ends_the_block(tmp_path, monkeypatch):
@@ -593,7 +622,7 @@ def test_an_entry_that_is_being_written_can_be_loaded(tmp_path):
             assert store.load("maps", key).arrays["n"].tolist() == [n]
 
 
-def test_an_entry_that_cannot_be_written_behind_is_told(tmp_path, monkeypatch):
+def test_an_entry_that_cannot_be_written_in_the_background_is_reported(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("disk full")
 

@@ -1,4 +1,4 @@
-"""Views and gates against bilinear resizing written as loops, and by cases done by hand."""
+"""Views and patch coverage against bilinear resizing in loops, and by cases done by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from hybridgl.config import Profile, ReferenceQuirks
-from hybridgl.views import CLIP_MEAN, CLIP_STD, blur_background, gate, global_views, local_views
+from hybridgl.views import (
+    CLIP_MEAN,
+    CLIP_STD,
+    blur_background,
+    global_views,
+    local_views,
+    patch_coverage,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -130,7 +137,7 @@ def test_mean_colour_of_the_statistics_becomes_zero():
 
 
 @pytest.mark.parametrize("quirks", [REFERENCE, CORRECTED], ids=["reference", "corrected"])
-def test_convention_true_keeps_the_image_and_false_hides_it(quirks):
+def test_true_keeps_the_image_and_false_hides_it(quirks):
     image = torch.full((3, 4, 4), 10, dtype=torch.uint8)
     image[:, :, 2:] = 200
     left = torch.zeros(1, 4, 4, dtype=torch.bool)
@@ -162,36 +169,38 @@ def test_whole_frame_is_shown_and_not_a_crop():
     assert (view[:, :, 3:] == 0).all()
 
 
-def test_convention_resize_reads_four_pixels_without_antialiasing():
+def test_resize_reads_four_pixels_without_antialiasing():
     image, masks = random_image(16, 16), random_masks(1, 16, 16)
     everything = torch.ones(1, 16, 16, dtype=torch.bool)
     plain = image[None].float() / 255
     channels = torch.tensor(CLIP_MEAN)[:, None, None], torch.tensor(CLIP_STD)[:, None, None]
     antialiased = F.interpolate(plain, (4, 4), mode="bilinear", antialias=True)
     views = global_views(image, image, everything, 4, CORRECTED)
-    picked = views * channels[1] + channels[0]
-    assert (picked - antialiased).abs().max() > 0.05
+    shown = views * channels[1] + channels[0]
+    assert (shown - antialiased).abs().max() > 0.05
     np.testing.assert_allclose(
-        gate(masks, 4)[0].reshape(4, 4), resized_by_loops(masks[0].double().numpy(), 4), atol=1e-6
+        patch_coverage(masks, 4)[0].reshape(4, 4),
+        resized_by_loops(masks[0].double().numpy(), 4),
+        atol=1e-6,
     )
 
 
-def test_gate_misses_a_pixel_that_the_resize_does_not_read():
+def test_coverage_misses_a_pixel_that_the_resize_does_not_read():
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, 0, 0] = True
-    assert (gate(mask, 2) == 0).all()
+    assert (patch_coverage(mask, 2) == 0).all()
     mask[0, 1, 1] = True
-    torch.testing.assert_close(gate(mask, 2), torch.tensor([[0.25, 0, 0, 0]]))
+    torch.testing.assert_close(patch_coverage(mask, 2), torch.tensor([[0.25, 0, 0, 0]]))
 
 
-def test_gate_runs_row_by_row():
+def test_coverage_runs_row_by_row():
     mask = torch.zeros(1, 4, 4, dtype=torch.bool)
     mask[0, :2, 2:] = True
-    assert gate(mask, 2).tolist() == [[0, 1, 0, 0]]
+    assert patch_coverage(mask, 2).tolist() == [[0, 1, 0, 0]]
 
 
-def test_gate_of_a_full_mask_is_one_everywhere():
-    full = gate(torch.ones(1, 37, 23, dtype=torch.bool), 14)
+def test_coverage_of_a_full_mask_is_one_everywhere():
+    full = patch_coverage(torch.ones(1, 37, 23, dtype=torch.bool), 14)
     torch.testing.assert_close(full, torch.ones(1, 196))
 
 
@@ -199,7 +208,7 @@ def test_no_masks_give_no_views():
     image, none = random_image(5, 7), torch.zeros(0, 5, 7, dtype=torch.bool)
     assert local_views(image, none, 4, REFERENCE).shape == (0, 3, 4, 4)
     assert global_views(image, image, none, 4, REFERENCE).shape == (0, 3, 4, 4)
-    assert gate(none, 2).shape == (0, 4)
+    assert patch_coverage(none, 2).shape == (0, 4)
 
 
 def test_every_mask_is_treated_alone():
@@ -208,7 +217,7 @@ def test_every_mask_is_treated_alone():
     for make in (
         lambda m: local_views(image, m, 4, REFERENCE),
         lambda m: global_views(image, blurred(image), m, 4, REFERENCE),
-        lambda m: gate(m, 3),
+        lambda m: patch_coverage(m, 3),
     ):
         assert torch.equal(make(masks)[order], make(masks[order]))
         assert torch.equal(make(masks), torch.cat([make(masks[:2]), make(masks[2:])]))
@@ -228,7 +237,7 @@ def test_arguments_are_left_as_they_are():
     kept, kept_masks = image.clone(), masks.clone()
     local_views(image, masks, 4, REFERENCE)
     global_views(image, image, masks, 4, REFERENCE)
-    gate(masks, 2)
+    patch_coverage(masks, 2)
     assert torch.equal(image, kept)
     assert torch.equal(masks, kept_masks)
 

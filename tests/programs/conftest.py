@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
+import hybridgl_main
+from hybridgl import models
 from refer.shapes.world import write_world
 from tests.factories_clip import clip_state, save_npz
 
@@ -34,6 +38,15 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def each_model_loaded_once():
+    """Most of a small run's time goes into loading the same files."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("clip", "sam"):
+            patch.setitem(models.LOADERS, name, lru_cache(models.LOADERS[name]))
+        yield
+
+
+@pytest.fixture(scope="session")
 def arguments(world: Path, clip_file: Path) -> Callable[..., list[str]]:
     """Arguments of either program: its store and its output lie in a folder."""
 
@@ -42,6 +55,23 @@ def arguments(world: Path, clip_file: Path) -> Callable[..., list[str]]:
         given += ["--store", folder / "store"]
         if output:
             given += ["--output", folder / "run"]
-        return [*map(str, given), *more]
+        return [*map(str, given), *map(str, more)]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def stocked(arguments, each_model_loaded_once, tmp_path_factory) -> Path:
+    """A folder with a finished run, whose store holds every stage of it; read it only."""
+    folder = tmp_path_factory.mktemp("stocked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluation.run.draw_samples", lambda *_: None)
+        assert hybridgl_main.main(arguments(folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(stocked, tmp_path) -> Path:
+    """A folder with a copy of that store, and no run."""
+    shutil.copytree(stocked / "store", tmp_path / "store")
+    return tmp_path

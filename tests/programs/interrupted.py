@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import time
 
-import evaluation.report
+import evaluation.samples
 import hybridgl_main
 import save_attn_gem
 
 FIGURE = b"stands for a figure, which would take long to draw"
 
-_FLUSH_SECONDS = 0.03
+_FLUSH_SECONDS = 0.02
 
 
 def run_on_a_slow_disk(stage_1: list[str], stage_2: list[str]) -> None:
@@ -26,6 +26,6 @@ def run_on_a_slow_disk(stage_1: list[str], stage_2: list[str]) -> None:
         flush(descriptor)
 
     os.fsync = slow_flush
-    evaluation.report.draw_prediction = lambda *_, **__: FIGURE
-    evaluation.report.draw_gallery = lambda *_, **__: FIGURE
+    evaluation.samples.draw_prediction = lambda *_, **__: FIGURE
+    evaluation.samples.draw_gallery = lambda *_, **__: FIGURE
     raise SystemExit(save_attn_gem.main(stage_1) or hybridgl_main.main(stage_2))

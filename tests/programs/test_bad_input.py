@@ -167,7 +167,7 @@ def test_interruption_ends_with_a_line_and_the_usual_status(capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"weights": "huge"}, "weights 'tiny' or 'paper', got 'huge'"),
+        ({"weights": "huge"}, "weights among tiny, paper, got 'huge'"),
         ({"profile": "fixed"}, "profile 'reference' or 'corrected', got 'fixed'"),
         ({"fusion_mode": "L2L"}, "a fusion mode among G2L, .*, got 'L2L'"),
         ({"device": "tpu"}, "device auto, cpu, cuda or cuda:i, got 'tpu'"),
@@ -287,13 +287,18 @@ def test_damaged_spacy_model_is_named(arguments, refused, tmp_path):
     path = folder / "parser" / "model"
     path.write_bytes(path.read_bytes()[:-100])
     argv = arguments(tmp_path, "--spacy_model", str(folder))
-    refused(hybridgl_main.main, argv, "cannot load it", str(folder))
+    refused(hybridgl_main.main, argv, "got none that can be loaded", str(folder))
 
 
 def test_spacy_model_without_parts_of_speech_is_refused(arguments, refused, tmp_path):
     spacy.load(CARRIED / "spacy", exclude=["attribute_ruler"]).to_disk(tmp_path / "spacy")
     argv = arguments(tmp_path, "--spacy_model", str(tmp_path / "spacy"))
-    refused(hybridgl_main.main, argv, "attribute_ruler and parser, got", "Use en_core_web_lg")
+    refused(
+        hybridgl_main.main,
+        argv,
+        "attribute_ruler and parser, got",
+        "use --spacy_model en_core_web_lg",
+    )
 
 
 def test_wrong_weights_are_refused_before_any_work(arguments, refused, clip_file, tmp_path):
@@ -312,9 +317,9 @@ def test_wrong_weights_are_refused_before_any_work(arguments, refused, clip_file
     shallow = save_npz(tmp_path / "shallow.npz", clip_state(blocks=9))
     check("--clip_weights", shallow, "at least 10 vision blocks", "got 9", "Use ViT-B-16")
     check("--sam_checkpoint", tmp_path / "sam.npz", "cut short")
-    check("--sam_checkpoint", clip_file, "found something else")
+    check("--sam_checkpoint", clip_file, "got something without image_encoder")
     more = ["--sam_type", "vit_b"]
-    check("--sam_checkpoint", CARRIED / "sam.npz", "vit_b", "found those of tiny", more=more)
+    check("--sam_checkpoint", CARRIED / "sam.npz", "vit_b", "got those of tiny", more=more)
 
 
 def test_pickle_that_calls_a_function_is_refused_and_not_run(refcoco, refused, tmp_path):
@@ -554,7 +559,7 @@ class FourQuarters:
             stability=np.ones(len(masks), np.float32),
         )
 
-    def begin(self, images, config):
+    def submit(self, images, config):
         return [partial(self.propose, image_HW3, config) for image_HW3 in images]
 
 
@@ -738,7 +743,7 @@ def test_empty_expression_is_refused(model, colours, expression):
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("x" * 10**6, r"at most 10,000 characters, got one of 1,000,000: 'xxx.*Shorten it"),
+        ("x" * 10**6, r"at most 10,000 characters, got one of 1,000,000, 'xxx.*shorten it"),
         ("red \ud83d star", "in valid Unicode"),
     ],
     ids=["a million characters", "half a character"],

@@ -12,7 +12,7 @@ from hybridgl.models.clip import ClipEncoder
 from refer.shapes.grammar import Expression
 from refer.shapes.scene import COLORS, SHAPES, SIZES
 from refer.shapes.world import training_scene
-from scripts import train_tiny_clip as trainer
+from scripts.tiny_weights import train_clip as trainer
 from scripts.tiny_weights.clip_batches import (
     BACKGROUND_PATCH,
     PATCH,
@@ -169,7 +169,7 @@ def test_contrast_equals_a_slow_loop():
     assert float(found) == pytest.approx(np.mean(rows))
 
 
-def test_heat_map_loss_prefers_the_owners_patches():
+def test_attention_map_loss_prefers_the_owners_patches():
     scenes = GemScenes(
         images_B3RR=torch.empty(0),
         owners_BP=torch.tensor([[0, 1, BACKGROUND_PATCH, UNUSED]]),

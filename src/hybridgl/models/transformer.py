@@ -3,8 +3,8 @@
 CLIP's and SAM's own modules hold the weights; these functions run them. The number format of a
 product is that of its weights: activations are cast to it, sums and norms stay in float32.
 
-Shapes: B images, R side of a square input, p side of a patch, G patches along a side, D width,
-C and E channels of a layer's input and output.
+Shapes: B images, R side of a square input, h x w pixels of a patch, G patches along a side,
+D width, C and E channels of a layer's input and output.
 """
 
 from __future__ import annotations
@@ -81,21 +81,21 @@ def quick_gelu_(x: Tensor) -> Tensor:
     return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
 
 
-def patch_tokens(images_B3RR: Tensor, kernel_D3pp: Tensor, bias: Tensor | None = None) -> Tensor:
+def patch_tokens(images_B3RR: Tensor, kernel_D3hw: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a convolution whose stride is its side, as a linear layer on patches.
 
     Args:
-        images_B3RR: (B, 3, R, R), R a multiple of p.
-        kernel_D3pp: (D, 3, p, p).
+        images_B3RR: (B, 3, R, R), R a multiple of h = w.
+        kernel_D3hw: (D, 3, h, w).
         bias: (D,).
 
     Returns:
         (B, G, G, D), of the kernel's type.
     """
-    patch = kernel_D3pp.shape[-1]
+    patch = kernel_D3hw.shape[-1]
     patches = images_B3RR.unflatten(2, (-1, patch)).unflatten(4, (-1, patch))
     rows_BGGC = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
-    return linear(rows_BGGC, kernel_D3pp.flatten(1), bias)
+    return linear(rows_BGGC, kernel_D3hw.flatten(1), bias)
 
 
 def set_product_dtype(layers: Iterable[nn.Module], dtype: torch.dtype) -> None:

@@ -11,26 +11,36 @@ import torch.nn.functional as F
 from PIL import Image
 
 from hybridgl import views
-from hybridgl.config import FusionConfig, FusionMode, Profile, ReferenceQuirks, TextConfig
-from hybridgl.errors import HybridGLError
+from hybridgl.config import (
+    FusionConfig,
+    FusionMode,
+    GlobalLocalConfig,
+    MaskedBlocksConfig,
+    Profile,
+    ReferenceQuirks,
+    TextConfig,
+)
+from hybridgl.errors import SettingError, WeightsError
 from hybridgl.fusion import mask_features
 from hybridgl.images import RgbImage
 from hybridgl.language import ParsedExpression, Position, Relation
 from hybridgl.masks import Proposals
 from hybridgl.methods.global_local import (
     GlobalLocalClip,
-    GlobalLocalConfig,
     crop_features,
     crop_views,
     global_features,
     mask_boxes,
-    mixing_weight,
     resized_image,
 )
-from hybridgl.models.models import Models
 from hybridgl.store import Store
-from hybridgl.weights.registry import weight_set
-from tests.factories_clip import clip_encoder, clip_state, resnet_clip_state, save_npz
+from tests.factories_clip import (
+    clip_encoder,
+    clip_state,
+    models_of,
+    resnet_clip_state,
+    save_npz,
+)
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 HW = (40, 56)
@@ -105,11 +115,11 @@ def test_longer_side_is_rounded_down():
 def test_transformer_gates_patches_before_its_last_blocks(masks):
     clip = clip_encoder(clip_state())
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    gate = views.patch_coverage(masks, clip.grid)
+    coverage = views.patch_coverage(masks, clip.grid)
     with torch.inference_mode():
-        came = global_features(clip, image, gate, 9)
-        config = FusionConfig(mode=FusionMode.TOKEN_MASKING, masking_block=9)
-        for row, gate_1P in enumerate(gate[:, None]):
+        features = global_features(clip, image, coverage, 9)
+        config = FusionConfig(fusion_mode=FusionMode.TOKEN_MASKING, masking_block=9)
+        for row, gate_1P in enumerate(coverage[:, None]):
             expected = mask_features(
                 clip.visual,
                 image,
@@ -118,7 +128,7 @@ def test_transformer_gates_patches_before_its_last_blocks(masks):
                 config,
                 attention_masking_skips_last_block=True,
             )
-            assert torch.allclose(came[row], expected[0], rtol=0, atol=2e-6)
+            assert torch.allclose(features[row], expected[0], rtol=0, atol=2e-6)
         plain = clip.encode_images(image)
         whole = global_features(clip, image, torch.ones(1, clip.grid**2), 9)
     assert torch.allclose(whole, plain, rtol=0, atol=1e-5)
@@ -128,9 +138,9 @@ def test_resnet_gates_its_last_feature_map_in_length_1(masks):
     clip = clip_encoder(resnet_clip_state())
     tower = clip.resnet
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    gate = views.patch_coverage(masks, clip.grid)
+    coverage = views.patch_coverage(masks, clip.grid)
     with torch.inference_mode():
-        came = global_features(clip, image, gate, 9)
+        features = global_features(clip, image, coverage, 9)
         x = tower.stem(image)
         for layer in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
             x = layer(x)
@@ -138,8 +148,8 @@ def test_resnet_gates_its_last_feature_map_in_length_1(masks):
             gated = torch.zeros_like(x)
             for place in range(4):
                 vector = x[0, :, place // 2, place % 2]
-                gated[0, :, place // 2, place % 2] = vector / vector.norm() * gate[row, place]
-            assert torch.allclose(came[row], tower.attnpool(gated)[0], rtol=0, atol=2e-6)
+                gated[0, :, place // 2, place % 2] = vector / vector.norm() * coverage[row, place]
+            assert torch.allclose(features[row], tower.attnpool(gated)[0], rtol=0, atol=2e-6)
 
 
 def test_crop_features_of_a_resnet_have_length_1(encoder):
@@ -149,11 +159,6 @@ def test_crop_features_of_a_resnet_have_length_1(encoder):
         plain = encoder.encode_images(crops)
     expected = F.normalize(plain, dim=-1) if encoder.resnet else plain
     assert torch.equal(features, expected)
-
-
-def test_mixing_weight_is_lower_for_refcocog():
-    datasets = ["refcoco", "refcoco+", "refcocog", "phrasecut", "shapes"]
-    assert [mixing_weight(name) for name in datasets] == [0.95, 0.95, 0.85, 0.95, 0.95]
 
 
 # The method as a whole
@@ -166,14 +171,14 @@ def expression(sentence, noun_phrase):
 
 
 EXPRESSIONS = [expression("the cat left of a dog", "the cat"), expression("a cat", "a cat")]
+SENTENCES = [expression.sentence for expression in EXPRESSIONS]
 
 
 def model_of(tmp_path, kind, store=None, **settings):
     state = clip_state() if kind == "transformer" else resnet_clip_state()
     path = save_npz(tmp_path / f"{kind}.npz", state)
-    weights = weight_set("tiny", clip_weights=path)
-    models = Models(weights, device=torch.device("cpu"))
-    return GlobalLocalClip(models, GlobalLocalConfig(**settings), store)
+    config = GlobalLocalConfig(**settings).resolved("refcoco")
+    return GlobalLocalClip(models_of(path, EXPRESSIONS), config, store)
 
 
 def proposals_of(masks):
@@ -193,8 +198,8 @@ def test_similarity_equals_the_formula(tmp_path, image, masks, kind):
     with torch.inference_mode():
         in_image = global_features(clip, image_64, views.patch_coverage(masks, clip.grid), 9)
         features = 0.7 * in_image + 0.3 * crop_features(clip, crops)
-    came = model.score(RgbImage(image), proposals_of(masks), EXPRESSIONS)
-    for read, scores in zip(EXPRESSIONS, came, strict=True):
+    scored = model.score(RgbImage(image), SENTENCES, proposals_of(masks))
+    for read, scores in zip(EXPRESSIONS, scored, strict=True):
         sentence, phrase = clip.encode_texts([read.sentence, read.noun_phrase])
         if kind == "resnet":
             text = 0.3 * sentence / sentence.norm() + 0.7 * phrase / phrase.norm()
@@ -202,31 +207,40 @@ def test_similarity_equals_the_formula(tmp_path, image, masks, kind):
         else:
             text = 0.3 * sentence + 0.7 * phrase
             expected = clip.logit_scale * F.cosine_similarity(features, text[None])
-        assert np.allclose(scores.similarity_N, expected, rtol=0, atol=1e-3)
-        assert model.choose(scores).picks == {"pure": int(expected.argmax())}
-
-
-def test_image_without_proposals_has_no_pick(tmp_path, image):
-    model = model_of(tmp_path, "transformer")
-    for scores in model.score(RgbImage(image), Proposals.empty(HW), EXPRESSIONS):
+        assert np.allclose(scores.arrays["similarity_N"], expected, rtol=0, atol=1e-3)
         prediction = model.choose(scores)
-        assert prediction.picks == {}
+        assert prediction.proposals == {"features": int(expected.argmax())}
+        assert prediction.expression == read
+        assert (prediction.choice, prediction.attention, prediction.truncated) == (
+            None,
+            None,
+            False,
+        )
+
+
+def test_image_without_proposals_has_no_prediction(tmp_path, image):
+    model = model_of(tmp_path, "transformer")
+    for scores in model.score(RgbImage(image), SENTENCES, Proposals.empty(HW)):
+        prediction = model.choose(scores)
+        assert prediction.proposals == {}
         assert len(prediction.similarity_N) == 0
 
 
 def test_permuted_proposals_permute_the_scores(tmp_path, image, masks):
     model = model_of(tmp_path, "transformer")
     order = [4, 0, 5, 2, 1, 3]
-    plain = model.score(RgbImage(image), proposals_of(masks), EXPRESSIONS)
-    permuted = model.score(RgbImage(image), proposals_of(masks[order]), EXPRESSIONS)
+    plain = model.score(RgbImage(image), SENTENCES, proposals_of(masks))
+    permuted = model.score(RgbImage(image), SENTENCES, proposals_of(masks[order]))
     for one, other in zip(plain, permuted, strict=True):
-        assert np.allclose(one.similarity_N[order], other.similarity_N, rtol=0, atol=1e-4)
+        assert np.allclose(
+            one.arrays["similarity_N"][order], other.arrays["similarity_N"], rtol=0, atol=1e-4
+        )
 
 
 def test_chunks_do_not_matter(tmp_path, image, masks, monkeypatch):
     model = model_of(tmp_path, "transformer")
     whole = model.features(RgbImage(image), proposals_of(masks))
-    monkeypatch.setattr("hybridgl.stages._MOST_MASKS", {"cpu": 2})
+    monkeypatch.setattr("hybridgl.views._MOST_MASKS", {"cpu": 2})
     assert torch.allclose(
         model.features(RgbImage(image), proposals_of(masks)), whole, rtol=0, atol=1e-5
     )
@@ -248,13 +262,29 @@ def test_store_serves_another_mixing_weight_but_not_another_fill(tmp_path, image
 
 def test_crop_fill_is_the_only_quirk_that_moves_features(tmp_path, image, masks):
     image, proposals = RgbImage(image), proposals_of(masks)
-    plain = model_of(tmp_path, "transformer").features(image, proposals)
+    model = model_of(tmp_path, "transformer")
+    plain = model.features(image, proposals)
     for quirk in dataclasses.fields(ReferenceQuirks):
         quirks = ReferenceQuirks(**{quirk.name: False})
-        features = model_of(tmp_path, "transformer", quirks=quirks).features(image, proposals)
-        assert torch.equal(features, plain) == (quirk.name != "crop_unnormalised_fill")
+        other = GlobalLocalClip(model.models, dataclasses.replace(model.config, quirks=quirks))
+        same = torch.equal(other.features(image, proposals), plain)
+        assert same == (quirk.name != "crop_unnormalised_fill")
 
 
 def test_transformer_with_too_few_blocks_is_refused(tmp_path):
-    with pytest.raises(HybridGLError, match=r"at least 13 vision blocks.*got 12.*--masking_block"):
-        model_of(tmp_path, "transformer", masking_block=12).load()
+    with pytest.raises(WeightsError, match=r"at least 13 vision blocks.*got 12.*--masking_block"):
+        model_of(tmp_path, "transformer", blocks=MaskedBlocksConfig(masking_block=12)).clip  # noqa: B018
+
+
+def test_features_without_a_mixing_weight_are_refused(tmp_path, image, masks):
+    clip = save_npz(tmp_path / "clip.npz", clip_state())
+    model = GlobalLocalClip(models_of(clip, EXPRESSIONS), GlobalLocalConfig())
+    with pytest.raises(SettingError, match="Expected a mixing_weight, got None; give one"):
+        model.score(RgbImage(image), SENTENCES, proposals_of(masks))
+
+
+def test_settings_are_name_and_config():
+    config = GlobalLocalConfig(mixing_weight=0.5)
+    settings = GlobalLocalClip(models_of(None), config).settings()
+    assert settings == {"name": "global_local", **config.json()}
+    assert settings["mixing_weight"] == 0.5

@@ -15,9 +15,9 @@ from segment_anything.modeling import ImageEncoderViT
 import hybridgl
 from hybridgl.config import PROPOSALS_SHAPES, ProposalConfig
 from hybridgl.errors import SettingError, WeightsError
+from hybridgl.masks import Proposals
 from hybridgl.models import sam_generator
 from hybridgl.models.sam import SAM_TYPES, Sam, build_tiny_sam
-from hybridgl.masks import Proposals
 from refer.shapes.world import training_scene
 from scripts.tiny_weights import train_sam
 from scripts.tiny_weights.train_sam import HELD_OUT_SEED, Settings

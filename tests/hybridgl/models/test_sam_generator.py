@@ -32,11 +32,11 @@ from hybridgl.config import (
     PROPOSALS_SHAPES,
     ProposalConfig,
 )
+from hybridgl.masks import Proposals
 from hybridgl.models import sam_generator
 from hybridgl.models.sam import build_tiny_sam
 from hybridgl.models.sam_decoder import DecodedPoints, PointDecoder
 from hybridgl.models.sam_generator import MaskGenerator, crop_boxes, point_grid
-from hybridgl.masks import Proposals
 from refer.shapes.world import training_scene
 from tests.hybridgl.models.test_sam import BUNDLED
 from tests.hybridgl.models.test_sam_decoder import RecordOperations

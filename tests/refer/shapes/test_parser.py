@@ -99,14 +99,14 @@ def test_tokenizer_gives_the_grammar_s_words_from_raw_text():
             assert [token.text for token in again] == list(expression.words)
 
 
-def test_carried_pipeline_meets_the_required_scores_on_phrases_of_another_seed():
+def test_bundled_pipeline_meets_the_required_scores_on_phrases_of_another_seed():
     scores = measure(pipeline(), write_treebank(Recipe(seed=3, num_train=1, num_test=300)).test)
     assert scores.labelled_attachment >= REQUIRED_SCORE
     assert scores.noun_chunks_f1 >= REQUIRED_SCORE
     assert scores.part_of_speech >= REQUIRED_SCORE
 
 
-def test_carried_pipeline_is_small_and_says_how_it_was_made():
+def test_bundled_pipeline_is_small_and_says_how_it_was_made():
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 700_000
     meta = json.loads((FOLDER / "meta.json").read_text())
     assert "scripts.tiny_weights.train_spacy" in meta["notes"]

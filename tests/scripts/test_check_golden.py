@@ -13,7 +13,8 @@ from PIL import Image
 
 from hybridgl import gem, views
 from hybridgl.config import ReferenceQuirks
-from scripts.check_golden import Comparison, GoldenError, compare_folder, main
+from hybridgl.errors import DataError
+from scripts.check_golden import Comparison, compare_folder, main
 from tests.clip_oracle import SlowVision
 from tests.factories_clip import clip_encoder, clip_state, save_npz
 
@@ -68,7 +69,7 @@ def test_each_subject_has_as_many_cases_as_its_file(report):
     totals = {(row.file, row.subject): row.total for row in report.comparisons}
     assert totals["language.json", "noun phrase"] == 300
     assert totals["language.json", "relation"] == 300
-    assert totals["guidance.json", "pick"] == 24
+    assert totals["guidance.json", "guided"] == 24
     assert totals["text.npz", "tokens"] == 6
     assert totals["text.npz", "features"] == 6 * 64
     assert totals["hybrid_0.npz", "local views"] == 5 * 3 * (1 + 14 * 14)
@@ -136,7 +137,7 @@ def test_difference_in_one_parse_exits_with_1(copy, capsys, name):
 
 
 @pytest.mark.parametrize("name", ["pick_hybrid", "pick_final", "top"])
-def test_difference_in_one_pick_exits_with_1(copy, capsys, name):
+def test_difference_in_one_prediction_exits_with_1(copy, capsys, name):
     folder = copy("guidance.json", "guidance.npz")
     change_json(folder / "guidance.json", lambda cases: cases[3].update({name: [99]}))
     assert main([str(folder)]) == 1
@@ -303,7 +304,7 @@ def test_missing_folder_exits_with_2(tmp_path, capsys):
 def test_folder_with_nothing_to_compare_exits_with_2(tmp_path, capsys):
     (tmp_path / "other_method.npz").write_bytes(b"")
     assert main([str(tmp_path)]) == 2
-    assert "found nothing to compare" in one_error_line(capsys)
+    assert "got nothing to compare" in one_error_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ def test_file_that_is_cut_short_exits_with_2(copy, capsys, name, size):
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: int(len(whole) * size)])
     assert main([str(folder)]) == 2
-    assert "cannot compare with them" in one_error_line(capsys)
+    assert "got what cannot be compared" in one_error_line(capsys)
 
 
 def test_weights_that_are_cut_short_exit_with_2(copy, capsys):
@@ -350,5 +351,5 @@ def test_empty_lists_are_compared_without_a_case(tmp_path):
 
 
 def test_missing_folder_raises_from_python():
-    with pytest.raises(GoldenError):
+    with pytest.raises(DataError):
         compare_folder(GOLDEN / "gone")

@@ -1,1 +1,0 @@
-"""Downloads: what the command ``hybridgl download`` fetches, how it arrives and where it goes."""

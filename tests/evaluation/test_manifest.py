@@ -1,0 +1,207 @@
+"""Manifests: which models filled a store, for machines that lack them or have another device."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from evaluation.manifest import find_manifest, other_devices, write_manifest
+from hybridgl.config import ModelConfig
+from hybridgl.errors import DataError, WeightsError
+from hybridgl.models import Models
+from hybridgl.store import Store
+from tests.evaluation.factories import ToyMethod
+
+NEEDED = ("clip", "parser")
+
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+
+def models_of(**changes):
+    config = ModelConfig(weights="tiny", device="cpu", **changes)
+    return Models.from_config(config.resolved(published_clip="ViT-B-16"))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def here():
+    """The manifest of the bundled models."""
+    return find_manifest(Store(models_of().weights.clip_weights.parent), models_of(), NEEDED)
+
+
+@pytest.fixture
+def gone(tmp_path):
+    """A CLIP of the bundled one's name that is not there."""
+    return tmp_path / "elsewhere" / "clip.npz"
+
+
+def test_manifest_names_and_hashes_the_models_that_take_part(here):
+    assert here.names == {"clip": "clip.npz", "parser": "spacy"}
+    assert here.sha256 == {name: models_of().sha256(name) for name in NEEDED}
+    assert here.numerics == {"clip": "torch.float32"}
+    assert here.device == "cpu"
+
+
+def test_manifest_of_a_store_serves_where_a_model_is_missing(store, here, gone):
+    write_manifest(store, here)
+    models = models_of(clip_weights=gone)
+    assert find_manifest(store, models, NEEDED) == here
+    assert models.sha256("clip") == here.sha256["clip"]
+
+
+def test_missing_model_without_a_manifest_is_named(store, here, gone):
+    with pytest.raises(WeightsError, match=f"Expected weights at {gone}, got no such file"):
+        find_manifest(store, models_of(clip_weights=gone), NEEDED)
+    write_manifest(store, replace(here, names={**here.names, "clip": "other.npz"}))
+    with pytest.raises(WeightsError, match=f"Expected weights at {gone}, got no such file"):
+        find_manifest(store, models_of(clip_weights=gone), NEEDED)
+
+
+def test_missing_parser_without_a_manifest_is_named(store, here):
+    with pytest.raises(WeightsError, match="'en_core_web_none'"):
+        find_manifest(store, models_of(spacy_model="en_core_web_none"), NEEDED)
+    write_manifest(store, replace(here, names={**here.names, "parser": "en_core_web_none"}))
+    found = find_manifest(store, models_of(spacy_model="en_core_web_none"), NEEDED)
+    assert found.sha256 == here.sha256
+
+
+def test_manifests_of_other_models_that_are_here_do_not_count(store, here, gone):
+    write_manifest(store, replace(here, sha256={**here.sha256, "parser": "1" * 64}))
+    with pytest.raises(WeightsError, match="got no such file"):
+        find_manifest(store, models_of(clip_weights=gone), NEEDED)
+
+
+def test_two_models_of_one_name_are_not_told_apart(store, here, gone):
+    for sha256 in ("1" * 64, "2" * 64):
+        write_manifest(store, replace(here, sha256={**here.sha256, "clip": sha256}))
+    with pytest.raises(DataError, match=r"Expected one clip\.npz in the manifests .* got 2"):
+        find_manifest(store, models_of(clip_weights=gone), NEEDED)
+
+
+def test_damaged_manifest_is_none(store, here, gone, caplog):
+    write_manifest(store, here)
+    (path,) = store.root.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="got no such file"):
+        find_manifest(Store(store.root), models_of(clip_weights=gone), NEEDED)
+    assert str(path) in caplog.text
+
+
+def test_manifest_is_written_once(store, here, monkeypatch):
+    write_manifest(store, here)
+    monkeypatch.setattr(store, "save", None)
+    write_manifest(store, here)
+    assert len(store.keys("manifests")) == 1
+
+
+def test_other_devices_are_those_that_filled_the_store_with_the_same_models(store, here):
+    assert other_devices(store, here) == []
+    write_manifest(store, here)
+    assert other_devices(store, here) == []
+    write_manifest(store, here.on("cuda"))
+    write_manifest(store, replace(here.on("cuda"), sha256={**here.sha256, "clip": "1" * 64}))
+    assert other_devices(store, here) == [here.on("cuda")]
+    assert here.on("cuda").made_by() != here.made_by()
+    assert here.on("cuda").on("cpu") == here
+
+
+# Runs.
+
+
+def summary_of(folder):
+    return json.loads((folder / "run" / "summary.json").read_text())
+
+
+def content_of(folder):
+    return (folder / "run" / "records.jsonl").read_bytes()
+
+
+@pytest.fixture
+def stored(toy, tmp_path):
+    """A folder whose store holds a run, and its records."""
+    toy.run(tmp_path)
+    content = content_of(tmp_path)
+    shutil.rmtree(tmp_path / "run")
+    return tmp_path, content
+
+
+def test_records_are_written_where_models_are_missing(toy, stored, gone, monkeypatch):
+    folder, content = stored
+    monkeypatch.setattr(ToyMethod, "score", None)
+    spacy = folder / "no" / "spacy"
+    toy.run(folder, "--clip_weights", gone, "--spacy_model", spacy)
+    assert content_of(folder) == content
+    names = summary_of(folder)["settings"]["models"]["names"]
+    assert names == {"clip": "clip.npz", "parser": "spacy"}
+
+
+def test_finished_run_is_scored_again_where_models_are_missing(toy, tmp_path, gone):
+    toy.run(tmp_path)
+    printed = toy.run(tmp_path, "--clip_weights", gone, "--protocol", "lavt")
+    assert "the records were there" in printed
+    assert summary_of(tmp_path)["protocol"] == "lavt"
+
+
+def test_missing_model_is_named_where_something_is_to_be_computed(toy, stored, gone):
+    folder, _ = stored
+    next((folder / "store").rglob("scores/*/*.safetensors")).unlink()
+    with pytest.raises(WeightsError, match=f"Expected weights at {gone}, got no such file"):
+        toy.run(folder, "--clip_weights", gone)
+    assert not (folder / "run").exists()
+
+
+@pytest.fixture
+def moved_to_a_gpu(toy, tmp_path, monkeypatch):
+    """A run whose store was filled on a GPU, as far as its manifest and its keys tell."""
+
+    def on_a_gpu(*arguments):
+        return find_manifest(*arguments).on("cuda")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluation.run.find_manifest", on_a_gpu)
+        toy.run(tmp_path)
+    content = content_of(tmp_path)
+    shutil.rmtree(tmp_path / "run")
+    return tmp_path, content
+
+
+def test_complete_store_of_another_device_is_used(toy, moved_to_a_gpu, monkeypatch):
+    folder, content = moved_to_a_gpu
+    monkeypatch.setattr(ToyMethod, "score", None)
+    toy.run(folder)
+    assert content_of(folder) == content
+    summary = summary_of(folder)
+    assert summary["settings"]["models"]["device"] == "cuda"
+    assert "All images were scored on another device: cuda." in summary["warnings"]
+    assert "cuda" in (folder / "run" / "report.md").read_text()
+
+
+def test_incomplete_store_of_another_device_is_not(toy, moved_to_a_gpu, caplog):
+    folder, content = moved_to_a_gpu
+    next((folder / "store").rglob("scores/*/*.safetensors")).unlink()
+    toy.run(folder)
+    assert content_of(folder) == content
+    assert summary_of(folder)["settings"]["models"]["device"] == "cpu"
+    assert summary_of(folder)["store"]["made"]["scores"] == 3
+    assert "holds scores of 2 of 3 images that were made on cuda" in caplog.text
+
+
+def test_run_finished_on_another_device_is_scored_again(toy, moved_to_a_gpu, monkeypatch):
+    folder, content = moved_to_a_gpu
+    toy.run(folder)
+    monkeypatch.setattr(ToyMethod, "score", None)
+    toy.run(folder, "--protocol", "lavt")
+    assert content_of(folder) == content
+    assert summary_of(folder)["protocol"] == "lavt"
+
+
+def test_shard_keeps_to_its_own_device(toy, moved_to_a_gpu):
+    folder, _ = moved_to_a_gpu
+    assert "lacks 1 of 3" in toy.run(folder, "--shard", "1/2")
