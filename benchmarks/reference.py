@@ -339,7 +339,7 @@ def _outside_weight(relation: Relation, guidance: GuidanceConfig) -> float:
 
 
 def _weighted_attention(map_HW: Tensor, position: Position) -> Tensor:
-    """A map under its position prior, mean 1; words for up and down have no prior (quirk Q6)."""
+    """Weight a map by its prior, mean 1; words for up and down have none (quirk Q6)."""
     width = map_HW.shape[1]
     attention_HW = _min_max(map_HW)
     priors = {
@@ -355,12 +355,12 @@ def _weighted_attention(map_HW: Tensor, position: Position) -> Tensor:
 
 
 def _best(scores_N: Sequence[float], count: int) -> list[int]:
-    """Indices of the highest scores, highest first."""
+    """Return the indices of the highest scores, highest first."""
     return sorted(range(len(scores_N)), key=lambda index: -scores_N[index])[:count]
 
 
 def _class_attends_mask(coverage_NP: Tensor, heads: int) -> Tensor:
-    """Added to the attention: the class token sees itself and the mask's patches, (N * h, T, T)."""
+    """Return what is added to the attention, so that the class token sees itself and the mask."""
     size, patches = coverage_NP.shape
     added_NTT = torch.zeros(size, 1 + patches, 1 + patches, device=coverage_NP.device)
     added_NTT[:, 0, 1:].masked_fill_(coverage_NP <= 0, float("-inf"))
@@ -368,7 +368,7 @@ def _class_attends_mask(coverage_NP: Tensor, heads: int) -> Tensor:
 
 
 def _self_self_attention(block: Any, x_1TD: Tensor, iterations: int) -> Tensor:
-    """What a block adds to GEM's second stream, (1, T, D)."""
+    """Compute what a block adds to GEM's second stream, (1, T, D)."""
     attention = block.attn
     normed_1TD = block.ln_1(x_1TD)
     qkv = F.linear(normed_1TD, attention.in_proj_weight, attention.in_proj_bias)

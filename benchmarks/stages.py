@@ -168,13 +168,13 @@ def random_sam() -> Any:
 
 
 def sam_encoder(*_: object) -> Work:
-    """SAM's image encoder."""
+    """Run SAM's image encoder."""
     sam, image_13RR = random_sam(), torch.zeros(1, 3, 1024, 1024)
     return Work("1 image", lambda: encode(sam.image_encoder, image_13RR))
 
 
 def sam_generator(settings: str) -> Builder:
-    """SAM's mask generator, with a threshold that half of the masks pass."""
+    """Run SAM's mask generator, with a threshold that half of the masks pass."""
 
     def work(*_: object) -> Work:
         sam, image_HW3 = random_sam(), random_image()
@@ -195,7 +195,7 @@ def sam_generator(settings: str) -> Builder:
 
 
 def features(mode: FusionMode, count: int | None = None) -> Builder:
-    """Mask features in a fusion mode, from the image and its masks."""
+    """Compute mask features in a fusion mode, from the image and its masks."""
 
     def work(num_masks: int, _: Path) -> Work:
         config = HybridGLConfig(fusion=FusionConfig(fusion_mode=mode))
@@ -207,7 +207,7 @@ def features(mode: FusionMode, count: int | None = None) -> Builder:
 
 
 def scores(count: int) -> Builder:
-    """Scores of some sentences on one image of 8 masks."""
+    """Score some sentences on one image of 8 masks."""
 
     def work(*_: object) -> Work:
         method, image = HybridGL(random_models(), HybridGLConfig()), RgbImage(random_image())
@@ -219,7 +219,7 @@ def scores(count: int) -> Builder:
 
 
 def baseline(architecture: str) -> Builder:
-    """Global-Local CLIP's features of an image's masks."""
+    """Compute Global-Local CLIP's features of an image's masks."""
 
     def work(num_masks: int, _: Path) -> Work:
         config = GlobalLocalConfig(mixing_weight=0.95)
@@ -231,14 +231,14 @@ def baseline(architecture: str) -> Builder:
 
 
 def gem_maps(*_: object) -> Work:
-    """GEM's cosines of an image's patches with its noun phrases."""
+    """Compute GEM's cosines of an image's patches with its noun phrases."""
     method, image = HybridGL(random_models(), HybridGLConfig()), RgbImage(random_image())
     phrases = [f"thing {n}" for n in range(NUM_SENTENCES)]
     return Work(f"{NUM_SENTENCES} phrases", lambda: method.patch_similarity(image, phrases))
 
 
 def read(dataset: str, split: str) -> Builder:
-    """Reading a split of the published size, its counts checked."""
+    """Read a split of the published size, its counts checked."""
 
     def work(_: int, folder: Path) -> Work:
         if dataset == "phrasecut":
@@ -251,7 +251,7 @@ def read(dataset: str, split: str) -> Builder:
 
 
 def look_at_images(_: int, folder: Path) -> Work:
-    """Looking for errors of image files that have none."""
+    """Look for errors of image files that have none."""
     for image_id in range(NUM_FILES):
         Image.fromarray(random_image()[:120, :160]).save(folder / f"{image_id}.jpg")
     infos = {i: ImageInfo(i, f"{i}.jpg", 120, 160) for i in range(NUM_FILES)}
@@ -264,7 +264,7 @@ def look_at_images(_: int, folder: Path) -> Work:
 
 
 def check(form: str) -> Builder:
-    """Checking masks: COCO's polygons, PhraseCut's, or run lengths of the same outlines."""
+    """Check masks: COCO's polygons, PhraseCut's, or run lengths of the same outlines."""
 
     def work(*_: object) -> Work:
         points = list(outlines(np.random.default_rng(0), 10_000))
