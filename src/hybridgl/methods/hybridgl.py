@@ -309,7 +309,7 @@ class HybridGL(Method):
         similarity_SN = other_SN = np.zeros((len(expressions), 0))
         if count:
             features_NE = self.features(image, proposals)
-            with timer("texts"):
+            with timer("text features"):
                 texts = expression_features(self.clip.encode_texts, expressions, self.config.text)
             with timer("guidance"):
                 similarity_SN, other_SN = (
@@ -336,6 +336,7 @@ class HybridGL(Method):
             scored.append(Scores(arrays, meta))
         return scored
 
+    @timer("guidance")
     def choose(self, scores: Scores, /, *, k_limit: int | None = None) -> Prediction:
         """Predict what one sentence refers to.
 
