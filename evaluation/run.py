@@ -397,11 +397,16 @@ class Run:
         missing = self.evaluation.missing(asked)
         if missing:
             self.method.load()
-            write_manifest(self.store, self.manifest)
-        for _ in progress(
-            self.evaluation.score_images(missing, executor), "images", "image", total=len(missing)
+        for place, _ in enumerate(
+            progress(
+                self.evaluation.score_images(missing, executor),
+                "images",
+                "image",
+                total=len(missing),
+            )
         ):
-            pass
+            if not place:  # not before: a wrong file of a model is found by now
+                write_manifest(self.store, self.manifest)
 
     def _use_other_device(self) -> None:
         """Take what another kind of device has made, if that is all there is to make."""
