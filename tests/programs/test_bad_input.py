@@ -24,6 +24,7 @@ import hybridgl_main
 import save_attn_gem
 from evaluation.records import read_records
 from hybridgl.images import RgbImage
+from hybridgl.program import run_program
 from tests.factories_clip import clip_state, resnet_clip_state, save_npz
 from tests.programs.conftest import refcoco_arguments
 from tests.refer_factories import (
@@ -33,7 +34,6 @@ from tests.refer_factories import (
     png_that_claims,
     with_orientation,
 )
-from hybridgl.program import run_program
 
 BUNDLED = Path(hybridgl.__file__).parent / "weights" / "tiny"
 PROGRAMS = [save_attn_gem.main, hybridgl_main.main]
