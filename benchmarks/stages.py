@@ -1,89 +1,85 @@
-"""Time, throughput and peak memory of every stage at real size, with random weights.
+"""Seconds, operations and memory of stages at real size, with random weights, each alone.
 
-Each stage runs in a process of its own, so that its peak memory is its own, and beside a plain
-version in the same process: the library's own, or one mask, one sentence or one pair at a time.
-Random weights cost what trained ones cost, except in SAM's generator, whose thresholds are lowered
-so that masks survive.
+Each runs in a process of its own, so that its peak memory is its own. SAM is ViT-B, and its
+thresholds are lowered so that masks survive. Reading annotation files of the published sizes is a
+stage too. Needs Linux, which tells the peak.
 
 Example:
     python -m benchmarks.stages --masks 16 --output stages.json
+    python -m benchmarks.stages --stages "read RefCOCO val" "check run lengths"
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import ctypes
+import gc
 import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import open_clip
+import pycocotools.mask as coco_mask
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
-from torch import Tensor
+from segment_anything import SamPredictor, sam_model_registry
+from torch.utils.flop_counter import FlopCounterMode
 
-from hybridgl import fusion, gem, guidance, views
+from benchmarks.data import (
+    HW,
+    drawn_masks,
+    outlines,
+    random_clip_state,
+    random_sam_state,
+    write_phrasecut,
+    write_refcoco,
+)
 from hybridgl.config import (
+    SAM_SETTINGS,
     FusionConfig,
     FusionMode,
-    GemConfig,
-    GuidanceConfig,
-    ProposalConfig,
+    GlobalLocalConfig,
+    HybridGLConfig,
     ReferenceQuirks,
 )
 from hybridgl.images import RgbImage
-from hybridgl.language import Position, Relation
-from hybridgl.masks import Proposals
-from hybridgl.methods.global_local import GlobalLocalClip, GlobalLocalConfig
+from hybridgl.methods.global_local import GlobalLocalClip
 from hybridgl.methods.hybridgl import HybridGL
-from hybridgl.models import Models
+from hybridgl.models import Models, transformer
 from hybridgl.models.clip import ClipEncoder
-from hybridgl.models.parser import SpacyParser
 from hybridgl.models.sam_encoder import encode
-from hybridgl.models.sam_generator import MaskGenerator
-from hybridgl.stages import masks_per_chunk
+from hybridgl.models.sam_generator import MaskGenerator, point_grid
+from hybridgl.program import keep_freed_memory
 from hybridgl.weights.registry import weight_set
-from utils.runtime import keep_freed_memory, peak_memory_bytes
+from refer.dataset import ImageErrors, ImageInfo, ReferSplit
+from refer.image_errors import find_image_errors
+from refer.phrasecut import load_phrasecut
+from refer.refer import load_refer
+from refer.segmentation import MaskRule, check_segmentation
 from utils.tables import Table
 
-HW = (480, 640)
-"""Size of the generated image, in pixels: RefCOCO's usual one."""
+__all__ = ["forget_peaks", "machine", "peaks", "table"]
 
 NUM_SENTENCES = 7
 """Sentences of one image: 2.54 refs of 2.84 sentences in RefCOCO."""
 
+NUM_FILES = 1_500
+"""Image files that are looked at: as many as RefCOCO's val has."""
+
+NUM_CHECKED = 150_000
+"""Masks that are checked."""
+
 QUIRKS = ReferenceQuirks()
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """One stage's cost.
-
-    Attributes:
-        stage: its name.
-        unit: what is counted.
-        count: how many of them one call handles.
-        seconds: of one call, the best of the repetitions.
-        plain_seconds: of the plain version; None where there is none.
-        peak_bytes: largest resident size of the process after the call, weights included.
-    """
-
-    stage: str
-    unit: str
-    count: int
-    seconds: float
-    plain_seconds: float | None
-    peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,289 +87,270 @@ class Work:
     """What a stage does, ready to run.
 
     Attributes:
-        unit: what is counted.
-        count: how many of them one call handles.
-        run: the library's way.
-        plain: one thing at a time; None where the stage has one thing only.
+        handled: what one call handles.
+        run: does it.
+        once: whether it is called once only, because it takes long or leaves files in memory.
     """
 
-    unit: str
-    count: int
+    handled: str
     run: Callable[[], object]
-    plain: Callable[[], object] | None = None
+    once: bool = False
 
 
-def random_image(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A generated image, RGB, uint8, (H, W, 3)."""
-    return rng.integers(0, 256, size=(*HW, 3), dtype=np.uint8)
+Builder = Callable[[int, Path], Work]
+"""Makes the work of a stage, for a number of masks, with an empty folder for files."""
 
 
-def ellipses(rng: np.random.Generator, count: int) -> Tensor:
-    """Masks of random ellipses, bool, (N, H, W)."""
-    y, x = torch.meshgrid(torch.arange(HW[0]), torch.arange(HW[1]), indexing="ij")
-    centers = torch.from_numpy(rng.uniform(0.1, 0.9, (count, 2)) * HW)
-    radii = torch.from_numpy(rng.uniform(20, 120, (count, 2)))
-    dy = (y - centers[:, 0, None, None]) / radii[:, 0, None, None]
-    dx = (x - centers[:, 1, None, None]) / radii[:, 1, None, None]
-    return dx**2 + dy**2 <= 1
+def forget_peaks(device: torch.device) -> None:
+    """Give back memory that is not in use, and measure peaks from here (on Linux)."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
-def random_clip(architecture: str = "ViT-B-16") -> ClipEncoder:
-    """A CLIP as OpenAI built it, with random weights."""
-    model = open_clip.create_model(f"{architecture}-quickgelu")
-    return ClipEncoder(model.state_dict(), torch.device("cpu"))
+def peaks(device: torch.device) -> tuple[int, int | None]:
+    """Return the most memory since then, in bytes: of the process, and of tensors on the GPU."""
+    on_gpu = device.type == "cuda"
+    return _status("VmHWM"), torch.cuda.max_memory_allocated(device) if on_gpu else None
 
 
-def sam_encoder(_: int) -> Work:
-    """SAM ViT-B's image encoder; plain: segment_anything's own forward pass."""
-    sam = sam_model_registry["vit_b"]().eval()
-    image_13RR = torch.zeros(1, 3, 1024, 1024)
-    return Work(
-        "image",
-        1,
-        lambda: encode(sam.image_encoder, image_13RR),
-        lambda: sam.image_encoder(image_13RR),
-    )
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return when and where the measurements are made."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "date": str(date.today()),
+        "cpu": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
 
 
-def sam_generator(_: int) -> Work:
-    """SAM ViT-B's automatic masks on a grid of 8 x 8 clicks; plain: segment_anything's."""
-    sam = sam_model_registry["vit_b"]().eval()
-    config = ProposalConfig(
-        pred_iou_thresh=-1.0, stability_score_thresh=0.0, min_mask_region_area=0
-    )
-    library = SamAutomaticMaskGenerator(sam, **asdict(config))
-    ours = MaskGenerator(sam, config, torch.device("cpu"))
-    image_HW3 = random_image(np.random.default_rng(0))
-    return Work(
-        "image",
-        1,
-        lambda: ours.submit([image_HW3])[0](),
-        lambda: library.generate(image_HW3),
-    )
+def table(rows: Sequence[Mapping[str, Any]], text_columns: int = 1) -> str:
+    """Return rows with the same keys as a Markdown table."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+        return "-" if value is None else str(value)
+
+    cells = tuple(tuple(cell(value) for value in row.values()) for row in rows)
+    return Table(tuple(rows[0]), cells, text_columns).markdown()
 
 
-def both_views(num_masks: int) -> Work:
-    """Local views, global views and gates of all masks."""
-    rng = np.random.default_rng(0)
-    image_HW3, masks_NHW = random_image(rng), ellipses(rng, num_masks)
-
-    def run(chunk: int) -> None:
-        image_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1)
-        blurred_3HW = torch.from_numpy(views.blur_background(image_HW3)).permute(2, 0, 1)
-        for masks in masks_NHW.split(chunk):
-            views.local_views(image_3HW, masks, 224, QUIRKS)
-            views.global_views(image_3HW, blurred_3HW, masks, 224, QUIRKS)
-            views.patch_coverage(masks, 14)
-
-    return Work("mask", num_masks, lambda: run(masks_per_chunk(HW, "cpu")), lambda: run(1))
+def _status(name: str) -> int:
+    """Return a size of this process in bytes, by its name in Linux's /proc."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])
 
 
-def fused(mode: FusionMode) -> Callable[[int], Work]:
-    """Mask features in a fusion mode, from views that are there."""
-
-    def work(num_masks: int) -> Work:
-        clip = random_clip()
-        local_N3RR = torch.randn(num_masks, 3, 224, 224)
-        global_N3RR = torch.randn(num_masks, 3, 224, 224)
-        coverage_NP = views.patch_coverage(ellipses(np.random.default_rng(0), num_masks), 14)
-
-        def run(chunk: int) -> None:
-            parts = zip(
-                local_N3RR.split(chunk),
-                global_N3RR.split(chunk),
-                coverage_NP.split(chunk),
-                strict=True,
-            )
-            for local, global_, gate in parts:
-                fusion.mask_features(
-                    clip.visual,
-                    local,
-                    global_,
-                    gate,
-                    FusionConfig(mode=mode),
-                    attention_masking_skips_last_block=True,
-                )
-
-        return Work("mask", num_masks, lambda: run(masks_per_chunk(HW, "cpu")), lambda: run(1))
-
-    return work
+def random_image() -> NDArray[np.uint8]:
+    """Return a generated image, RGB, uint8, (H, W, 3)."""
+    return np.random.default_rng(0).integers(0, 256, size=(*HW, 3), dtype=np.uint8)
 
 
-def features(num_masks: int) -> Work:
-    """Mask features as a run makes them, from the image and its masks, in bounded chunks."""
-    rng = np.random.default_rng(0)
-    image_HW3, masks_NHW = random_image(rng), ellipses(rng, num_masks).numpy()
-    model = HybridGL.from_pretrained("tiny", device="cpu")
-    model.models.clip = random_clip()
-
-    def plain() -> None:
-        for mask_1HW in np.split(masks_NHW, num_masks):
-            model.compute_features(image_HW3, mask_1HW)
-
-    run = partial(model.compute_features, image_HW3, masks_NHW)
-    return Work("mask", num_masks, run, plain)
+def random_models(architecture: str = "ViT-B-16") -> Models:
+    """Return a random CLIP of real size with the bundled SAM and parser."""
+    models = Models(weight_set("tiny"), device=torch.device("cpu"))
+    models.clip = ClipEncoder(random_clip_state(architecture), models.device)
+    return models
 
 
-def baseline(architecture: str) -> Callable[[int], Work]:
-    """Global-Local CLIP's features of an image's masks."""
+def random_sam() -> Any:
+    """Return a random SAM ViT-B."""
+    sam = sam_model_registry["vit_b"]()
+    sam.load_state_dict(random_sam_state("vit_b"))
+    return sam.eval()
 
-    def work(num_masks: int) -> Work:
-        rng = np.random.default_rng(0)
-        image, masks_NHW = RgbImage(random_image(rng)), ellipses(rng, num_masks).numpy()
-        models = Models(weight_set("tiny"), device=torch.device("cpu"))
-        models.clip = random_clip(architecture)
-        model = GlobalLocalClip(models, GlobalLocalConfig())
 
-        def run(chunk: int) -> None:
-            for masks in np.array_split(masks_NHW, -(-num_masks // chunk)):
-                scores = np.ones(len(masks), dtype=np.float32)
-                boxes_xywh = np.ones((len(masks), 4), dtype=np.int64)
-                model.features(image, Proposals(masks, boxes_xywh, scores, scores))
+def sam_encoder(*_: object) -> Work:
+    """Run SAM's image encoder."""
+    sam, image_13RR = random_sam(), torch.zeros(1, 3, 1024, 1024)
+    return Work("1 image", lambda: encode(sam.image_encoder, image_13RR))
 
-        return Work("mask", num_masks, lambda: run(num_masks), lambda: run(1))
+
+def sam_generator(settings: str) -> Builder:
+    """Run SAM's mask generator, with a threshold that half of the masks pass."""
+
+    def work(*_: object) -> Work:
+        sam, image_HW3 = random_sam(), random_image()
+        predictor = SamPredictor(sam)
+        predictor.set_image(image_HW3)
+        points_P2 = predictor.transform.apply_coords(point_grid(8) * HW[::-1], HW)
+        points_P12 = torch.as_tensor(points_P2)[:, None]
+        _, iou_PM, _ = predictor.predict_torch(points_P12, torch.ones(points_P12.shape[:2]))
+        config = replace(
+            SAM_SETTINGS[settings],
+            pred_iou_thresh=float(iou_PM.median().clamp(max=1)),
+            stability_score_thresh=0.0,
+        )
+        generator = MaskGenerator(sam, config, torch.device("cpu"))
+        return Work("1 image", lambda: generator.submit([image_HW3])[0](), once=True)
 
     return work
 
 
-def gem_maps(_: int) -> Work:
-    """GEM maps of an image's noun phrases; plain: the image pass once a phrase."""
-    clip, config = random_clip(), GemConfig()
-    image = Image.fromarray(random_image(np.random.default_rng(0)))
-    phrases_SE = torch.randn(NUM_SENTENCES, 512)
+def features(mode: FusionMode, count: int | None = None) -> Builder:
+    """Compute mask features in a fusion mode, from the image and its masks."""
 
-    def one_pass(some_SE: Tensor) -> None:
-        images_13RR = gem.gem_input(image, 448)[None]
-        patches_PE = gem.patch_features(clip.visual, images_13RR, config)[0]
-        gem.attention_map(gem.patch_similarity(patches_PE, some_SE), 448, HW)
+    def work(num_masks: int, _: Path) -> Work:
+        config = HybridGLConfig(fusion=FusionConfig(fusion_mode=mode))
+        masks_NHW = drawn_masks(0, count or num_masks).masks_NHW
+        run = partial(HybridGL(random_models(), config).compute_features, random_image(), masks_NHW)
+        return Work(f"{len(masks_NHW)} masks", run)
 
-    def plain() -> None:
-        for phrase_1E in phrases_SE.split(1):
-            one_pass(phrase_1E)
-
-    return Work("phrase", NUM_SENTENCES, lambda: one_pass(phrases_SE), plain)
+    return work
 
 
-def texts(_: int) -> Work:
-    """Text features; plain: one text at a time, each filled up to 77 tokens."""
-    model = open_clip.create_model("ViT-B-16-quickgelu").eval()
-    clip = ClipEncoder(model.state_dict(), torch.device("cpu"))
-    sentences = [f"the {n}th thing on the left" for n in range(2 * NUM_SENTENCES)]
-    counter = itertools.count()
+def scores(count: int) -> Builder:
+    """Score some sentences on one image of 8 masks."""
 
-    def run() -> None:
-        # Texts of an earlier call would not be computed again.
-        clip.encode_texts([f"{sentence} {next(counter)}" for sentence in sentences])
+    def work(*_: object) -> Work:
+        method, image = HybridGL(random_models(), HybridGLConfig()), RgbImage(random_image())
+        sentences = [f"the red circle left of the {n}th disc" for n in range(count)]
+        run = partial(method.score, image, sentences, drawn_masks(0, 8))
+        return Work(f"{count} sentences", run)
 
-    def plain() -> None:
-        for sentence in sentences:
-            model.encode_text(clip.tokenize([sentence]))
-
-    return Work("text", len(sentences), run, plain)
+    return work
 
 
-def parses(_: int) -> Work:
-    """Parsing 200 sentences with the bundled pipeline; plain: one sentence at a time."""
-    parser = SpacyParser(weight_set("tiny").spacy_model)
-    sentences = [f"the red circle left of the {n}th green ring" for n in range(200)]
+def baseline(architecture: str) -> Builder:
+    """Compute Global-Local CLIP's features of an image's masks."""
 
-    def run(batches: Sequence[Sequence[str]]) -> None:
-        for batch in batches:
-            parser.parse(batch, right_relation_never_matches=True)
+    def work(num_masks: int, _: Path) -> Work:
+        config = GlobalLocalConfig(mixing_weight=0.95)
+        method = GlobalLocalClip(random_models(architecture), config)
+        image, proposals = RgbImage(random_image()), drawn_masks(0, num_masks)
+        return Work(f"{num_masks} masks", lambda: method.features(image, proposals))
 
-    return Work(
-        "sentence",
-        len(sentences),
-        lambda: run([sentences]),
-        lambda: run([[sentence] for sentence in sentences]),
-    )
+    return work
 
 
-def guided(num_masks: int) -> Work:
-    """Coherence, relations and picks; plain: coherence one mask at a time, by indexing."""
-    rng = np.random.default_rng(0)
-    masks_NHW = ellipses(rng, num_masks)
-    sim_Sgg = torch.rand(NUM_SENTENCES, 28, 28)
-    similarity_SN = rng.normal(size=(NUM_SENTENCES, num_masks))
-    boxes_xywh = rng.uniform(1, 200, size=(num_masks, 4))
-    priors = [
-        guidance.position_prior(Position.LEFT, HW, vertical_priors_disabled=True)
-    ] * NUM_SENTENCES
-    weights = [1.8] * NUM_SENTENCES
-    config = GuidanceConfig()
+def gem_maps(*_: object) -> Work:
+    """Compute GEM's cosines of an image's patches with its noun phrases."""
+    method, image = HybridGL(random_models(), HybridGLConfig()), RgbImage(random_image())
+    phrases = [f"thing {n}" for n in range(NUM_SENTENCES)]
+    return Work(f"{NUM_SENTENCES} phrases", lambda: method.patch_similarity(image, phrases))
 
-    def pick(coherence_SN: NDArray[np.float64]) -> None:
-        for similarity_N, coherence_N in zip(similarity_SN, coherence_SN, strict=True):
-            guidance.choose(similarity_N, None, coherence_N, boxes_xywh, Relation.LEFT, config)
+
+def read(dataset: str, split: str) -> Builder:
+    """Read a split of the published size, its counts checked."""
+
+    def work(_: int, folder: Path) -> Work:
+        if dataset == "phrasecut":
+            write_phrasecut(split, folder)
+            return Work("1 split", lambda: load_phrasecut(folder, split), once=True)
+        write_refcoco(folder)
+        return Work("1 split", lambda: load_refer(folder, dataset, split), once=True)
+
+    return work
+
+
+def look_at_images(_: int, folder: Path) -> Work:
+    """Look for errors of image files that have none."""
+    for image_id in range(NUM_FILES):
+        Image.fromarray(random_image()[:120, :160]).save(folder / f"{image_id}.jpg")
+    infos = {i: ImageInfo(i, f"{i}.jpg", 120, 160) for i in range(NUM_FILES)}
+    split = ReferSplit("files", "all", "-", (), infos, {}, (folder,), {})
 
     def run() -> None:
-        attention_SHW = guidance.weighted_attention(gem.attention_map(sim_Sgg, 448, HW), priors)
-        pick(guidance.coherence_scores(attention_SHW, masks_NHW, weights).double().numpy())
+        assert find_image_errors(split) == ImageErrors()
 
-    def plain() -> None:
-        rows = []
-        for low_gg in sim_Sgg:
-            attention_HW = guidance.weighted_attention(
-                gem.attention_map(low_gg[None], 448, HW), priors[:1]
-            )[0]
-            row = [0.2 * attention_HW[m].mean() - 1.8 * attention_HW[~m].mean() for m in masks_NHW]
-            rows.append([float(score) for score in row])
-        pick(np.array(rows))
-
-    return Work("sentence", NUM_SENTENCES, run, plain)
+    return Work(f"{NUM_FILES} files", run)
 
 
-STAGES: dict[str, Callable[[int], Work]] = {
-    "SAM encoder (ViT-B)": sam_encoder,
-    "SAM generator (ViT-B)": sam_generator,
-    "views": both_views,
-    **{f"fusion {mode.value}": fused(mode) for mode in FusionMode},
-    "features G2L": features,
+def check(form: str) -> Builder:
+    """Check masks: COCO's polygons, PhraseCut's, or run lengths of the same outlines."""
+
+    def work(*_: object) -> Work:
+        points = list(outlines(np.random.default_rng(0), 10_000))
+        flat = [one.ravel().tolist() for one in points]
+        masks: list[Any] = {
+            "COCO's polygons": lambda: flat,
+            "PhraseCut's polygons": lambda: [one.tolist() for one in points],
+            "run lengths": lambda: coco_mask.frPyObjects(flat, *HW),
+        }[form]()
+        rule = MaskRule.PHRASECUT if form.startswith("PhraseCut") else MaskRule.COCO
+
+        def run() -> None:
+            for place in range(NUM_CHECKED):
+                check_segmentation([masks[place % len(masks)]], HW, rule=rule)
+
+        return Work(f"{NUM_CHECKED} masks", run, once=True)
+
+    return work
+
+
+STAGES: dict[str, Builder] = {
+    "SAM encoder": sam_encoder,
+    "SAM generator": sam_generator("refcoco"),
+    "SAM with PhraseCut's settings": sam_generator("phrasecut"),
+    "GEM": gem_maps,
+    **{f"features {mode.value}": features(mode) for mode in FusionMode},
     "features Global-Local (ViT-B/32)": baseline("ViT-B-32"),
     "features Global-Local (RN50)": baseline("RN50"),
-    "GEM": gem_maps,
-    "text features": texts,
-    "parse": parses,
-    "guidance": guided,
+    **{f"features of {n} masks": features(FusionMode.GLOBAL_TO_LOCAL, n) for n in (8, 32, 128)},
+    **{f"scores of {n} sentences": scores(n) for n in (7, 28, 112)},
+    **{f"read RefCOCO {split}": read("refcoco", split) for split in ("train", "val")},
+    **{f"read PhraseCut {split}": read("phrasecut", split) for split in ("train", "test")},
+    "look at images": look_at_images,
+    **{
+        f"check {form}": check(form)
+        for form in ("COCO's polygons", "PhraseCut's polygons", "run lengths")
+    },
 }
 
 
-def measure(stage: str, num_masks: int, repeats: int) -> Measurement:
-    """Run a stage in this process, with memory kept as the programs keep it."""
+@torch.inference_mode()
+def measure(stage: str, num_masks: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """Run a stage in this process, with memory kept as the programs keep it.
+
+    Returns:
+        Its row of the table: seconds are of one call, the best of the repetitions; operations are
+        those of matrix products, convolutions and attention, a multiplication and an addition being
+        two; "% of rate" is of those of a large matrix product in the same process.
+    """
     keep_freed_memory()
-    with torch.inference_mode():
-        work = STAGES[stage](num_masks)
-        seconds = _best_of(work.run, repeats)
-        peak = peak_memory_bytes()
-        plain = _best_of(work.plain, repeats) if work.plain else None
-    return Measurement(stage, work.unit, work.count, seconds, plain, peak)
+    work = STAGES[stage](num_masks, folder)
+    operations = None
+    if not work.once:
+        with FlopCounterMode(display=False) as counter:
+            work.run()
+        operations = counter.get_total_flops() or None
+    forget_peaks(torch.device("cpu"))
+    before = _status("VmRSS")
+    seconds = _fastest(work.run, 1 if work.once else repeats)
+    peak, _ = peaks(torch.device("cpu"))
+    per_second = operations and operations / seconds
+    return {
+        "stage": stage,
+        "per call": work.handled,
+        "seconds": seconds,
+        "GFLOP/s": per_second and per_second / 1e9,
+        "% of rate": per_second and 100 * per_second / _rate(),
+        "MB above what was there": (peak - before) / 1e6,
+        "peak MB": peak / 1e6,
+    }
 
 
-def _best_of(call: Callable[[], object], repeats: int) -> float:
+def _rate() -> float:
+    """Measure the operations a second of a large matrix product in float32."""
+    rows, width = 4096, 1024
+    x, weight, bias = torch.randn(rows, width), torch.randn(width, width), torch.zeros(width)
+    return 2 * rows * width**2 / _fastest(lambda: transformer.linear(x, weight, bias), 4)
+
+
+def _fastest(call: Callable[[], object], repeats: int) -> float:
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
-def table(measurements: Sequence[Measurement]) -> Table:
-    """The measurements as text."""
-    return Table(
-        header=("stage", "per call", "seconds", "per second", "peak MB", "times faster than plain"),
-        rows=tuple(
-            (
-                m.stage,
-                f"{m.count} {m.unit}",
-                f"{m.seconds:.3f}",
-                f"{m.count / m.seconds:.1f}",
-                f"{m.peak_bytes / 1e6:.0f}",
-                f"{m.plain_seconds / m.seconds:.2f}" if m.plain_seconds else "-",
-            )
-            for m in measurements
-        ),
-    )
+    return min(times)
 
 
 def main() -> None:
@@ -388,21 +365,22 @@ def main() -> None:
     parser.add_argument("--in_process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.in_process:
-        one = measure(arguments.stages[0], arguments.masks, arguments.repeats)
-        print(json.dumps(asdict(one)))
+        with tempfile.TemporaryDirectory() as name:
+            given = (arguments.stages[0], arguments.masks, arguments.repeats)
+            print(json.dumps(measure(*given, Path(name))))
         return
-    measurements = []
+    rows = []
     for stage in arguments.stages:
         sys.stderr.write(f"{stage} ...\n")
         command = [sys.executable, "-m", "benchmarks.stages", "--in_process", "--stages", stage]
         command += ["--masks", str(arguments.masks), "--repeats", str(arguments.repeats)]
         result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        measurements.append(Measurement(**json.loads(result.stdout.splitlines()[-1])))
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{date.today()}, {machine}, {HW[1]} x {HW[0]} pixels, {arguments.masks} masks\n")
-    print(table(measurements).markdown())
+        rows.append(json.loads(result.stdout.splitlines()[-1]))
+    header = {**machine(torch.device("cpu")), "image": f"{HW[1]} x {HW[0]}"}
+    print(", ".join(f"{name} {value}" for name, value in header.items()), end="\n\n")
+    print(table(rows, 2))
     if arguments.output:
-        arguments.output.write_text(json.dumps([asdict(m) for m in measurements], indent=2))
+        arguments.output.write_text(json.dumps({"machine": header, "stages": rows}, indent=2))
 
 
 if __name__ == "__main__":

@@ -89,22 +89,19 @@ class ImageCounts:
         unions_N = self.areas_N + self.gt_areas_S[column] - intersections_N
         return np.asarray(intersections_N / np.maximum(unions_N, 1))
 
-    def prediction(
-        self, index: int | None, column: int, *, indexed: bool = True
-    ) -> PredictionCounts:
+    def prediction(self, index: int | None, column: int) -> PredictionCounts:
         """Return the counts of a proposal with a ground truth.
 
         Args:
             index: of the proposal; None predicts nothing, an empty mask.
             column: index of the ground truth.
-            indexed: whether the mask is a proposal of the image, and not a method's own.
         """
         if index is None:
             return PredictionCounts(
                 proposal=None, area=0, intersection=0, area_480=0, intersection_480=0
             )
         return PredictionCounts(
-            proposal=index if indexed else None,
+            proposal=index,
             area=int(self.areas_N[index]),
             intersection=int(self.intersections_NS[index, column]),
             area_480=int(self.areas_480_N[index]),

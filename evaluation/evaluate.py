@@ -10,7 +10,9 @@ Shapes: N proposals, S ground truths of one image, H x W image pixels.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +28,7 @@ from evaluation.counts import ImageCounts
 from evaluation.executors import Executor, serial
 from evaluation.proposals import ProposalSource
 from evaluation.records import Record
-from hybridgl.errors import ImageError
+from hybridgl.errors import DataError, ImageError
 from hybridgl.files import file_sha256
 from hybridgl.images import RgbImage
 from hybridgl.masks import Proposals
@@ -83,7 +86,7 @@ class ImageResult:
         }
         if self.counts is not None:
             arrays |= self.counts.arrays()
-        return arrays, {"error": self.error, "scores": [dict(one.meta) for one in self.scores]}
+        return arrays, {"scores": [dict(one.meta) for one in self.scores]}
 
     @classmethod
     def from_entry(cls, entry: Entry) -> ImageResult:
@@ -93,11 +96,9 @@ class ImageResult:
             row, _, name = path.partition("/")
             if name:
                 arrays[int(row)][name] = array
-        error = str(entry.meta["error"])
         return cls(
             scores=[Scores(*one) for one in zip(arrays, entry.meta["scores"], strict=True)],
-            counts=None if error else ImageCounts.from_arrays(entry.arrays),
-            error=error,
+            counts=ImageCounts.from_arrays(entry.arrays),
         )
 
 
@@ -123,6 +124,7 @@ class Evaluation:
             values: hashes of the models, kind of device, number formats.
         overlapping_polygons_dropped: quirk Q9.
         top_k_shrinks_across_images: quirk Q5.
+        may_score: whether an entry that proves damaged may be made again here.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class Evaluation:
         *,
         overlapping_polygons_dropped: bool,
         top_k_shrinks_across_images: bool,
+        may_score: bool = True,
     ) -> None:
         self.method = method
         self.source = source
@@ -150,6 +153,8 @@ class Evaluation:
         }
         self._drops_overlaps = overlapping_polygons_dropped
         self._limit_shrinks = top_k_shrinks_across_images
+        self._may_score = may_score
+        self._errors: dict[int, str] = {}
         self._refs_by_image = split.refs_by_image()
         self._unreadable = set(split.image_errors.unreadable)
         self._cached_result = lru_cache(maxsize=_RESULTS_KEPT)(self._result)
@@ -166,9 +171,7 @@ class Evaluation:
         return [
             image_id
             for image_id in asked
-            if image_id not in self._unreadable
-            and self._samples(image_id)
-            and not self.store.has(_KIND, self._key(image_id))
+            if image_id not in self._unreadable and not self.store.has(_KIND, self._key(image_id))
         ]
 
     def score_images(
@@ -194,10 +197,10 @@ class Evaluation:
             yield from prefetch(self._save, scored)
 
     def _open(self, image_id: int) -> _Opened:
-        key = self._key(image_id)
-        self.store.load(_KIND, key)  # so that the store counts it as made, not as found
         try:
             with timer("decode"):
+                key = self._key(image_id)
+                self.store.load(_KIND, key)  # so that it counts as made, not as found
                 image = self.split.open_image(image_id)
                 _ = image.pixels_HW3  # decoded here, while the device works on the image before
         except ImageError as error:
@@ -208,31 +211,29 @@ class Evaluation:
         self, opened: Iterator[_Opened]
     ) -> Iterator[tuple[_Opened, Callable[[], Proposals] | None]]:
         """Run the proposals' part on the device, a group of images at a time."""
-        needed = self.method.needs_proposals
-        while group := list(itertools.islice(opened, self.source.batch_size if needed else 1)):
+        while group := list(itertools.islice(opened, self.source.batch_size)):
             readable = [(one.image_id, one.image) for one in group if one.image is not None]
             with timer("proposals"):
-                finishers = iter(self.source.submit(readable) if needed else ())
+                finishers = iter(self.source.submit(readable))
             for one in group:
-                yield one, next(finishers) if needed and one.image is not None else None
+                yield one, next(finishers) if one.image is not None else None
 
     def _score(self, opened: _Opened, proposals: Proposals | None) -> tuple[_Opened, Any, Any]:
-        if opened.image is None:
-            return opened, None, []
-        if proposals is None:
-            proposals = Proposals.empty(opened.image.hw)
         sentences = [sentence.raw for _, sentence in self._samples(opened.image_id)]
+        if opened.image is None or proposals is None or not sentences:
+            return opened, proposals, []
         return opened, proposals, self.method.score(opened.image, sentences, proposals)
 
     def _save(self, scored: tuple[_Opened, Proposals | None, Sequence[Scores]]) -> int:
         opened, proposals, scores = scored
-        counts = None
-        if proposals is not None:
-            with timer("counts"):
-                gt_masks = [self.gt_mask(ref) for ref in self._refs_by_image[opened.image_id]]
-                counts = ImageCounts.of(proposals.masks_NHW, np.stack(gt_masks))
-        result = ImageResult(scores, counts, opened.error)
-        self.store.save(_KIND, opened.key, *result.content())
+        if proposals is None:
+            # Not stored: what cannot be read today may be read tomorrow.
+            self._errors[opened.image_id] = opened.error
+            return opened.image_id
+        with timer("counts"):
+            gt_masks = [self.gt_mask(ref) for ref in self._refs_by_image[opened.image_id]]
+            counts = ImageCounts.of(proposals.masks_NHW, np.stack(gt_masks))
+        self.store.save(_KIND, opened.key, *ImageResult(scores, counts).content())
         return opened.image_id
 
     def gt_mask(self, ref: Ref) -> NDArray[np.bool_]:
@@ -253,8 +254,6 @@ class Evaluation:
         limit: int | None = None
         reported: set[int] = set()
         for ref in self.split.refs:
-            if not self._samples(ref.image_id):
-                continue
             result = self.result(ref.image_id)
             if result.error and ref.image_id not in {*self._unreadable, *reported}:
                 reported.add(ref.image_id)
@@ -290,13 +289,18 @@ class Evaluation:
     def _result(self, image_id: int) -> ImageResult:
         if image_id in self._unreadable:
             return ImageResult((), None, "the file is missing or corrupt")
-        key = self._key(image_id)
-        entry = self.store.load(_KIND, key)
-        if entry is None:
+        entry = self.store.load(_KIND, self._key(image_id))
+        if entry is None and image_id not in self._errors:
+            if not self._may_score:
+                raise DataError(
+                    f"Expected the scores of image {image_id} in {self.store.root}, got a damaged "
+                    f"entry of another kind of device; copy it again, or give that --device."
+                )
             for _ in self.score_images([image_id]):
                 pass
-            entry = self.store.load(_KIND, key)
-            assert entry is not None
+            entry = self.store.load(_KIND, self._key(image_id))
+        if entry is None:
+            return ImageResult((), None, self._errors[image_id])
         return ImageResult.from_entry(entry)
 
     def _record(
@@ -327,7 +331,7 @@ class Evaluation:
             position=expression.position.value if expression else None,
             relation=expression.relation.value if expression else None,
             truncated=prediction.truncated,
-            **self._yardsticks(counts, column),
+            **self._oracle_and_chance(counts, column),
             gt_area=int(counts.gt_areas_S[column]),
             gt_area_480=int(counts.gt_areas_480_S[column]),
             predictions={
@@ -336,7 +340,7 @@ class Evaluation:
             },
         )
 
-    def _yardsticks(self, counts: ImageCounts, column: int) -> dict[str, Any]:
+    def _oracle_and_chance(self, counts: ImageCounts, column: int) -> dict[str, Any]:
         """Return the number of proposals, the best of them, and what chance scores."""
         names = ("num_proposals", "oracle_area", "oracle_intersection", "chance_iou")
         if not self.method.needs_proposals:
@@ -354,8 +358,14 @@ class Evaluation:
         if variant in prediction.masks:
             masks_1HW = prediction.masks[variant][None]
             counts = ImageCounts.of(masks_1HW, self.gt_mask(ref)[None])
-            return counts.prediction(0, 0, indexed=False)
+            return msgspec.structs.replace(counts.prediction(0, 0), proposal=None)
         return counts.prediction(prediction.proposals.get(variant), column)
+
+    def images_sha256(self) -> str:
+        """Hash the content of all image files that are there."""
+        ids = [image_id for image_id in self.split.images if image_id not in self._unreadable]
+        files = [[one, file_sha256(self.split.image_path(one))] for one in ids]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
     def _samples(self, image_id: int) -> list[tuple[Ref, Sentence]]:
         """Sentences of an image, each with its ref; none for refs without sentences.

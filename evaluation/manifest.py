@@ -8,7 +8,8 @@ other packages has begun.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ class Manifest:
         numerics: number formats and whether the encoders are compiled, by model.
         device: kind of device: "cpu" or "cuda".
         masks_per_chunk: masks that are worked on at once, which decides rounding.
+        images_at_once: images that go through SAM's encoder together, likewise.
     """
 
     names: dict[str, str]
@@ -39,6 +41,7 @@ class Manifest:
     numerics: dict[str, str]
     device: str
     masks_per_chunk: int
+    images_at_once: int
 
     def made_by(self) -> dict[str, Any]:
         """Return what takes part in the keys of results, as JSON values."""
@@ -47,12 +50,8 @@ class Manifest:
             "numerics": self.numerics,
             "device": self.device,
             "masks_per_chunk": self.masks_per_chunk,
+            "images_at_once": self.images_at_once,
         }
-
-    def on(self, device: str) -> Manifest:
-        """Return the same for another kind of device."""
-        chunk = views.masks_per_chunk((1, 1), device)
-        return Manifest(self.names, self.sha256, self.numerics, device, chunk)
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
@@ -85,7 +84,7 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
             if name != "parser":
                 models.require(name)
             sha256[name] = models.sha256(name)
-        except (WeightsError, OSError) as reason:
+        except (WeightsError, FileNotFoundError) as reason:
             missing[name] = reason
     names = {name: models.name(name) for name in needed}
     known = list(_manifests(store)) if missing else []
@@ -112,19 +111,31 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
         models.require(*(name for name in missing if name != "parser"))
         raise WeightsError(" ".join(absences))
     numerics = {name: models.numerics(name) for name in needed if name != "parser"}
-    device = models.device.type
-    chunk = views.masks_per_chunk((1, 1), device)
-    return Manifest(names, {name: sha256[name] for name in needed}, numerics, device, chunk)
+    return Manifest(
+        names=names,
+        sha256={name: sha256[name] for name in needed},
+        numerics=numerics,
+        device=models.device.type,
+        masks_per_chunk=views.masks_per_chunk((1, 1), models.device.type),
+        images_at_once=models.images_at_once,
+    )
 
 
 def other_devices(store: Store, manifest: Manifest) -> list[Manifest]:
     """Return the same models on those other kinds of device that have filled the store."""
-    kinds = {
-        one.device
+    alike = [
+        dataclasses.replace(
+            one, names=manifest.names, sha256=manifest.sha256, numerics=manifest.numerics
+        )
         for one in _manifests(store)
-        if all(one.sha256.get(name, sha) == sha for name, sha in manifest.sha256.items())
-    }
-    return [manifest.on(kind) for kind in sorted(kinds - {manifest.device})]
+        if _agrees(one.sha256, manifest.sha256) and _agrees(one.numerics, manifest.numerics)
+    ]
+    return [one for place, one in enumerate(alike) if one != manifest and one not in alike[:place]]
+
+
+def _agrees(some: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Tell whether no model has other content, as far as both name it."""
+    return all(some.get(name, value) == value for name, value in wanted.items())
 
 
 def _manifests(store: Store) -> Iterator[Manifest]:

@@ -14,16 +14,17 @@ import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from hybridgl.errors import DataError
 from refer.dataset import ReferSplit
+from refer.entries import first_few
 from refer.segmentation import check_segmentation
 from utils.runtime import progress
 
-__all__ = ["few", "read_json", "read_masks"]
+__all__ = ["read_json", "read_masks"]
 
 _ImageId = int | str
 """A number, also where a file has digits in a string; another string is of no dataset's image."""
@@ -33,9 +34,6 @@ _MAX_ID_DIGITS = 18
 
 _MAX_SCORE = 1e30
 """Numbers below it are finite, also as float32."""
-
-_FEW = 5
-"""How many images are named where many are meant."""
 
 _FORMS = "a list of {image_id, segmentation, score}, or an object with images and annotations"
 _REMEDY = "write one of COCO's two forms; third_party/README.md has a writer"
@@ -67,7 +65,7 @@ def read_masks(
     rows = content
     if isinstance(content, dict):
         if not {"images", "annotations"} <= content.keys():
-            keys = few(map(reprlib.repr, content)) or "nothing"
+            keys = first_few(map(reprlib.repr, content)) or "nothing"
             raise DataError(f"Expected {_FORMS} in {path}, got an object with {keys}; {_REMEDY}.")
         listed = _listed_images(path, content["images"], split)
         rows = content["annotations"]
@@ -104,7 +102,8 @@ def read_masks(
         raise DataError(
             f"Expected masks for the {len(split.images)} images in {path}, got none of their ids: "
             f"entry 0 has image_id {reprlib.repr(rows[0]['image_id'])}; the images have "
-            f"{few(split.images)}: write the dataset's number of the image as image_id, not its "
+            f"{first_few(split.images)}: write the dataset's number of the image as image_id, not "
+            "its "
             "file name nor its place in a list, or give the file of this dataset."
         )
     return masks
@@ -202,14 +201,3 @@ def _score(row: Mapping[str, Any]) -> float:
 
 def _base_name(name: str) -> str:
     return re.split(r"[/\\]", name)[-1]
-
-
-def few(items: Iterable[object]) -> str:
-    """Name the first items, and how many more there are.
-
-    >>> few(range(7)), few("ab")
-    ('0, 1, 2, 3, 4 and 2 more', 'a, b')
-    """
-    texts = [str(item) for item in items]
-    more = len(texts) - _FEW
-    return ", ".join(texts[:_FEW]) + (f" and {more} more" if more > 0 else "")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.proposal_files import few, read_json, read_masks
+from evaluation.proposal_files import read_json, read_masks
 from hybridgl.config import ProposalConfig
 from hybridgl.images import RgbImage
 from hybridgl.masks import Proposals, mask_boxes_xywh
@@ -21,9 +21,10 @@ from hybridgl.models import Models
 from hybridgl.proposals import SamProposals
 from hybridgl.store import Store
 from refer.dataset import ReferSplit
+from refer.entries import first_few
 from refer.segmentation import gt_mask
 
-__all__ = ["FileSource", "GroundTruthSource", "ProposalSource", "SamSource"]
+__all__ = ["FileSource", "GroundTruthSource", "NoSource", "ProposalSource", "SamSource"]
 
 Finish = Callable[[], Proposals]
 """Does the host's part of making an image's masks, in any thread."""
@@ -56,6 +57,23 @@ class ProposalSource(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """Return what must be the same for the same masks, as JSON values."""
+
+
+class NoSource(ProposalSource):
+    """No masks, for methods that need none."""
+
+    name = "none"
+    models: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    batch_size = 1
+
+    def submit(self, images: Sequence[tuple[int, RgbImage]]) -> list[Finish]:
+        """Propose nothing."""
+        return [partial(Proposals.empty, image.hw) for _, image in images]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the kind of source."""
+        return {"source": "none"}
 
 
 class SamSource(ProposalSource):
@@ -115,7 +133,7 @@ class FileSource(ProposalSource):
         if absent:
             self.warnings = (
                 f"{len(absent)} of {len(split.images)} images have no entry in {path}, so no "
-                f"proposals: {few(absent)}.",
+                f"proposals: {first_few(absent)}.",
             )
 
     def submit(self, images: Sequence[tuple[int, RgbImage]]) -> list[Finish]:
@@ -140,7 +158,7 @@ class GroundTruthSource(ProposalSource):
 
     Args:
         split: the data.
-        overlapping_polygons_dropped: quirk Q9, as for the truth that picks are scored against.
+        overlapping_polygons_dropped: quirk Q9, as for the ground truth of the scores.
 
     Raises:
         DataError: an annotation's segmentation is broken.

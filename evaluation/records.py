@@ -170,8 +170,8 @@ def _contradictions(record: Record) -> Iterator[str]:
 
 def _of_prediction(record: Record, counts: PredictionCounts) -> Iterator[str]:
     proposal, num_proposals = counts.proposal, record.num_proposals or 0
-    if (proposal is None) != (num_proposals == 0):
-        yield f"proposal {proposal} where num_proposals is {record.num_proposals}"
+    if proposal is None and counts.area and record.num_proposals is not None:
+        yield f"area {counts.area} of no proposal"
     if proposal is not None and not 0 <= proposal < num_proposals:
         yield f"proposal {proposal} outside 0..{num_proposals - 1}"
     nothing_there = record.image_error or record.num_proposals == 0

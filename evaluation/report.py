@@ -14,6 +14,7 @@ from evaluation.published import SOURCES, published
 from evaluation.records import Record
 from hybridgl import metrics
 from hybridgl.metrics import EvaluationProtocol
+from hybridgl.timing import timer
 from utils.tables import Table
 
 __all__ = ["BREAKDOWNS", "Breakdown", "Report", "ReportContext"]
@@ -158,6 +159,7 @@ class Report:
         return by_variant
 
     @cached_property
+    @timer("intervals")
     def intervals(self) -> dict[str, dict[str, list[float]]]:
         """95 % intervals of all scores of every variant, by bootstrap over images."""
         image_ids = [record.image_id for record in self.records]

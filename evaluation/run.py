@@ -8,14 +8,20 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
 from evaluation.evaluate import Evaluation, check_ground_truth
 from evaluation.executors import Executor, serial
 from evaluation.manifest import Manifest, find_manifest, other_devices, write_manifest
-from evaluation.proposals import FileSource, GroundTruthSource, ProposalSource, SamSource
+from evaluation.proposals import (
+    FileSource,
+    GroundTruthSource,
+    NoSource,
+    ProposalSource,
+    SamSource,
+)
 from evaluation.records import (
     Record,
     read_records,
@@ -26,17 +32,23 @@ from evaluation.records import (
 from evaluation.report import Report, ReportContext
 from evaluation.samples import draw_samples
 from evaluation.shards import Shard
-from hybridgl.build import build_models
-from hybridgl.config import MethodConfig, ModelConfig, ProfileConfig, ReferenceQuirks
-from hybridgl.errors import DataError, SettingError
+from hybridgl.config import (
+    HybridGLConfig,
+    MethodConfig,
+    ModelConfig,
+    ProfileConfig,
+    ReferenceQuirks,
+)
+from hybridgl.errors import DataError, HybridGLError, SettingError
 from hybridgl.files import atomic_write_bytes, check_folder
 from hybridgl.methods import Method
 from hybridgl.metrics import PROTOCOLS
-from hybridgl.models import select_device
+from hybridgl.models import Models, select_device
 from hybridgl.settings import Settings, add_arguments, setting, setting_names
 from hybridgl.store import Store
 from refer.config import SplitConfig, load_split
 from refer.dataset import ReferSplit
+from refer.splits import DATASETS
 from utils.runtime import Stopwatch, peak_memory_bytes, progress
 
 __all__ = [
@@ -171,10 +183,14 @@ class RunConfig:
         method = kind.Config.from_arguments(arguments, **given).resolved(data.name)
         chosen = ModelConfig.from_arguments(arguments)
         models, usual_models, of_weights = (
-            one.resolved(data.dataset, published_clip=kind.published_clip)
+            one.resolved(data.dataset, published_clip=kind.Config.published_clip)
             for one in (chosen, ModelConfig(), ModelConfig(weights=chosen.weights))
         )
+        custom = {} if data.dataset in DATASETS else {"dataset": str(Path(data.dataset).resolve())}
+        root = data.refer_data_root
         changed = {
+            **custom,
+            **({} if root == SplitConfig().refer_data_root else {"refer_data_root": str(root)}),
             **({} if data.limit is None else {"limit": data.limit}),
             **({} if choice.proposals == "sam" else {"proposals": choice.proposals}),
             **method.changed(kind.Config(**given).resolved(data.name)),
@@ -195,8 +211,9 @@ class RunConfig:
     @property
     def mode(self) -> str:
         """What names the method's setting in folders and reports."""
-        fusion = getattr(self.method, "fusion", None)
-        return str(fusion.fusion_mode.value) if fusion is not None else self.choice.method
+        if isinstance(self.method, HybridGLConfig):
+            return str(self.method.fusion.fusion_mode.value)
+        return self.choice.method
 
     @property
     def folder(self) -> Path:
@@ -252,7 +269,7 @@ class Run:
 
     Attributes:
         settings: everything that decides the records, as JSON values.
-        warnings: what is doubtful about it before it starts: one line each.
+        warnings: what speaks against taking its scores as they are: one line each.
 
     Raises:
         SettingError: a wrong value.
@@ -268,28 +285,32 @@ class Run:
         check_folder(config.folder, "--output")
         proposal_file = _proposal_file(config.choice.proposals)
         self.store = config.storage.open(keep_tokens=config.storage.keep_tokens)
-        self.models = build_models(config.models)
+        self.models = Models.from_config(config.models)
         kind = methods[config.choice.method]
         self.method: Method = kind(self.models, config.method, self.store)
         self.split = load_split(config.data) if split is None else split
-        quirks = config.method.quirks
-        self.source: ProposalSource
-        if proposal_file is not None:
-            self.source = FileSource(proposal_file, self.split)
-        elif config.choice.proposals == "gt":
-            self.source = GroundTruthSource(
-                self.split, overlapping_polygons_dropped=quirks.overlapping_polygons_dropped
-            )
-        else:
-            self.source = SamSource(self.models, config.models.proposals, self.store)
+        self.source = self._source(proposal_file)
         needed = (*self.method.models_needed, *self.source.models)
         self.manifest = find_manifest(self.store, self.models, needed)
         self.evaluation = self._evaluation(self.manifest)
+        self._images_sha256 = self.evaluation.images_sha256()
         self.warnings = [
             *self.split.warnings,
             *self.source.warnings,
             *self.models.warnings(*needed),
         ]
+        self._use_other_device()
+
+    def _source(self, proposal_file: Path | None) -> ProposalSource:
+        """Return the source of proposals that the settings name."""
+        if not self.method.needs_proposals:
+            return NoSource()
+        if proposal_file is not None:
+            return FileSource(proposal_file, self.split)
+        if self.config.choice.proposals == "gt":
+            dropped = self.config.method.quirks.overlapping_polygons_dropped
+            return GroundTruthSource(self.split, overlapping_polygons_dropped=dropped)
+        return SamSource(self.models, self.config.models.proposals, self.store)
 
     @property
     def folder(self) -> Path:
@@ -313,7 +334,7 @@ class Run:
             "method": self.method.settings(),
             "proposals": self.source.settings(),
             "models": {"names": manifest.names, **manifest.made_by()},
-            "versions": {name: version(name) for name in _PACKAGES},
+            "images": self._images_sha256,
         }
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
@@ -351,19 +372,16 @@ class Run:
             finished = self.finished_records()
             if finished is not None:
                 return self._rescored(finished)
-        self._use_other_device()
         self.check_folder_settings()
         check_ground_truth(self.split)
         watch = Stopwatch()
         with watch.measure("scores"):
             self._score(executor)
         if storage.shard:
-            missing = len(self.evaluation.missing())
-            total = len(self.split.images)
             return (
-                f"shard {storage.shard} is scored; {self.store.root}/ lacks {missing} of {total} "
-                f"images. Run without --shard to write records, with this store or a copy of all "
-                f"shards' stores over each other."
+                f"shard {storage.shard} is in {self.store.root}/. When all are, run without "
+                f"--shard to write records, with this store or a copy of all shards' stores over "
+                f"each other."
             )
         with watch.measure("records"):
             made = list(
@@ -392,20 +410,23 @@ class Run:
 
     def _use_other_device(self) -> None:
         """Take what another kind of device has made, if that is all there is to make."""
-        if self.config.storage.shard or not self.evaluation.missing():
+        storage = self.config.storage
+        own = self.evaluation.missing()
+        if storage.shard or storage.overwrite or not own:
             return
+        total = len(self.split.images) - len(self.split.image_errors.unreadable)
         for manifest in other_devices(self.store, self.manifest):
             missing = len(self._evaluation(manifest).missing())
             if not missing:
                 self._use(manifest)
                 return
-            if missing < len(self.split.images):
+            if missing < min(len(own), total):
                 _logger.warning(
                     "%s holds scores of %d of %d images that were made on %s; on %s all are made "
                     "again.",
                     self.store.root,
-                    len(self.split.images) - missing,
-                    len(self.split.images),
+                    total - missing,
+                    total,
                     manifest.device,
                     self.manifest.device,
                 )
@@ -413,7 +434,8 @@ class Run:
     def _use(self, manifest: Manifest) -> None:
         """Take the results that a manifest names."""
         if manifest != self.manifest:
-            self.manifest, self.evaluation = manifest, self._evaluation(manifest)
+            self.evaluation = self._evaluation(manifest)
+            self.manifest = manifest
             self.warnings.append(f"All images were scored on another device: {manifest.device}.")
 
     def _evaluation(self, manifest: Manifest) -> Evaluation:
@@ -426,6 +448,7 @@ class Run:
             manifest.made_by(),
             overlapping_polygons_dropped=quirks.overlapping_polygons_dropped,
             top_k_shrinks_across_images=quirks.top_k_shrinks_across_images,
+            may_score=manifest == self.manifest,
         )
 
     def check_folder_settings(self) -> None:
@@ -452,8 +475,6 @@ class Run:
         (self.folder / _SUMMARY).unlink(missing_ok=True)
         records = [record for record, _ in made]
         write_records(self.folder / "records.jsonl", records)
-        with watch.measure("figures"):
-            draw_samples(self.evaluation, made, self.folder / "figures")
         found, missed = dict(self.store.hits), dict(self.store.misses)
         text = self._write_scores(
             records,
@@ -463,6 +484,10 @@ class Run:
                 "peak_memory_bytes": peak_memory_bytes(),
             },
         )
+        try:
+            draw_samples(self.evaluation, made, self.folder / "figures")
+        except (HybridGLError, OSError) as error:
+            _logger.warning("The figures could not be drawn: %s", error)
         return "\n".join(
             [
                 text,
@@ -497,6 +522,7 @@ class Run:
             "protocol": self.config.choice.protocol,
             "counts": context.counts,
             "image_errors": _image_errors(self.split),
+            "versions": {name: _version(name) for name in _PACKAGES},
             "warnings": warnings,
             **report.json(),
             **made,
@@ -514,11 +540,10 @@ class Run:
             records: of this run.
             protocol: name of the evaluation protocol; None is the run's own.
         """
-        quirks = self.method.settings().get("quirks", {})
         return Report.of(
             records,
             PROTOCOLS[protocol or self.config.choice.protocol],
-            skips_without_proposals=quirks.get("images_without_proposals_skipped", False),
+            skips_without_proposals=self.method.skips_without_proposals,
         )
 
     def _unreadable(self, records: Sequence[Record]) -> list[str]:
@@ -540,13 +565,13 @@ class Run:
             config.mode,
             f"{config.choice.profile.value} profile",
             *(f"CLIP {name}" for model, name in self.manifest.names.items() if model == "clip"),
-            f"proposals of {self.source.name}",
+            *([f"proposals of {self.source.name}"] if self.method.needs_proposals else []),
             config.models.dtype,
         ]
         parts += [
             f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
             for name, value in config.changed.items()
-            if name not in ("proposals", "fusion_mode", "dtype")
+            if name not in ("proposals", "fusion_mode", "dtype", "dataset", "refer_data_root")
         ]
         return ", ".join([*parts, f"protocol {config.choice.protocol}"])
 
@@ -581,6 +606,14 @@ def _image_errors(split: ReferSplit) -> dict[str, Any]:
         "corrupt": list(errors.corrupt),
         "wrong_size": [[image_id, *hw] for image_id, hw in errors.wrong_size.items()],
     }
+
+
+def _version(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _proposal_file(proposals: str) -> Path | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hybridgl.errors import DataError, SettingError
 from hybridgl.settings import Settings, setting
+from hybridgl.timing import timer
 from refer.coco import custom_name, load_custom, resolve_split
 from refer.dataset import ReferSplit
 from refer.image_errors import describe_image_errors, find_image_errors
@@ -98,6 +99,7 @@ class SplitConfig(Settings):
         return "-".join(filter(None, [self.name, *drawn_by, self.split]))
 
 
+@timer("read annotations")
 def load_split(config: SplitConfig) -> ReferSplit:
     """Load the split that the settings name; the shapes world is made where it is missing.
 

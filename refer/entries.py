@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -129,11 +129,12 @@ def require_unique(ids: Iterable[object], what: str) -> None:
         seen.add(one)
 
 
-def first_few(names: Sequence[object]) -> str:
+def first_few(names: Iterable[object]) -> str:
     """Name the first of a list that may be long.
 
     >>> first_few([1, 2, 3, 4, 5, 6])
     '1, 2, 3, 4, 5 and 1 more'
     """
-    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return ", ".join(map(str, names[:FEW])) + more
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - FEW} more" if len(texts) > FEW else ""
+    return ", ".join(texts[:FEW]) + more

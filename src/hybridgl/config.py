@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import ClassVar
 
 from hybridgl.errors import SettingError
 from hybridgl.settings import Settings, setting
@@ -279,6 +280,8 @@ class GuidanceConfig(Settings):
 class MethodConfig(Settings):
     """Settings of any method: everything that decides its predictions, besides its inputs."""
 
+    published_clip: ClassVar[str] = "ViT-B-16"
+    """CLIP architecture that the method was published with."""
     quirks: ReferenceQuirks = field(default_factory=ReferenceQuirks)
     """Deviations of the released programs that are reproduced."""
 
@@ -301,6 +304,7 @@ class HybridGLConfig(MethodConfig):
 class GlobalLocalConfig(MethodConfig):
     """Settings of Global-Local CLIP."""
 
+    published_clip: ClassVar[str] = "ViT-B-32"
     blocks: MaskedBlocksConfig = field(default_factory=MaskedBlocksConfig)
     text: TextConfig = field(default_factory=TextConfig)
     mixing_weight: float | None = setting(

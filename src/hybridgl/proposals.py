@@ -68,6 +68,7 @@ class SamProposals:
         inputs = {
             "image": image.sha256,
             "sam": self._models.sha256("sam"),
+            "device": self._models.device.type,
             "numerics": self._models.numerics("sam"),
             "config": self.config.json(),
         }

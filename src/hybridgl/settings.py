@@ -128,7 +128,7 @@ class Settings:
             declaration = field.metadata.get(_KEY)
             if declaration is None and _is_settings(types[field.name]):
                 values[field.name] = types[field.name].from_arguments(arguments)
-            elif declaration is not None and hasattr(arguments, field.name):
+            elif declaration is not None and declaration.flag and hasattr(arguments, field.name):
                 value = getattr(arguments, field.name)
                 values[field.name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
@@ -183,10 +183,12 @@ def add_arguments(
         choices: values that only the program knows, by the setting's name.
     """
     group = parser.add_argument_group(title)
-    seen: set[str] = set()
+    seen: dict[str, tuple[Any, Any]] = {}
     for name, kind, field in (row for one in classes for row in _declared(one)):
-        if name not in seen:
-            seen.add(name)
+        declared = (field.default, field.metadata[_KEY])
+        if seen.setdefault(name, declared) != declared:
+            raise TypeError(f"Expected one declaration of the setting {name}, got two; rename one.")
+        if seen[name] is declared:
             declaration = field.metadata[_KEY]
             if choices and name in choices:
                 declaration = dataclasses.replace(declaration, choices=choices[name])

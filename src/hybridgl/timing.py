@@ -10,6 +10,7 @@ from contextlib import contextmanager
 __all__ = ["collect", "timer"]
 
 _collectors: list[Callable[[str, float], None]] = []
+_waits: list[Callable[[], None]] = []
 _inner = threading.local()
 
 
@@ -27,21 +28,23 @@ def timer(stage: str) -> Iterator[None]:
         return
     outer = getattr(_inner, "seconds", 0.0)
     _inner.seconds = 0.0
-    start = time.perf_counter()
+    start = _now()
     try:
         yield
     finally:
-        elapsed = time.perf_counter() - start
+        elapsed = _now() - start
         for collector in list(_collectors):
             collector(stage, elapsed - _inner.seconds)
         _inner.seconds = outer + elapsed
 
 
 @contextmanager
-def collect() -> Iterator[dict[str, float]]:
+def collect(wait: Callable[[], None] | None = None) -> Iterator[dict[str, float]]:
     """Add up the seconds of every stage that is timed within the block, in all threads.
 
-    On a GPU, a stage's seconds are those of the host, unless the caller makes the device wait.
+    Args:
+        wait: called before each look at the clock. On a GPU, a stage's seconds are those of the
+            host, unless this is ``torch.cuda.synchronize``.
 
     Example:
         >>> with collect() as seconds, timer("parse"):
@@ -57,7 +60,17 @@ def collect() -> Iterator[dict[str, float]]:
             seconds[stage] = seconds.get(stage, 0.0) + elapsed
 
     _collectors.append(add)
+    waits = [wait] if wait else []
+    _waits.extend(waits)
     try:
         yield seconds
     finally:
         _collectors.remove(add)
+        for one in waits:
+            _waits.remove(one)
+
+
+def _now() -> float:
+    for wait in list(_waits):
+        wait()
+    return time.perf_counter()

@@ -102,7 +102,7 @@ class ToyMethod:
         self.scored = []
 
     def load(self):
-        pass
+        self.models.require("clip")
 
     def score(self, image, sentences, proposals):
         self.scored.append(list(sentences))

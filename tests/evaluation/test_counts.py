@@ -87,13 +87,6 @@ def test_empty_ground_truth_scores_zero_and_divides_by_nothing():
     assert found.prediction(0, 0).intersection == 0
 
 
-def test_mask_of_a_method_is_no_proposal():
-    found = ImageCounts.of(rows(1), rows(2))
-    own, proposal = found.prediction(0, 0, indexed=False), found.prediction(0, 0)
-    assert (own.proposal, proposal.proposal) == (None, 0)
-    assert (own.area, own.intersection_480) == (proposal.area, proposal.intersection_480)
-
-
 def test_permuted_proposals_give_the_same_counts():
     masks, order = rows(1, 2, 3, 4), [3, 1, 0, 2]
     plain, permuted = ImageCounts.of(masks, rows(3)), ImageCounts.of(masks[order], rows(3))

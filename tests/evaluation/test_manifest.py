@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from evaluation.manifest import find_manifest, other_devices, write_manifest
-from hybridgl.build import build_models
 from hybridgl.config import ModelConfig
 from hybridgl.errors import DataError, WeightsError
+from hybridgl.models import Models
 from hybridgl.store import Store
 from tests.evaluation.factories import ToyMethod
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("without_figures")
 
 def models_of(**changes):
     config = ModelConfig(weights="tiny", device="cpu", **changes)
-    return build_models(config.resolved(published_clip="ViT-B-16"))
+    return Models.from_config(config.resolved(published_clip="ViT-B-16"))
 
 
 @pytest.fixture

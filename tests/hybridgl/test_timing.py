@@ -99,3 +99,12 @@ def test_threads_add_to_one_sum_and_do_not_nest_in_each_other(clock):
             list(threads.map(work, range(4)))
         clock(0.5)
     assert seconds == {"work": 4.0, "wait": 0.5}
+
+
+def test_the_device_is_awaited_before_each_look_at_the_clock(clock):
+    with collect(lambda: clock(1.0)) as seconds, timer("parse"):
+        clock(4.0)
+    with timer("parse"):
+        clock(8.0)
+    assert seconds == {"parse": 5.0}
+    assert timing._waits == []

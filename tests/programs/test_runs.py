@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from evaluation.breakdowns import BREAKDOWNS
 from pycocotools import mask as coco_mask
 
 import hybridgl_main
 import save_attn_gem
-from evaluation.breakdowns import BREAKDOWNS
 from evaluation.records import read_records
 from evaluation.report import draw_samples
 from evaluation.run import prepare

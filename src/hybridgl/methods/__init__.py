@@ -1,20 +1,23 @@
 """Methods: each scores an image for its expressions, and chooses what an expression refers to.
 
-A method is a class with the attributes and functions of ``Method``. What it scores is stored by
-whoever runs it, so that choosing again, under other settings or another limit, takes microseconds.
+A method is a subclass of ``Method`` with a way to score and one to choose. What it scores is stored
+by whoever runs it, so that choosing again, under other settings or another limit, takes
+microseconds.
 
 Shapes: N proposals, H x W image pixels.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridgl.config import MethodConfig
 from hybridgl.guidance import Choice
 from hybridgl.images import RgbImage
 from hybridgl.language import ParsedExpression
@@ -63,35 +66,34 @@ class Prediction:
     attention: Callable[[tuple[int, int]], NDArray[np.float32]] | None = None
 
 
-class Method(Protocol):
-    """What an evaluation needs of a method.
+class Method(ABC):
+    """Base of methods: what an evaluation needs of one.
+
+    Args:
+        models: the models that it computes with, each loaded at first use.
+        config: its settings, a ``Config``.
+        store: keeps the results of stages; None computes them every time.
 
     Attributes:
         name: as on the command line.
         variants: its ways of predicting; the last is the method.
         needs_proposals: whether it chooses among proposals; otherwise it predicts masks.
         models_needed: those of "clip", "sam" and "parser" that it computes with.
-        Config: class of its settings, a ``MethodConfig``.
-        published_clip: CLIP architecture that it was published with.
+        Config: class of its settings.
     """
 
     name: ClassVar[str]
     variants: ClassVar[tuple[str, ...]]
-    needs_proposals: ClassVar[bool]
-    models_needed: ClassVar[tuple[str, ...]]
-    Config: ClassVar[type[Any]]
-    published_clip: ClassVar[str]
+    needs_proposals: ClassVar[bool] = True
+    models_needed: ClassVar[tuple[str, ...]] = ()
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, models: Models, config: Any, store: Store | None = None) -> None:
-        """Take models, settings (a ``Config``), and what keeps the results of stages."""
+        self.models = models
+        self.config = config
+        self.store = store
 
-    def load(self) -> None:
-        """Load what ``score`` needs, so that a wrong file is found before any work.
-
-        Raises:
-            WeightsError: a file is damaged or of another architecture.
-        """
-
+    @abstractmethod
     def score(
         self, image: RgbImage, sentences: Sequence[str], proposals: Proposals
     ) -> list[Scores]:
@@ -106,6 +108,7 @@ class Method(Protocol):
             One for every sentence.
         """
 
+    @abstractmethod
     def choose(self, scores: Scores, /, *, k_limit: int | None = None) -> Prediction:
         """Predict what one sentence refers to, in microseconds and without a model.
 
@@ -120,3 +123,17 @@ class Method(Protocol):
         Args:
             late: include those that only ``choose`` reads.
         """
+        return {"name": self.name, **self.config.json(late=late)}
+
+    def load(self) -> None:
+        """Load the models, so that a wrong file is found before any work.
+
+        Raises:
+            WeightsError: a file is damaged or of another architecture.
+        """
+        self.models.load(*self.models_needed)
+
+    @property
+    def skips_without_proposals(self) -> bool:
+        """Whether samples without proposals are left out of the scores (quirk Q8)."""
+        return False

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,10 +30,9 @@ from hybridgl.guidance import similarity_scores
 from hybridgl.images import RgbImage
 from hybridgl.language import ParsedExpression, expression_features, parse_sentences
 from hybridgl.masks import Proposals
-from hybridgl.methods import Prediction, Scores
-from hybridgl.models import Models
+from hybridgl.methods import Method, Prediction, Scores
 from hybridgl.models.clip import ClipEncoder, ResNetTower
-from hybridgl.store import Content, Store, cached
+from hybridgl.store import Content, cached
 from hybridgl.timing import timer
 
 __all__ = [
@@ -165,7 +164,7 @@ def crop_features(clip: ClipEncoder, crops_N3RR: Tensor) -> Tensor:
     return F.normalize(features_NE, dim=-1) if clip.resnet else features_NE
 
 
-class GlobalLocalClip:
+class GlobalLocalClip(Method):
     """The baseline on masks from any source.
 
     Args:
@@ -176,17 +175,9 @@ class GlobalLocalClip:
 
     name: ClassVar[str] = "global_local"
     variants: ClassVar[tuple[str, ...]] = ("features",)
-    needs_proposals: ClassVar[bool] = True
     models_needed: ClassVar[tuple[str, ...]] = ("clip", "parser")
     Config: ClassVar[type[GlobalLocalConfig]] = GlobalLocalConfig
-    published_clip: ClassVar[str] = "ViT-B-32"
-
-    def __init__(
-        self, models: Models, config: GlobalLocalConfig, store: Store | None = None
-    ) -> None:
-        self.models = models
-        self.config = config
-        self._store = store
+    config: GlobalLocalConfig
 
     @cached_property
     def clip(self) -> ClipEncoder:
@@ -206,14 +197,13 @@ class GlobalLocalClip:
         return clip
 
     def load(self) -> None:
-        """Load CLIP and, unless only the store's parses are needed, the parser.
+        """Load the models, so that a wrong file is found before any work.
 
         Raises:
             WeightsError: a file is damaged or of another architecture.
         """
+        super().load()
         _ = self.clip
-        if self.models.is_here("parser"):
-            _ = self.models.parser
 
     @torch.inference_mode()
     def score(
@@ -228,7 +218,7 @@ class GlobalLocalClip:
         """
         right_never = self.config.quirks.right_relation_never_matches
         expressions = parse_sentences(
-            self.models, self._store, sentences, right_relation_never_matches=right_never
+            self.models, self.store, sentences, right_relation_never_matches=right_never
         )
         similarity_SN = np.zeros((len(expressions), 0))
         if len(proposals):
@@ -259,13 +249,10 @@ class GlobalLocalClip:
             similarity_N=similarity_N,
         )
 
-    def settings(self, *, late: bool = True) -> dict[str, Any]:
-        """Return name and settings as JSON values.
-
-        Args:
-            late: include those that only ``choose`` reads; there are none.
-        """
-        return {"name": self.name, **self.config.json(late=late)}
+    @property
+    def skips_without_proposals(self) -> bool:
+        """Whether samples without proposals are left out of the scores (quirk Q8)."""
+        return self.config.quirks.images_without_proposals_skipped
 
     def features(self, image: RgbImage, proposals: Proposals) -> Tensor:
         """Compute features of the proposals; the store keeps both parts of the mixture.
@@ -287,7 +274,7 @@ class GlobalLocalClip:
             parts_2NE = self._compute_features(image, proposals.masks_NHW)
             return {"global_and_crop_2NE": parts_2NE.cpu().numpy()}, {}
 
-        entry = cached(self._store, "global-local", inputs, compute)
+        entry = cached(self.store, "global-local", inputs, compute)
         parts_2NE = torch.from_numpy(entry.arrays["global_and_crop_2NE"])
         global_NE, crop_NE = parts_2NE.to(self.models.device)
         weight = self.config.mixing_weight

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridgl import gem, guidance, views
-from hybridgl.build import build_models
 from hybridgl.config import (
     FusionConfig,
     FusionMode,
@@ -42,7 +41,7 @@ from hybridgl.language import (
     parse_sentences,
 )
 from hybridgl.masks import Proposals
-from hybridgl.methods import Prediction, Scores
+from hybridgl.methods import Method, Prediction, Scores
 from hybridgl.models import Models
 from hybridgl.models.clip import ClipEncoder
 from hybridgl.proposals import SamProposals
@@ -50,9 +49,6 @@ from hybridgl.store import Content, Store, cached
 from hybridgl.timing import timer
 
 __all__ = ["Candidate", "HybridGL", "Segmentation"]
-
-_OTHERS_QUIRKS = ("crop_unnormalised_fill", "images_without_proposals_skipped")
-"""Q7 and Q8: of Global-Local CLIP alone."""
 
 _MAPS_PER_CHUNK = 16
 """Attention maps of one chunk, whatever the memory."""
@@ -103,7 +99,7 @@ class Segmentation:
     expression: ParsedExpression
 
 
-class HybridGL:
+class HybridGL(Method):
     """Zero-shot referring image segmentation.
 
     Args:
@@ -124,10 +120,9 @@ class HybridGL:
 
     name: ClassVar[str] = "hybridgl"
     variants: ClassVar[tuple[str, ...]] = ("features", "relations", "guided")
-    needs_proposals: ClassVar[bool] = True
     models_needed: ClassVar[tuple[str, ...]] = ("clip", "parser")
     Config: ClassVar[type[HybridGLConfig]] = HybridGLConfig
-    published_clip: ClassVar[str] = "ViT-B-16"
+    config: HybridGLConfig
 
     def __init__(
         self,
@@ -137,10 +132,8 @@ class HybridGL:
         *,
         proposals: ProposalConfig | None = None,
     ) -> None:
-        self.models = models
-        self.config = config
+        super().__init__(models, config, store)
         self._sam = SamProposals(models, proposals or ProposalConfig(), store)
-        self._store = store
         self._stream_tokens = models.compiled(stream_tokens)
         self._fuse = models.compiled(fuse)
         self._patch_features = models.compiled(gem.patch_features)
@@ -197,8 +190,8 @@ class HybridGL:
             SettingError: a wrong name.
             WeightsError: files that are missing; all are named.
         """
-        resolved = chosen.resolved(published_clip=cls.published_clip)
-        models = build_models(resolved)
+        resolved = chosen.resolved(published_clip=cls.Config.published_clip)
+        models = Models.from_config(resolved)
         models.require("clip", "sam")
         return cls(models, config, store, proposals=resolved.proposals)
 
@@ -281,14 +274,13 @@ class HybridGL:
     # ---- the method, as an evaluation runs it
 
     def load(self) -> None:
-        """Load CLIP and, unless only the store's parses are needed, the parser.
+        """Load the models, so that a wrong file is found before any work.
 
         Raises:
             WeightsError: a file is damaged or of another architecture.
         """
+        super().load()
         _ = self.clip
-        if self.models.is_here("parser"):
-            _ = self.models.parser
 
     @torch.inference_mode()
     def score(
@@ -317,7 +309,7 @@ class HybridGL:
         similarity_SN = other_SN = np.zeros((len(expressions), 0))
         if count:
             features_NE = self.features(image, proposals)
-            with timer("texts"):
+            with timer("text features"):
                 texts = expression_features(self.clip.encode_texts, expressions, self.config.text)
             with timer("guidance"):
                 similarity_SN, other_SN = (
@@ -344,6 +336,7 @@ class HybridGL:
             scored.append(Scores(arrays, meta))
         return scored
 
+    @timer("guidance")
     def choose(self, scores: Scores, /, *, k_limit: int | None = None) -> Prediction:
         """Predict what one sentence refers to.
 
@@ -381,24 +374,13 @@ class HybridGL:
         side = scores.meta["attention_side"]
         return np.asarray(self._attention(sim_1gg, side, hw, [expression])[0].numpy())
 
-    def settings(self, *, late: bool = True) -> dict[str, Any]:
-        """Return name and settings as JSON values.
-
-        Args:
-            late: include those that only ``choose`` reads.
-        """
-        settings = {"name": self.name, **self.config.json(late=late)}
-        for quirk in _OTHERS_QUIRKS:
-            del settings["quirks"][quirk]
-        return settings
-
     # ---- the stages
 
     def parse(self, sentences: Sequence[str]) -> list[ParsedExpression]:
         """Read noun phrase, other nouns, position and relation off raw sentences."""
         return parse_sentences(
             self.models,
-            self._store,
+            self.store,
             sentences,
             right_relation_never_matches=self.config.quirks.right_relation_never_matches,
         )
@@ -411,7 +393,7 @@ class HybridGL:
         """
 
         def compute() -> Content:
-            if self._store is not None and self._store.keep_tokens:
+            if self.store is not None and self.store.keep_tokens:
                 features_NE = self._features_of_tokens(image, proposals)
             else:
                 features_NE = self.compute_features(image.pixels_HW3, proposals.masks_NHW)
@@ -422,7 +404,7 @@ class HybridGL:
             "fusion": self.config.fusion.json(),
             "skips_last_block": self.config.quirks.attention_masking_skips_last_block,
         }
-        entry = cached(self._store, "features", inputs, compute)
+        entry = cached(self.store, "features", inputs, compute)
         return torch.from_numpy(entry.arrays["features_NE"]).to(self.models.device)
 
     @torch.inference_mode()
@@ -473,7 +455,7 @@ class HybridGL:
         sim_of = {}
         for phrase in distinct:
             keyed = {**inputs, "phrase": phrase}
-            entry = cached(self._store, "gem", keyed, partial(compute, phrase))
+            entry = cached(self.store, "gem", keyed, partial(compute, phrase))
             sim_of[phrase] = torch.from_numpy(entry.arrays["sim_gg"])
         return torch.stack([sim_of[phrase] for phrase in phrases]).to(self.models.device)
 
@@ -502,7 +484,7 @@ class HybridGL:
             return {"tokens_NTD": torch.cat([tokens.cpu() for tokens in made]).numpy()}, {}
 
         inputs = {**self._tokens_inputs(image, proposals), "stream": stream}
-        entry = cached(self._store, "tokens", inputs, compute)
+        entry = cached(self.store, "tokens", inputs, compute)
         return torch.from_numpy(entry.arrays["tokens_NTD"])
 
     def _views(self, image_HW3: NDArray[np.uint8], stream: str) -> Callable[[Tensor], Tensor]:

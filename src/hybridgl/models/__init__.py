@@ -7,30 +7,29 @@ Each foreign package has one module here, and is imported when its first model i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property, lru_cache
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 
+from hybridgl.config import ModelConfig
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.models.clip import ClipEncoder
 from hybridgl.models.parser import SpacyParser
 from hybridgl.models.sam import Sam
 from hybridgl.models.sam_generator import IMAGES_AT_ONCE
 from hybridgl.timing import timer
-from hybridgl.weights.registry import WeightSet
+from hybridgl.weights.registry import WeightSet, weight_set
 
-__all__ = ["LOADERS", "Models", "load", "select_device", "select_dtype"]
+__all__ = ["LOADERS", "Models", "load", "select_device"]
 
 _logger = logging.getLogger(__name__)
 
 _Parameters = ParamSpec("_Parameters")
-
-_PACKAGES = ("hybridgl", "torch", "torchvision", "open_clip_torch", "segment-anything", "spacy")
 
 LOADERS: dict[str, Callable[..., Any]] = {
     "clip": ClipEncoder.from_file,
@@ -94,6 +93,31 @@ class Models:
         self.compiles = compiles
         self._sha256: dict[str, str] = {}
         self._assumed: set[str] = set()
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Models:
+        """Take the models that the settings name; no file is read.
+
+        Args:
+            config: resolved: what depends on dataset and method is filled in.
+
+        Raises:
+            SettingError: a wrong name, or a device that is not there.
+        """
+        weights = weight_set(
+            config.weights or "tiny",
+            clip_model=config.clip_model,
+            clip_weights=config.clip_weights,
+            sam_type=config.sam_type,
+            sam_checkpoint=config.sam_checkpoint,
+            spacy_model=config.spacy_model,
+        )
+        return cls(
+            weights,
+            device=select_device(config.device),
+            dtype=getattr(torch, config.dtype),
+            compiles=config.compile,
+        )
 
     @cached_property
     def clip(self) -> ClipEncoder:
@@ -174,9 +198,19 @@ class Models:
         self._sha256[name] = sha256
         self._assumed.add(name)
 
-    def is_here(self, name: str) -> bool:
-        """Tell whether a model can be loaded, and is not only assumed."""
-        return name not in self._assumed
+    def load(self, *names: str) -> None:
+        """Load models, so that a wrong file is found before any work.
+
+        One that is only assumed waits until it is needed, as does the parser where spaCy is not
+        installed: what the store holds needs neither.
+
+        Raises:
+            WeightsError: a file is damaged or of another architecture.
+        """
+        for name in names:
+            absent = name == "parser" and find_spec("spacy") is None
+            if name not in self._assumed and not absent:
+                getattr(self, name)
 
     def name(self, name: str) -> str:
         """Return the name of a model's file, folder or package."""
@@ -188,12 +222,21 @@ class Models:
         return IMAGES_AT_ONCE[self.device.type]
 
     def warnings(self, *names: str) -> list[str]:
-        """Return one line for every file that has a published one's name, but not its content."""
-        return self.weights.warnings(*names)
+        """Return one line for every model that is not as its name says, or not here.
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Encode texts with CLIP, float32, (L, E), un-normalised."""
-        return self.clip.encode_texts(texts)
+        Args:
+            names: those of "clip", "sam" and "parser" that take part.
+        """
+        here = [name for name in names if name not in self._assumed]
+        return [
+            *self.weights.warnings(*here),
+            *(
+                f"{self.name(name)} is not here; by the store's manifest its sha256 is "
+                f"{self._sha256[name][:12]}."
+                for name in names
+                if name in self._assumed
+            ),
+        ]
 
     def numerics(self, name: str) -> str:
         """Return the numeric settings of a model (dtype, compiled): part of its store keys.
@@ -207,23 +250,6 @@ class Models:
     def compiled(self, function: Callable[_Parameters, Tensor]) -> Callable[_Parameters, Tensor]:
         """Compile a function with torch, if that was asked for."""
         return torch.compile(function, dynamic=True) if self.compiles else function
-
-    def settings(self, *names: str) -> dict[str, Any]:
-        """Return weights, number format and versions as JSON values.
-
-        Args:
-            names: those of "clip" and "sam" that take part.
-        """
-        return {
-            "weights": {
-                **{name: self.weights.path(name).name for name in names},
-                "spacy": self.parser.name,
-                "sha256": {name: self.sha256(name) for name in names},
-            },
-            "device": self.device.type,
-            "dtype": self.numerics("sam").removeprefix("torch."),
-            "versions": {name: version(name) for name in _PACKAGES},
-        }
 
 
 def select_device(name: str) -> torch.device:
@@ -248,17 +274,3 @@ def select_device(name: str) -> torch.device:
             f"GPUs; use --device cpu."
         )
     return device
-
-
-def select_dtype(name: str) -> torch.dtype:
-    """Return the number format of a name.
-
-    Raises:
-        SettingError: neither float32 nor bfloat16.
-    """
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in known:
-        raise SettingError(
-            f"Expected the dtype float32 or bfloat16, got {name!r}; choose one of them."
-        )
-    return known[name]

@@ -34,9 +34,9 @@ class SpacyParser:
     """
 
     def __init__(self, model: str | Path) -> None:
-        import spacy
-
         try:
+            import spacy
+
             self._nlp: Any = spacy.load(model, exclude=["ner", "lemmatizer", "textcat"])
         except Exception as error:  # a damaged folder can fail in any of its components
             reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -4,12 +4,12 @@ SAM runs again for every ref of an image, the views of a mask are built one by o
 tokens go through all blocks of both streams, the GEM image pass runs once a sentence, a sentence is
 parsed eight times, texts are embedded one at a time over the whole context, and masks are scored in
 loops that wait for the device at every number. All in float32. It is what the library is timed
-against, and an independent computation of the same picks: mode G2L, profile reference.
+against, and an independent computation of the same predictions: mode G2L, profile reference.
 
 Example:
-    schedule = ReferenceSchedule(weights, MethodConfig(), torch.device("cpu"))
+    schedule = ReferenceSchedule(weights, HybridGLConfig(), torch.device("cpu"))
     schedule.save_maps(split, folder)
-    picks = schedule.pick(split, drawn, folder)
+    predictions = schedule.predict(split, drawn, folder)
 
 Shapes: N masks, H x W image pixels, R side of CLIP's input, P patches, T = 1 + P tokens, D width,
 h heads, d head width, E embedding width, g patches along a side of GEM's input, K candidates.
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +28,20 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from open_clip.model import build_model_from_openai_state_dict
 from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 from torch import Tensor
 
-from hybridgl.config import GuidanceConfig, MethodConfig
+from hybridgl.config import GuidanceConfig, HybridGLConfig, ProposalConfig
 from hybridgl.language import ParsedExpression, Position, Relation
 from hybridgl.masks import Proposals
 from hybridgl.models.parser import SpacyParser
 from hybridgl.models.sam import build_tiny_sam
+from hybridgl.timing import timer
 from hybridgl.weights.registry import WeightSet
 from refer.dataset import Id, Ref, ReferSplit
 
-__all__ = ["Picks", "ReferenceSchedule", "SentencePicks", "build_sam", "load_clip", "read_state"]
+__all__ = ["ReferenceSchedule"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -50,38 +49,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 PARSES_FOR_MAP = 2
-PARSES_FOR_PICK = 6
-"""Parser calls of one sentence in the program that writes maps, and in the one that picks."""
+PARSES_FOR_PREDICTION = 6
+"""Parser calls of one sentence in the program that writes maps, and in the one that predicts."""
 
 
-@dataclass(frozen=True, slots=True)
-class SentencePicks:
-    """Indices of the proposals that one sentence picks.
-
-    Attributes:
-        pure: by similarity alone.
-        guided: by the method.
-    """
-
-    pure: int
-    guided: int
-
-
-Picks = dict[tuple[Id, int], SentencePicks]
-"""By the ids of ref and sentence."""
-
-
-def build_sam(sam_type: str) -> Any:
-    """SAM's architecture of a type, with the values that it is made with."""
-    return build_tiny_sam() if sam_type == "tiny" else sam_model_registry[sam_type]()
-
-
-def load_clip(path: Path, device: torch.device) -> Any:
-    """open_clip's model of a file, in float32."""
-    state = read_state(path)
-    model = build_model_from_openai_state_dict(state, quick_gelu=True, cast_dtype=torch.float32)
-    model.float().load_state_dict(state)
-    return model.eval().requires_grad_(False).to(device)
+Indices = tuple[int, int]
+"""Of the proposals that one sentence predicts: by features alone, and guided."""
 
 
 class ReferenceSchedule:
@@ -91,22 +64,22 @@ class ReferenceSchedule:
         weights: files of the models.
         config: settings of the method.
         device: where CLIP and SAM run.
-
-    Attributes:
-        clip: open_clip's model.
-        tokenizer: its tokenizer.
-        generator: segment_anything's automatic mask generator.
     """
 
-    def __init__(self, weights: WeightSet, config: MethodConfig, device: torch.device) -> None:
+    def __init__(self, weights: WeightSet, config: HybridGLConfig, device: torch.device) -> None:
         self._config, self._device = config, device
         self._parser = SpacyParser(weights.spacy_model)
-        self.tokenizer = open_clip.SimpleTokenizer(context_length=77)
-        self.clip = load_clip(weights.clip_weights, device)
-        sam = build_sam(weights.sam_type)
-        sam.load_state_dict(read_state(weights.sam_checkpoint))
-        sam.eval().requires_grad_(False).to(device)
-        self.generator = SamAutomaticMaskGenerator(sam, **dataclasses.asdict(config.proposals))
+        self._tokenizer = open_clip.SimpleTokenizer(context_length=77)
+        clip_state = _read_state(weights.clip_weights)
+        self._clip = _build_clip(clip_state)
+        self._clip.load_state_dict(clip_state)
+        tiny = weights.sam_type == "tiny"
+        sam = build_tiny_sam() if tiny else sam_model_registry[weights.sam_type]()
+        sam.load_state_dict(_read_state(weights.sam_checkpoint))
+        for model in (self._clip, sam):
+            model.eval().requires_grad_(False).to(device)
+        sam.image_encoder.forward = timer("SAM encoder")(sam.image_encoder.forward)
+        self._generator = SamAutomaticMaskGenerator(sam, **dataclasses.asdict(ProposalConfig()))
 
     @torch.inference_mode()
     def save_maps(self, split: ReferSplit, folder: Path) -> None:
@@ -115,23 +88,29 @@ class ReferenceSchedule:
             image = self._open(split, ref)
             for sentence in ref.sentences:
                 expression = self._parse(sentence.raw, PARSES_FOR_MAP)
-                map_HW = self.gem_map(image, expression.noun_phrase)
-                self.write_map(folder / f"{ref.ref_id}-{sentence.sent_id}.npy", map_HW)
+                map_HW = self._gem_map(image, expression.noun_phrase)
+                self._write_map(folder / f"{ref.ref_id}-{sentence.sent_id}.npy", map_HW)
 
     @torch.inference_mode()
-    def pick(self, split: ReferSplit, drawn: Mapping[int, Proposals], folder: Path) -> Picks:
-        """Pick a mask for every sentence, and hold it against the truth.
+    def predict(
+        self, split: ReferSplit, drawn: Mapping[int, Proposals], folder: Path
+    ) -> dict[tuple[Id, int], Indices]:
+        """Predict a mask for every sentence, and compare it with the ground truth.
 
         Args:
             split: the data.
             drawn: masks by image that take the place of SAM's, which are made all the same.
             folder: holds the maps.
+
+        Returns:
+            Indices by the ids of ref and sentence.
         """
-        picks: Picks = {}
+        predictions: dict[tuple[Id, int], Indices] = {}
         guidance = self._config.guidance
         for ref in split.refs:
             image = self._open(split, ref)
-            self.generator.generate(np.array(image))
+            with timer("SAM decoder"):
+                self._generator.generate(np.array(image))
             proposals = drawn[ref.image_id]
             # Quirk Q5: the k_limits persist from ref to ref.
             guidance = dataclasses.replace(
@@ -139,28 +118,30 @@ class ReferenceSchedule:
                 num_candidates=min(guidance.num_candidates, len(proposals)),
                 num_context_masks=min(guidance.num_context_masks, len(proposals)),
             )
-            features_NE = self.mask_features(*self.views(image, proposals.masks_NHW))
-            gt_mask_HW = split.gt_mask(ref, overlapping_polygons_dropped=True)
+            features_NE = self._mask_features(*self._views(image, proposals.masks_NHW))
+            with timer("counts"):
+                gt_mask_HW = split.gt_mask(ref, overlapping_polygons_dropped=True)
             for sentence in ref.sentences:
-                expression = self._parse(sentence.raw, PARSES_FOR_PICK)
-                own_E, other_E = self._text_features(expression)
-                map_HW = self.read_map(folder / f"{ref.ref_id}-{sentence.sent_id}.npy")
-                chosen = self.choose(
-                    features_NE, own_E, other_E, map_HW, proposals, expression, guidance
+                expression = self._parse(sentence.raw, PARSES_FOR_PREDICTION)
+                object_E, other_E = self._text_features(expression)
+                map_HW = self._read_map(folder / f"{ref.ref_id}-{sentence.sent_id}.npy")
+                chosen = self._choose(
+                    features_NE, object_E, other_E, map_HW, proposals, expression, guidance
                 )
-                self.evaluate(proposals.masks_NHW, chosen, gt_mask_HW)
-                picks[ref.ref_id, sentence.sent_id] = chosen
-        return picks
+                self._evaluate(proposals.masks_NHW, chosen, gt_mask_HW)
+                predictions[ref.ref_id, sentence.sent_id] = chosen
+        return predictions
 
-    def views(
+    @timer("views")
+    def _views(
         self, image: Image.Image, masks_NHW: NDArray[np.bool_]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Local views and global views, (N, 3, R, R), and gates, (N, P), mask by mask."""
+        """Make views, local and global, (N, 3, R, R), and patch coverage, (N, P), mask by mask."""
         image_HW3 = np.array(image)
         image_3HW = _channels_first(image_HW3)
         blurred_3HW = _channels_first(cv2.GaussianBlur(image_HW3, (15, 15), 0))
-        side, grid = self.clip.visual.image_size[0], self.clip.visual.grid_size[0]
-        locals_, globals_, gates = [], [], []
+        side, grid = self._clip.visual.image_size[0], self._clip.visual.grid_size[0]
+        locals_, globals_, coverages = [], [], []
         for mask_HW in masks_NHW:
             mask_1HW = torch.from_numpy(mask_HW)[None].float()
             normed_3HW = _normalised(image_3HW / 255, IMAGENET_MEAN, IMAGENET_STD)
@@ -169,33 +150,37 @@ class ReferenceSchedule:
             global_3HW = image_3HW * mask_1HW + blurred_3HW * (1 - mask_1HW)
             global_3RR = _resized(global_3HW / 255, side)
             globals_.append(_normalised(global_3RR, IMAGENET_MEAN, IMAGENET_STD))
-            gates.append(_resized(mask_1HW, grid).flatten())
+            coverages.append(_resized(mask_1HW, grid).flatten())
         local_N3RR, global_N3RR, coverage_NP = (
-            torch.stack(parts).to(self._device) for parts in (locals_, globals_, gates)
+            torch.stack(parts).to(self._device) for parts in (locals_, globals_, coverages)
         )
         return local_N3RR, global_N3RR, coverage_NP
 
-    def mask_features(self, local_N3RR: Tensor, global_N3RR: Tensor, coverage_NP: Tensor) -> Tensor:
-        """Features of mode G2L, (N, E)."""
-        visual, fusion = self.clip.visual, self._config.fusion
+    @timer("features")
+    def _mask_features(
+        self, local_N3RR: Tensor, global_N3RR: Tensor, coverage_NP: Tensor
+    ) -> Tensor:
+        """Compute features of mode G2L, (N, E)."""
+        visual, fusion = self._clip.visual, self._config.fusion
         blocks = list(visual.transformer.resblocks)
         heads = blocks[0].attn.num_heads
         l_NTD = self._tokens(local_N3RR, visual.positional_embedding)
         g_NTD = self._tokens(global_N3RR, visual.positional_embedding)
-        gate_NT1 = F.pad(coverage_NP, (1, 0), value=1.0)[..., None]
-        rule_a_NhTT = _attention_rule_a(coverage_NP, heads)
+        weight_NT1 = F.pad(coverage_NP, (1, 0), value=1.0)[..., None]
+        mask_NhTT = _class_attends_mask(coverage_NP, heads)
         for block in blocks[: fusion.masking_block]:
             l_NTD, g_NTD = block(l_NTD), block(g_NTD)
         for block in blocks[fusion.masking_block :]:
-            added_NTD = fusion.stream_weight * g_NTD * gate_NT1
-            l_NTD, g_NTD = block(added_NTD + l_NTD), block(g_NTD, attn_mask=rule_a_NhTT)
+            added_NTD = fusion.stream_weight * g_NTD * weight_NT1
+            l_NTD, g_NTD = block(added_NTD + l_NTD), block(g_NTD, attn_mask=mask_NhTT)
         features_NE: Tensor = visual.ln_post(l_NTD[:, 0]) @ visual.proj
         return features_NE
 
-    def gem_map(self, image: Image.Image, phrase: str) -> Tensor:
-        """GEM map of a noun phrase, 0 to 1, (H, W)."""
-        gem, visual = self._config.gem, self.clip.visual
-        text_E = self.encode_text(gem.prompt.format(phrase))
+    @timer("gem")
+    def _gem_map(self, image: Image.Image, phrase: str) -> Tensor:
+        """Compute the GEM map of a noun phrase, 0 to 1, (H, W)."""
+        gem, visual = self._config.gem, self._clip.visual
+        text_E = self._encode_text(gem.prompt.format(phrase))
         side = gem.resolution_factor * visual.image_size[0]
         pixels_HW3 = np.array(image.resize((side, side), Image.Resampling.BICUBIC))
         pixels_3RR = _normalised(_channels_first(pixels_HW3) / 255, CLIP_MEAN, CLIP_STD)
@@ -217,23 +202,25 @@ class ReferenceSchedule:
             0, 0
         ]
 
-    def encode_text(self, text: str) -> Tensor:
-        """Feature of one text, (E,)."""
-        feature_1E: Tensor = self.clip.encode_text(self.tokenizer([text]).to(self._device))
+    @timer("text features")
+    def _encode_text(self, text: str) -> Tensor:
+        """Encode one text, (E,)."""
+        feature_1E: Tensor = self._clip.encode_text(self._tokenizer([text]).to(self._device))
         return feature_1E[0]
 
-    def choose(
+    @timer("guidance")
+    def _choose(
         self,
         features_NE: Tensor,
-        own_E: Tensor,
+        object_E: Tensor,
         other_E: Tensor | None,
         map_HW: Tensor,
         proposals: Proposals,
         expression: ParsedExpression,
         guidance: GuidanceConfig,
-    ) -> SentencePicks:
-        """Picks of one sentence, one number after the other."""
-        p_N = self._probabilities(features_NE, own_E)
+    ) -> Indices:
+        """Predict for one sentence, one number after the other."""
+        p_N = self._probabilities(features_NE, object_E)
         candidates_K = _best(p_N, guidance.num_candidates)
         q_N, context = p_N, candidates_K
         if other_E is not None:
@@ -257,25 +244,29 @@ class ReferenceSchedule:
             inside_mean, outside_mean = attention_HW[mask_HW].mean(), attention_HW[~mask_HW].mean()
             coherence = (2 - outside) * inside_mean.item() - outside * outside_mean.item()
             finals.append((1 - guidance.alpha) * share + guidance.alpha * coherence)
-        return SentencePicks(candidates_K[0], candidates_K[finals.index(max(finals))])
+        return candidates_K[0], candidates_K[finals.index(max(finals))]
 
-    def evaluate(
-        self, masks_NHW: NDArray[np.bool_], picks: SentencePicks, gt_mask_HW: NDArray[np.bool_]
+    @timer("counts")
+    def _evaluate(
+        self, masks_NHW: NDArray[np.bool_], predicted: Indices, gt_mask_HW: NDArray[np.bool_]
     ) -> list[tuple[int, int]]:
-        """Intersection and union of both picks with the truth, in pixels."""
+        """Count intersection and union of both predictions with the ground truth, in pixels."""
         return [
             (int((masks_NHW[index] & gt_mask_HW).sum()), int((masks_NHW[index] | gt_mask_HW).sum()))
-            for index in (picks.pure, picks.guided)
+            for index in predicted
         ]
 
-    def write_map(self, path: Path, map_HW: Tensor) -> None:
-        """Keep a map on disk."""
+    @timer("store")
+    def _write_map(self, path: Path, map_HW: Tensor) -> None:
+        """Write a map to disk."""
         np.save(path, map_HW.cpu().numpy())
 
-    def read_map(self, path: Path) -> Tensor:
-        """A map from disk, on the device."""
+    @timer("store")
+    def _read_map(self, path: Path) -> Tensor:
+        """Read a map from disk."""
         return torch.from_numpy(np.load(path)).to(self._device)
 
+    @timer("decode")
     def _open(self, split: ReferSplit, ref: Ref) -> Image.Image:
         return Image.open(split.image_path(ref.image_id)).convert("RGB")
 
@@ -285,8 +276,8 @@ class ReferenceSchedule:
         return expression
 
     def _tokens(self, images_N3RR: Tensor, position_TD: Tensor) -> Tensor:
-        """What enters the first block, (N, T, D)."""
-        visual = self.clip.visual
+        """Embed patches: what enters the first block, (N, T, D)."""
+        visual = self._clip.visual
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             patches_NDgg = visual.conv1(images_N3RR)
         patches_NPD = patches_NDgg.flatten(2).transpose(1, 2)
@@ -295,19 +286,19 @@ class ReferenceSchedule:
         return tokens
 
     def _text_features(self, expression: ParsedExpression) -> tuple[Tensor, Tensor | None]:
-        """Feature of the object, (E,), and of the other nouns, where there are any."""
+        """Encode the object, (E,), and the other nouns, where there are any."""
         text = self._config.text
-        own_E = text.sentence_weight * self.encode_text(expression.sentence)
-        own_E = own_E + (1 - text.sentence_weight) * self.encode_text(expression.noun_phrase)
+        object_E = text.sentence_weight * self._encode_text(expression.sentence)
+        object_E = object_E + (1 - text.sentence_weight) * self._encode_text(expression.noun_phrase)
         others = [
-            self.encode_text(text.other_noun_prompt.format(phrase))
+            self._encode_text(text.other_noun_prompt.format(phrase))
             for phrase in expression.other_noun_phrases
         ]
-        return own_E, torch.stack(others).mean(dim=0) if others else None
+        return object_E, torch.stack(others).mean(dim=0) if others else None
 
     def _probabilities(self, features_NE: Tensor, text_E: Tensor) -> list[float]:
-        """Softmax over the masks of their scaled cosines with a text."""
-        scale = self.clip.logit_scale.exp()
+        """Compute the softmax over the masks of their scaled cosines with a text."""
+        scale = self._clip.logit_scale.exp()
         scores = []
         for feature_E in features_NE:
             scores.append((scale * F.cosine_similarity(feature_E, text_E, dim=0)).item())
@@ -341,14 +332,14 @@ _RELATIONS: Mapping[Relation, Callable[[_Box, _Box], float]] = {
 
 def _outside_weight(relation: Relation, guidance: GuidanceConfig) -> float:
     if relation is Relation.BIG:
-        return guidance.outside_weight_big
+        return guidance.coherence_weights[1]
     if relation is Relation.SMALL:
-        return guidance.outside_weight_small
-    return guidance.outside_weight
+        return guidance.coherence_weights[2]
+    return guidance.coherence_weights[0]
 
 
 def _weighted_attention(map_HW: Tensor, position: Position) -> Tensor:
-    """A map under its position prior, mean 1; words for up and down have no prior (quirk Q6)."""
+    """Weight a map by its prior, mean 1; words for up and down have none (quirk Q6)."""
     width = map_HW.shape[1]
     attention_HW = _min_max(map_HW)
     priors = {
@@ -364,12 +355,12 @@ def _weighted_attention(map_HW: Tensor, position: Position) -> Tensor:
 
 
 def _best(scores_N: Sequence[float], count: int) -> list[int]:
-    """Indices of the highest scores, highest first."""
+    """Return the indices of the highest scores, highest first."""
     return sorted(range(len(scores_N)), key=lambda index: -scores_N[index])[:count]
 
 
-def _attention_rule_a(coverage_NP: Tensor, heads: int) -> Tensor:
-    """Added to the attention: the class token sees itself and the mask's patches, (N * h, T, T)."""
+def _class_attends_mask(coverage_NP: Tensor, heads: int) -> Tensor:
+    """Return what is added to the attention, so that the class token sees itself and the mask."""
     size, patches = coverage_NP.shape
     added_NTT = torch.zeros(size, 1 + patches, 1 + patches, device=coverage_NP.device)
     added_NTT[:, 0, 1:].masked_fill_(coverage_NP <= 0, float("-inf"))
@@ -377,7 +368,7 @@ def _attention_rule_a(coverage_NP: Tensor, heads: int) -> Tensor:
 
 
 def _self_self_attention(block: Any, x_1TD: Tensor, iterations: int) -> Tensor:
-    """What a block adds to GEM's second stream, (1, T, D)."""
+    """Compute what a block adds to GEM's second stream, (1, T, D)."""
     attention = block.attn
     normed_1TD = block.ln_1(x_1TD)
     qkv = F.linear(normed_1TD, attention.in_proj_weight, attention.in_proj_bias)
@@ -426,8 +417,30 @@ def _min_max(values: Tensor) -> Tensor:
     return (values - values.min()) / (values.max() - values.min())
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Weights of a file, in float32."""
+def _build_clip(state: Mapping[str, Tensor]) -> Any:
+    """Build open_clip's model of the sizes that a vision transformer's weights have."""
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    context, text_width = state["positional_embedding"].shape
+    grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+    blocks = [
+        len({name for name in state if name.startswith(start) and name.endswith("ln_1.weight")})
+        for start in ("visual.transformer.", "transformer.")
+    ]
+    vision = open_clip.CLIPVisionCfg(
+        layers=blocks[0], width=width, patch_size=patch, image_size=grid * patch
+    )
+    text = open_clip.CLIPTextCfg(
+        context_length=context,
+        vocab_size=len(state["token_embedding.weight"]),
+        width=text_width,
+        heads=text_width // 64,
+        layers=blocks[1],
+    )
+    return open_clip.CLIP(state["text_projection"].shape[1], vision, text, quick_gelu=True)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Read the weights of a file, in float32."""
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return {name: torch.from_numpy(arrays[name]).float() for name in arrays.files}
