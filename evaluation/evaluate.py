@@ -200,7 +200,6 @@ class Evaluation:
         try:
             with timer("decode"):
                 key = self._key(image_id)
-                self.store.load(_KIND, key)  # so that it counts as made, not as found
                 image = self.split.open_image(image_id)
                 _ = image.pixels_HW3  # decoded here, while the device works on the image before
         except ImageError as error:

@@ -323,6 +323,10 @@ class Store:
         """
         path = self.path(kind, key)
         content = _encode(kind, key, arrays, meta)
+        with self._counting:
+            if path not in self._counted:
+                self._counted.add(path)
+                self.misses[kind] += 1
         writer = self._writer
         if writer is None:
             self._write(path, content)

@@ -75,7 +75,7 @@ def test_run_writes_records_report_and_summary(finished):
     ious = [record.iou("last") for record in records]
     assert summary["scores"]["last"]["mIoU"] == pytest.approx(100 * np.mean(ious))
     assert summary["scores"]["oracle"] == {"mIoU": 100}
-    assert summary["store"] == {"found": {}, "made": {"scores": 3}}
+    assert summary["store"] == {"found": {}, "made": {"manifests": 1, "scores": 3}}
     assert summary["settings"]["method"]["name"] == "toy"
     assert set(summary["settings"]["models"]["sha256"]) == {"clip", "parser"}
     (warning,) = summary["warnings"]

@@ -120,7 +120,7 @@ def test_second_run_finds_everything_and_gives_the_same_bytes(
     assert hybridgl_main.main(arguments(copied)) == 0
     assert content_of(copied) == content_of(stocked)
     stages = {"proposals": NUM_IMAGES, "parses": NUM_IMAGES, "features": NUM_IMAGES, "gem": 17}
-    made = {**stages, "scores": NUM_IMAGES}
+    made = {**stages, "scores": NUM_IMAGES, "manifests": 1}
     assert summary_of(stocked)["store"] == {"found": {}, "made": made}
     assert summary_of(copied)["store"] == {"found": {"scores": NUM_IMAGES}, "made": {}}
 
@@ -129,7 +129,7 @@ def test_stages_are_found_where_scores_are_not(arguments, stocked, copied):
     remove(copied, "scores", "manifests")
     assert hybridgl_main.main(arguments(copied)) == 0
     assert content_of(copied) == content_of(stocked)
-    assert made_in(copied) == {"scores": NUM_IMAGES}
+    assert made_in(copied) == {"scores": NUM_IMAGES, "manifests": 1}
     assert {path.name for path in entries(copied)} == {path.name for path in entries(stocked)}
 
 
@@ -275,7 +275,7 @@ def test_bfloat16_has_masks_of_its_own_and_the_same_maps(arguments, copied):
     assert hybridgl_main.main(arguments(copied, "--dtype", "bfloat16", "--limit", "1")) == 0
     found = summary_of(copied)["store"]["found"]
     assert found["parses"] == 1
-    assert made_in(copied) == {"proposals": 1, "features": 1, "scores": 1}
+    assert made_in(copied) == {"proposals": 1, "features": 1, "scores": 1, "manifests": 1}
     numerics = summary_of(copied)["settings"]["models"]["numerics"]
     assert numerics == {"clip": "torch.float32", "sam": "torch.bfloat16"}
 

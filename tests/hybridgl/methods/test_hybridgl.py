@@ -385,10 +385,7 @@ def test_resnet_is_refused(tmp_path):
 
 def test_settings_are_name_and_config():
     model = HybridGL(models_of(Path("gone.npz")), HybridGLConfig())
-    settings, config = model.settings(), HybridGLConfig().json()
-    for quirk in ("crop_unnormalised_fill", "images_without_proposals_skipped"):  # Q7, Q8
-        del config["quirks"][quirk]
-    assert settings == {"name": "hybridgl", **config}
+    assert model.settings() == {"name": "hybridgl", **HybridGLConfig().json()}
     assert "alpha" not in model.settings(late=False)["guidance"]
 
 
