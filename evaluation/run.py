@@ -461,7 +461,9 @@ class Run:
         if self.config.storage.overwrite or summary is None:
             return
         found, wanted = summary["settings"], self.settings
-        others = [n for n in sorted({*wanted, *found}) if found.get(n) != wanted.get(n)]
+        # Images that have come back, or are gone, make the records again in the same folder.
+        names = sorted({*wanted, *found} - {"images"})
+        others = [name for name in names if found.get(name) != wanted.get(name)]
         if others:
             raise FileExistsError(
                 f"Expected an empty folder or a run of the same settings in {self.folder}, got a "
