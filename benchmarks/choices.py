@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.stages import sam_generator
 from hybridgl.models.transformer import linear
-from utils.runtime import keep_freed_memory
+from hybridgl.program import keep_freed_memory
 from utils.tables import Table
 
 IMAGES = 4
