@@ -56,7 +56,7 @@ _PUBLISHED_PARSER = "en_core_web_lg"
 
 _ELSEWHERE = frozenset(
     ("weights", "clip_model", "clip_weights", "sam_type", "sam_checkpoint", "spacy_model")
-) | {"limit", "device"}
+) | {"limit", "device", "refer_data_root"}
 """Settings that the models' sha256 settle, or that a table says elsewhere."""
 
 
