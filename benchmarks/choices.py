@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,7 @@ def linear_layers(repeats: int) -> tuple[Cost, Cost]:
 def kept_memory(repeats: int) -> tuple[Cost, Cost]:
     """Time SAM's masks of an image on one thread: freed memory kept, and given back."""
     torch.set_num_threads(1)
-    work = sam_generator(1)
+    work = sam_generator("refcoco")(0, Path())
 
     def run() -> Cost:
         return Cost.best(Cost.of(work.run) for _ in range(repeats))

@@ -334,7 +334,6 @@ class Run:
             "method": self.method.settings(),
             "proposals": self.source.settings(),
             "models": {"names": manifest.names, **manifest.made_by()},
-            "images": self._images_sha256,
         }
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
@@ -346,7 +345,7 @@ class Run:
         """
         summary = read_summary(self.folder)
         path = self.folder / "records.jsonl"
-        if summary is None or summary.get("image_errors") != _image_errors(self.split):
+        if summary is None or summary.get("images_sha256") != self._images_sha256:
             return None
         if not path.is_file() or _sha256(path) != summary.get("records_sha256"):
             return None
@@ -524,6 +523,7 @@ class Run:
             "protocol": self.config.choice.protocol,
             "counts": context.counts,
             "image_errors": _image_errors(self.split),
+            "images_sha256": self._images_sha256,
             "versions": {name: _version(name) for name in _PACKAGES},
             "warnings": warnings,
             **report.json(),

@@ -462,7 +462,7 @@ def test_damaged_entries_are_told_and_removed_by_the_command(store):
     partial.write_bytes(b"of a killed run; programs that open the store sweep it")
     (check,) = store_checks(store)
     assert check.status == "wrong"
-    assert check.found == f"4 entries, 0.0 MB; 3 corrupt, first: {flipped}"
+    assert check.found == f"4 entries, 0.0 MB; 3 damaged, first: {flipped}"
     follow(check.fix)
     assert sorted(store.rglob("*.safetensors")) == [whole]
     assert partial.exists()
