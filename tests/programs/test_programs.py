@@ -135,28 +135,26 @@ def test_stages_are_found_where_scores_are_not(arguments, stocked, copied):
 
 def test_stage_1_first_gives_the_same_records(arguments, stocked, copied, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stage 1")
-    assert save_attn_gem.main(arguments(folder, output=False)) == 0
-    assert {path.name for path in entries(folder, "gem")} == {
-        path.name for path in entries(stocked, "gem")
-    }
+    assert save_attn_gem.main(arguments(folder, "--limit", "1", output=False)) == 0
+    maps = {path.name for path in entries(folder, "gem")}
+    assert maps < {path.name for path in entries(stocked, "gem")}
     shutil.copytree(copied / "store" / "v2" / "proposals", folder / "store" / "v2" / "proposals")
-    assert hybridgl_main.main(arguments(folder)) == 0
-    assert summary_of(folder)["store"]["found"]["gem"] == 17
+    assert hybridgl_main.main(arguments(folder, "--limit", "1")) == 0
+    assert summary_of(folder)["store"]["found"]["gem"] == len(maps) > 0
     assert "gem" not in made_in(folder)
-    assert content_of(folder) == content_of(stocked)
+    assert content_of(stocked).startswith(content_of(folder))
 
 
 def test_shards_of_stage_1_fill_one_store(arguments, stocked, tmp_path, capsys):
-    argv = arguments(tmp_path, output=False)
-    for index, images in ((5, 0), (2, 1), (1, 1), (4, 1), (3, 1)):
-        assert save_attn_gem.main([*argv, "--shard", f"{index}/5"]) == 0
+    argv = arguments(tmp_path, "--limit", "2", output=False)
+    for index, images in ((3, 0), (2, 1), (1, 1)):
+        assert save_attn_gem.main([*argv, "--shard", f"{index}/3"]) == 0
         assert f"noun phrases in {images} images in " in capsys.readouterr().out
-    assert {path.name for path in entries(tmp_path, "gem")} == {
-        path.name for path in entries(stocked, "gem")
-    }
+    maps = {path.name for path in entries(tmp_path, "gem")}
+    assert maps < {path.name for path in entries(stocked, "gem")}
     assert save_attn_gem.main(argv) == 0
-    assert "in 4 images in " in (printed := capsys.readouterr().out)
-    assert "17 found there, 0 made" in printed
+    assert "in 2 images in " in (printed := capsys.readouterr().out)
+    assert f"{len(maps)} found there, 0 made" in printed
 
 
 def test_shards_of_the_method_in_stores_of_their_own(arguments, stocked, tmp_path, monkeypatch):
@@ -185,9 +183,9 @@ def test_chunk_sizes_do_not_matter(arguments, stocked, copied, monkeypatch, size
     for (module, name), size in sizes.items():
         monkeypatch.setattr(module, name, size)
     remove(copied, "scores", "features")
-    assert hybridgl_main.main(arguments(copied, "--limit", "2")) == 0
+    assert hybridgl_main.main(arguments(copied, "--limit", "1")) == 0
     assert content_of(stocked).startswith(content_of(copied))
-    assert made_in(copied)["features"] == made_in(copied)["scores"] == 2
+    assert made_in(copied)["features"] == made_in(copied)["scores"] == 1
 
 
 @pytest.mark.parametrize(

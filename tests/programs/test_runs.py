@@ -475,6 +475,7 @@ def test_sentence_weight_acts_where_the_noun_phrase_is_not_the_sentence(
     assert 0 < len(longer) < len(plain)
 
 
+@pytest.mark.slow
 def test_masking_block_changes_features_and_no_attention(given, plain, tmp_path):
     rows = judged(given(tmp_path, "--masking_block", 8))
     assert changed(rows, plain, "similarity") == set(plain)
