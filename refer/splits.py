@@ -154,7 +154,7 @@ def expected_counts(dataset: str, split: str, split_by: str | None = None) -> Ex
 
 
 def checked(split: ReferSplit, path: Path, *, check_counts: bool) -> ReferSplit:
-    """Return a split with all that is off about it among its warnings, which are logged.
+    """Return a split with its warnings, which are logged.
 
     That is: counts other than the published ones, and refs without a mask or sentences.
 
@@ -167,8 +167,8 @@ def checked(split: ReferSplit, path: Path, *, check_counts: bool) -> ReferSplit:
         DataError: the counts are off, and ``check_counts``.
     """
     warnings = [*split.warnings]
-    missing = {"a mask": split.refs_without_mask, "sentences": split.refs_without_sentences}
-    for what, ref_ids in missing.items():
+    lacking = {"a mask": split.refs_without_mask, "sentences": split.refs_without_sentences}
+    for what, ref_ids in lacking.items():
         if ref_ids:
             of = f"{len(split.refs)} refs of {split.dataset} {split.split}"
             warnings.append(f"{len(ref_ids)} of {of} lack {what}: {first_few(ref_ids)}.")

@@ -84,7 +84,7 @@ class Phase:
     gem_scenes: int = 0
     """Scenes that go through the attention maps' forward."""
     opposites: bool = False
-    """Whether every region also gets a caption that is wrong in one attribute."""
+    """Whether every region also gets a caption that is wrong in one attribute, and a right one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -327,7 +327,7 @@ class ViewMix:
 def region_views(
     pool: ScenePool, scene: int, objects: Sequence[int], rng: np.random.Generator, mix: ViewMix
 ) -> Views:
-    """One view of each of some objects of a scene: a crop, a local or a global view.
+    """Draw one view of each of some objects of a scene: a crop, a local or a global view.
 
     Args:
         pool: where the scene is.
