@@ -14,10 +14,9 @@ import sys
 from collections.abc import Sequence
 
 from evaluation.run import Methods, Run, RunConfig, add_run_arguments
-from hybridgl.errors import HybridGLError
 from hybridgl.methods.global_local import GlobalLocalClip
 from hybridgl.methods.hybridgl import HybridGL
-from utils.runtime import run_program
+from hybridgl.program import run_program
 
 METHODS: Methods = {method.name: method for method in (HybridGL, GlobalLocalClip)}
 """The methods of the suite, by their names on the command line."""
@@ -35,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     arguments = build_parser().parse_args(argv)
-    return run_program(lambda: run(arguments), expected=(HybridGLError, OSError))
+    return run_program(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:

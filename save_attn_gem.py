@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from evaluation.manifest import find_manifest, write_manifest
 from evaluation.run import StoreConfig
 from hybridgl.config import HybridGLConfig, ModelConfig, ProfileConfig, ReferenceQuirks
-from hybridgl.errors import HybridGLError, ImageError
+from hybridgl.errors import ImageError
 from hybridgl.images import RgbImage
 from hybridgl.methods.hybridgl import HybridGL
 from hybridgl.models import Models
+from hybridgl.program import run_program
 from hybridgl.settings import add_arguments
 from refer.config import SplitConfig, load_split
-from utils.runtime import prefetch, progress, run_program
+from utils.runtime import prefetch, progress
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     arguments = build_parser().parse_args(argv)
-    return run_program(lambda: run(arguments), expected=(HybridGLError, OSError))
+    return run_program(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:

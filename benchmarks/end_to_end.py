@@ -46,9 +46,9 @@ from hybridgl.config import HybridGLConfig
 from hybridgl.images import RgbImage
 from hybridgl.masks import Proposals
 from hybridgl.models import select_device
+from hybridgl.program import keep_freed_memory
 from hybridgl.timing import collect
 from refer.refer import load_refer
-from utils.runtime import keep_freed_memory
 
 IMAGES_OF_VAL = 1_500
 """Of RefCOCO's val."""

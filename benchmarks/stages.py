@@ -2,7 +2,7 @@
 
 Each runs in a process of its own, so that its peak memory is its own. SAM is ViT-B, and its
 thresholds are lowered so that masks survive. Reading annotation files of the published sizes is a
-stage too. Needs Linux, which tells the peak.
+stage too. Needs Linux, which reports the peak.
 
 Example:
     python -m benchmarks.stages --masks 16 --output stages.json
@@ -59,13 +59,13 @@ from hybridgl.models import Models, transformer
 from hybridgl.models.clip import ClipEncoder
 from hybridgl.models.sam_encoder import encode
 from hybridgl.models.sam_generator import MaskGenerator, point_grid
+from hybridgl.program import keep_freed_memory
 from hybridgl.weights.registry import weight_set
 from refer.dataset import ImageErrors, ImageInfo, ReferSplit
 from refer.image_errors import find_image_errors
 from refer.phrasecut import load_phrasecut
 from refer.refer import load_refer
 from refer.segmentation import MaskRule, check_segmentation
-from utils.runtime import keep_freed_memory
 from utils.tables import Table
 
 __all__ = ["forget_peaks", "machine", "peaks", "table"]

@@ -102,7 +102,8 @@ def read_masks(
         raise DataError(
             f"Expected masks for the {len(split.images)} images in {path}, got none of their ids: "
             f"entry 0 has image_id {reprlib.repr(rows[0]['image_id'])}; the images have "
-            f"{first_few(split.images)}: write the dataset's number of the image as image_id, not its "
+            f"{first_few(split.images)}: write the dataset's number of the image as image_id, not "
+            "its "
             "file name nor its place in a list, or give the file of this dataset."
         )
     return masks

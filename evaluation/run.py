@@ -289,18 +289,7 @@ class Run:
         kind = methods[config.choice.method]
         self.method: Method = kind(self.models, config.method, self.store)
         self.split = load_split(config.data) if split is None else split
-        quirks = config.method.quirks
-        self.source: ProposalSource
-        if not kind.needs_proposals:
-            self.source = NoSource()
-        elif proposal_file is not None:
-            self.source = FileSource(proposal_file, self.split)
-        elif config.choice.proposals == "gt":
-            self.source = GroundTruthSource(
-                self.split, overlapping_polygons_dropped=quirks.overlapping_polygons_dropped
-            )
-        else:
-            self.source = SamSource(self.models, config.models.proposals, self.store)
+        self.source = self._source(proposal_file)
         needed = (*self.method.models_needed, *self.source.models)
         self.manifest = find_manifest(self.store, self.models, needed)
         self.evaluation = self._evaluation(self.manifest)
@@ -311,6 +300,17 @@ class Run:
             *self.models.warnings(*needed),
         ]
         self._use_other_device()
+
+    def _source(self, proposal_file: Path | None) -> ProposalSource:
+        """Return the source of proposals that the settings name."""
+        if not self.method.needs_proposals:
+            return NoSource()
+        if proposal_file is not None:
+            return FileSource(proposal_file, self.split)
+        if self.config.choice.proposals == "gt":
+            dropped = self.config.method.quirks.overlapping_polygons_dropped
+            return GroundTruthSource(self.split, overlapping_polygons_dropped=dropped)
+        return SamSource(self.models, self.config.models.proposals, self.store)
 
     @property
     def folder(self) -> Path:
@@ -334,7 +334,6 @@ class Run:
             "method": self.method.settings(),
             "proposals": self.source.settings(),
             "models": {"names": manifest.names, **manifest.made_by()},
-            "images": self._images_sha256,
         }
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
@@ -346,7 +345,7 @@ class Run:
         """
         summary = read_summary(self.folder)
         path = self.folder / "records.jsonl"
-        if summary is None or summary.get("image_errors") != _image_errors(self.split):
+        if summary is None or summary.get("images_sha256") != self._images_sha256:
             return None
         if not path.is_file() or _sha256(path) != summary.get("records_sha256"):
             return None
@@ -397,11 +396,16 @@ class Run:
         missing = self.evaluation.missing(asked)
         if missing:
             self.method.load()
-            write_manifest(self.store, self.manifest)
-        for _ in progress(
-            self.evaluation.score_images(missing, executor), "images", "image", total=len(missing)
+        for place, _ in enumerate(
+            progress(
+                self.evaluation.score_images(missing, executor),
+                "images",
+                "image",
+                total=len(missing),
+            )
         ):
-            pass
+            if not place:  # not before: a wrong file of a model is found by now
+                write_manifest(self.store, self.manifest)
 
     def _use_other_device(self) -> None:
         """Take what another kind of device has made, if that is all there is to make."""
@@ -456,7 +460,9 @@ class Run:
         if self.config.storage.overwrite or summary is None:
             return
         found, wanted = summary["settings"], self.settings
-        others = [n for n in sorted({*wanted, *found}) if found.get(n) != wanted.get(n)]
+        # Images that have come back, or are gone, make the records again in the same folder.
+        names = sorted({*wanted, *found} - {"images"})
+        others = [name for name in names if found.get(name) != wanted.get(name)]
         if others:
             raise FileExistsError(
                 f"Expected an empty folder or a run of the same settings in {self.folder}, got a "
@@ -517,6 +523,7 @@ class Run:
             "protocol": self.config.choice.protocol,
             "counts": context.counts,
             "image_errors": _image_errors(self.split),
+            "images_sha256": self._images_sha256,
             "versions": {name: _version(name) for name in _PACKAGES},
             "warnings": warnings,
             **report.json(),

@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from hybridgl.cli import run_command
+from hybridgl.program import run_program
 from refer.doctor import add_doctor_arguments, doctor
 from refer.download import add_download_arguments, download
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_doctor_arguments(command)
     command.set_defaults(run=_doctor)
     arguments = parser.parse_args(argv)
-    return run_command(lambda: arguments.run(arguments, functools.partial(print, flush=True)))
+    return run_program(lambda: arguments.run(arguments, functools.partial(print, flush=True)))
 
 
 def _download(arguments: argparse.Namespace, report: Callable[[str], None]) -> bool:

@@ -123,7 +123,7 @@ class ReferSplit:
         mask_rule: how segmentations are written and drawn.
         image_errors: what ``refer.image_errors.find_image_errors`` found; nothing before it has
             looked.
-        warnings: one line for everything about the data that is doubtful but does not forbid its
+        warnings: one line for everything about the data that may be wrong but does not forbid its
             use.
     """
 

@@ -13,7 +13,7 @@ from typing import Any
 from hybridgl.doctor import Check, disk_check, folder_checks, guarded, move_away, show
 from hybridgl.errors import DataError
 from hybridgl.files import file_sha256
-from hybridgl.store import Store
+from hybridgl.store import Store, entries_folder, old_folders
 from refer.dataset import ReferSplit
 from refer.image_errors import find_image_errors
 from refer.phrasecut import load_phrasecut
@@ -92,10 +92,18 @@ def store_checks(store: Path) -> Iterator[Check]:
     if not store.is_dir():
         yield Check("store", str(store), "ok", "no results yet")
         return
-    for kind in sorted(path for path in store.iterdir() if path.is_dir()):
+    old = old_folders(store)
+    if old:
+        found = f"{', '.join(path.name for path in old)} of an earlier version, which nothing reads"
+        fix = shlex.join(["rm", "-r", *map(str, old)])
+        yield Check("store", "earlier versions", "wrong", found, "none", fix)
+    entries = entries_folder(store)
+    for kind in (
+        sorted(path for path in entries.iterdir() if path.is_dir()) if entries.is_dir() else ()
+    ):
         # By iterdir, as glob passes over what may not be read.
-        shards = [path for path in kind.iterdir() if path.is_dir()]
-        yield _entries(kind.name, [path for shard in shards for path in shard.iterdir()])
+        folders = [path for path in kind.iterdir() if path.is_dir()]
+        yield _entries(kind.name, [path for folder in folders for path in folder.iterdir()])
 
 
 def _entries(kind: str, paths: Sequence[Path]) -> Check:

@@ -154,7 +154,7 @@ def expected_counts(dataset: str, split: str, split_by: str | None = None) -> Ex
 
 
 def checked(split: ReferSplit, path: Path, *, check_counts: bool) -> ReferSplit:
-    """Return a split with all that is doubtful about it among its warnings, which are logged.
+    """Return a split with its warnings, which are logged.
 
     That is: counts other than the published ones, and refs without a mask or sentences.
 

@@ -83,7 +83,9 @@ class SlowVision:
             x_TD = self.block(index, x_TD)
         return self.project(x_TD[0])
 
-    def mask_feature(self, mode, local_3RR, global_3RR, coverage_P, *, first, weight=2.0, skips=True):
+    def mask_feature(
+        self, mode, local_3RR, global_3RR, coverage_P, *, first, weight=2.0, skips=True
+    ):
         """Feature of one mask, (E,), by the table of fusion modes."""
         factor_T1 = torch.cat([torch.ones(1), coverage_P]).double()[:, None]
         count = len(factor_T1)

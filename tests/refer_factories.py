@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -272,3 +274,21 @@ def custom_coco() -> dict[str, Any]:
             },
         ],
     }
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A small PNG file whose header says that the image is as large as that."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    """A JPEG file with an EXIF tag that says how the camera was held."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    segment = exif.tobytes()
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]

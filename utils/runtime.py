@@ -1,11 +1,7 @@
-"""How a program runs: one-line errors, exit status, progress, elapsed time and peak memory."""
+"""What long work shows and overlaps: progress, prefetching, elapsed time, peak memory."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import io
-import logging
 import resource
 import sys
 import time
@@ -19,68 +15,15 @@ from tqdm import tqdm
 
 __all__ = [
     "Stopwatch",
-    "keep_freed_memory",
     "peak_memory_bytes",
     "prefetch",
     "progress",
-    "run_program",
 ]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LOG_SECONDS = 60
-
-# From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-_KEPT_BYTES = 2**30
-"""Allocations up to this size are kept, and so much at the end of the heap."""
-
-_FAILED = 2
-_INTERRUPTED = 130
-
-
-def run_program(body: Callable[[], None], expected: tuple[type[Exception], ...]) -> int:
-    """Run a program's body.
-
-    Args:
-        body: does the work.
-        expected: errors that the user can fix: printed on one line, without a traceback.
-
-    Returns:
-        Exit status: 0, or 2 after an expected error, or 130 after an interruption.
-    """
-    keep_freed_memory()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names and sentences that the terminal cannot show are no reason to stop.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    status, line = 0, ""
-    try:
-        body()
-    except expected as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        status, line = _FAILED, f"error: {text}\n"
-    except KeyboardInterrupt:
-        status, line = _INTERRUPTED, "interrupted; the same command goes on from here\n"
-    # Written when the exception is gone, and with it the body's progress bar, which ends its line.
-    sys.stderr.write(line)
-    return status
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep memory that is freed, instead of giving it back each time.
-
-    A model's tensors on a CPU are large enough that each new one would be fetched from the kernel,
-    page by page, which takes as long as many an operation on it. Does nothing where the C library
-    is not glibc.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        # Before 2.35, glibc refuses so large a threshold; the second setting alone would harm.
-        if mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES):
-            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def progress(

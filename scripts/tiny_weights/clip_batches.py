@@ -84,12 +84,12 @@ class Phase:
     gem_scenes: int = 0
     """Scenes that go through the attention maps' forward."""
     opposites: bool = False
-    """Whether every region also gets a caption that is wrong in one attribute, and its truth."""
+    """Whether every region also gets a caption that is wrong in one attribute, and a right one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskedRegions:
-    """Regions for the masked forward: both views, the gate and how they are to be read."""
+    """Regions for the masked forward: both views, the patch coverage, and how to read them."""
 
     local_N3RR: Tensor
     global_N3RR: Tensor
@@ -202,8 +202,8 @@ def _masked_regions(
             )
         )
         attributes.append(pool.attributes_NK3[scene, objects])
-    local, global_, gates = (torch.cat(column) for column in zip(*rows, strict=True))
-    return MaskedRegions(local, global_, gates, mode, quirks), np.concatenate(attributes)
+    local, global_, coverages = (torch.cat(column) for column in zip(*rows, strict=True))
+    return MaskedRegions(local, global_, coverages, mode, quirks), np.concatenate(attributes)
 
 
 def _any_quirks(rng: np.random.Generator) -> ReferenceQuirks:
@@ -327,7 +327,7 @@ class ViewMix:
 def region_views(
     pool: ScenePool, scene: int, objects: Sequence[int], rng: np.random.Generator, mix: ViewMix
 ) -> Views:
-    """One view of each of some objects of a scene: a crop, a local or a global view.
+    """Draw one view of each of some objects of a scene: a crop, a local or a global view.
 
     Args:
         pool: where the scene is.

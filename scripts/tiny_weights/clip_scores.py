@@ -85,7 +85,7 @@ def _features(encoder: ClipEncoder, scene: Scene, profile: Profile) -> Iterator[
 
 
 def _gem_peaks(encoder: ClipEncoder, scene: Scene, queries: Sequence[tuple[int, str]]) -> int:
-    """How many attention maps peak inside the right object."""
+    """Count the attention maps that peak inside the right object."""
     config = GemConfig()
     side = encoder.image_size * config.resolution_factor
     image_13RR = gem_input(Image.fromarray(scene.image_HW3), side)[None]

@@ -277,7 +277,7 @@ class Losses:
 
 
 def step_losses(learner: Learner, batch: Batch) -> Losses:
-    """All losses of a batch; the towers run in bfloat16, the comparisons in float32."""
+    """Compute all losses of a batch; the towers run in bfloat16, the comparisons in float32."""
     visual, scale = learner.clip.visual, learner.clip.logit_scale.exp().clamp(max=100.0)
     shapes_N = batch.attributes_N3[: len(batch.views.images_N3RR), 0]
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import io
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,8 +20,9 @@ from typing import TYPE_CHECKING
 
 from hybridgl.doctor import add_doctor_arguments, doctor
 from hybridgl.download import add_download_arguments, download
-from hybridgl.errors import HybridGLError, SettingError
+from hybridgl.errors import SettingError
 from hybridgl.files import atomic_write_bytes
+from hybridgl.program import run_program
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,10 +30,7 @@ if TYPE_CHECKING:
 
     from hybridgl.methods.hybridgl import Segmentation
 
-__all__ = ["main", "run_command"]
-
-_FAILED = 2
-_INTERRUPTED = 130
+__all__ = ["main"]
 
 Report = Callable[[str], None]
 
@@ -58,30 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in words[:1]:  # what the arguments of others import takes seconds
             add_arguments(command)
     arguments = parser.parse_args(words)
-    return run_command(lambda: arguments.run(arguments, functools.partial(print, flush=True)))
-
-
-def run_command(body: Callable[[], bool]) -> int:
-    """Run a command's body; print errors that the user can fix on one line.
-
-    Args:
-        body: returns whether all is well.
-
-    Returns:
-        Exit status, as of ``main``.
-    """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names and words that the terminal cannot show are no reason to stop.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        return 0 if body() else 1
-    except (HybridGLError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return _FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        return _INTERRUPTED
+    return run_program(lambda: arguments.run(arguments, functools.partial(print, flush=True)))
 
 
 def _download(arguments: argparse.Namespace, report: Report) -> bool:

@@ -76,20 +76,20 @@ def check_folder(path: Path, option: str) -> None:
 
 
 def atomic_write_bytes(path: Path, content: bytes, *, option: str = "--output") -> None:
-    """Writes a file so that its name holds the old content or the new one, never a part.
+    """Write a file so that its name holds the old content or the new one, never a part.
 
     The content goes to a temporary file in the same folder, is flushed to the disk and renamed.
     Folders that are missing are made. Whatever stops it, an exception leaves no temporary file; a
-    kill may, and `sweep_partials` removes that one.
+    kill may, and ``sweep_partials`` removes that one.
 
     Args:
-        path: Where the file goes.
-        content: All of it.
-        option: The programs' option that chooses this folder, for the message.
+        path: where the file goes.
+        content: all of it.
+        option: the programs' option that chooses this folder, for the message.
 
     Raises:
-        OSError: The folder cannot be written, the disk is full, or a folder's place is taken by a
-            file. The message names the path, the reason and what to do; `errno` is that of the
+        OSError: the folder cannot be written, the disk is full, or a folder's place is taken by a
+            file. The message names the path, the reason and the fix; ``errno`` is that of the
             cause.
     """
     try:
@@ -106,7 +106,7 @@ def atomic_write_bytes(path: Path, content: bytes, *, option: str = "--output") 
         _flush_folder(path.parent)
     except OSError as error:
         explained = OSError(
-            f"Cannot write {path}: {error}. Choose another folder with {option} DIR, "
+            f"Cannot write {path}: {error}; choose another folder with {option} DIR, "
             "or free space and check permissions."
         )
         explained.errno = error.errno
@@ -114,7 +114,7 @@ def atomic_write_bytes(path: Path, content: bytes, *, option: str = "--output") 
 
 
 def sweep_partials(folder: Path) -> None:
-    """Removes the temporary files that killed runs left in a folder (not below it).
+    """Remove the temporary files that killed runs left in a folder (not below it).
 
     A file goes when the process that wrote it ran on this machine and is gone, or when it is a day
     old: no write lasts that long. A live writer's file stays, be it of this machine or, on a shared
@@ -147,7 +147,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes a rename in the folder outlast a power cut, where the file system can."""
+    """Make a rename in the folder outlast a power cut, where the file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

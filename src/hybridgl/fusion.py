@@ -4,7 +4,7 @@ Source: HybridGL (CVPR 2025) section 3.2; quirk Q3 of docs/quirks.md. The blocks
 called; nothing of CLIP is patched.
 
 Shapes: N masks, R side of CLIP's input, G patch-grid side, P = G * G, T = 1 + P tokens,
-D width, E embedding width, h heads.
+D width, E embedding width, h heads, d head width.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def mask_features(
     *,
     attention_masking_skips_last_block: bool,
 ) -> Tensor:
-    """CLIP features of masks from their two views.
+    """Compute CLIP features of masks from their two views.
 
     Args:
         visual: CLIP's vision transformer.
@@ -67,7 +67,7 @@ def mask_features(
 
 
 def stream_tokens(visual: VisionTower, views_N3RR: Tensor, masking_block: int) -> Tensor:
-    """Tokens of views before the first block in which masks act: the same for all modes.
+    """Compute the tokens before the first block in which masks act: the same for all modes.
 
     Args:
         visual: CLIP's vision transformer.
@@ -92,7 +92,7 @@ def fuse(
     *,
     attention_masking_skips_last_block: bool,
 ) -> Tensor:
-    """The blocks in which masks act, and what follows.
+    """Run the blocks in which masks act, and what follows.
 
     Args:
         visual: CLIP's vision transformer.
@@ -135,8 +135,8 @@ class _MaskedBlocks:
         self._coverage_NT1 = F.pad(coverage_NP, (1, 0), value=1.0)[..., None]
         self._visible_N11T = F.pad(coverage_NP > 0, (1, 0), value=True)[:, None, None]
 
-    def gated(self, tokens_NTD: Tensor) -> Tensor:
-        """Patch tokens times their share of the mask; the class token as it is."""
+    def covered(self, tokens_NTD: Tensor) -> Tensor:
+        """Multiply patch tokens by their share of the mask; leave the class token."""
         return tokens_NTD * self._coverage_NT1
 
     def step(self, block: Any, tokens_NTD: Tensor, *, class_attends_mask: bool = False) -> Tensor:
@@ -153,7 +153,7 @@ class _MaskedBlocks:
         return finish_block(block, tokens_NTD, attended_NhTd)
 
     def last(self, tokens_NTD: Tensor, *, class_attends_mask: bool = False) -> Tensor:
-        """The class token after the last block, (N, D)."""
+        """Return the class token after the last block, (N, D)."""
         return class_block(
             self._last, tokens_NTD, self._visible_N11T if class_attends_mask else None
         )
@@ -167,8 +167,8 @@ def _crop(masks: _MaskedBlocks, l_NTD: Tensor) -> Tensor:
 
 def _token_masking(masks: _MaskedBlocks, l_NTD: Tensor) -> Tensor:
     for block in masks.inner:
-        l_NTD = masks.step(block, masks.gated(l_NTD))
-    return masks.last(masks.gated(l_NTD))
+        l_NTD = masks.step(block, masks.covered(l_NTD))
+    return masks.last(masks.covered(l_NTD))
 
 
 def _attention_masking(masks: _MaskedBlocks, l_NTD: Tensor) -> Tensor:
@@ -188,20 +188,20 @@ def _local_to_global(masks: _MaskedBlocks, l_NTD: Tensor, g_NTD: Tensor) -> Tens
 def _global_to_local(masks: _MaskedBlocks, l_NTD: Tensor, g_NTD: Tensor) -> Tensor:
     weight = masks.stream_weight
     for block in masks.inner:
-        l_NTD = masks.step(block, weight * masks.gated(g_NTD) + l_NTD)
+        l_NTD = masks.step(block, weight * masks.covered(g_NTD) + l_NTD)
         g_NTD = masks.step(block, g_NTD, class_attends_mask=True)
-    return masks.last(weight * masks.gated(g_NTD) + l_NTD)
+    return masks.last(weight * masks.covered(g_NTD) + l_NTD)
 
 
 def _both(masks: _MaskedBlocks, l_NTD: Tensor, g_NTD: Tensor) -> tuple[Tensor, Tensor]:
     weight = masks.stream_weight
     hybrid_l_NTD, hybrid_g_NTD = l_NTD, g_NTD
     for block in masks.inner:
-        hybrid_l_NTD = masks.step(block, hybrid_l_NTD + weight * masks.gated(g_NTD))
+        hybrid_l_NTD = masks.step(block, hybrid_l_NTD + weight * masks.covered(g_NTD))
         hybrid_g_NTD = masks.step(block, l_NTD + weight * hybrid_g_NTD, class_attends_mask=True)
         l_NTD, g_NTD = masks.step(block, l_NTD), masks.step(block, g_NTD, class_attends_mask=True)
     return (
-        masks.last(hybrid_l_NTD + weight * masks.gated(g_NTD)),
+        masks.last(hybrid_l_NTD + weight * masks.covered(g_NTD)),
         masks.last(l_NTD + weight * hybrid_g_NTD, class_attends_mask=True),
     )
 

@@ -6,8 +6,8 @@ The image pass does not depend on the phrase and runs once per image.
 
 Source: "Grounding Everything" (CVPR 2024, arXiv 2312.00878) section 3, with the settings of
 HybridGL (CVPR 2025) section 3.3.
-Shapes: B images, T = 1 + P tokens, P = g * g patches of the enlarged input, D width,
-E embedding width, h heads, d head width, S phrases, H x W image pixels.
+Shapes: B images, R side of the enlarged input, P = g * g patches of it, T = 1 + P tokens,
+D width, E embedding width, h heads, d head width, S phrases, H x W image pixels.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _LEAST_CONTRAST = 1e-6
 
 
 def gem_input(image: Image.Image, side: int) -> Tensor:
-    """The whole frame as GEM sees it.
+    """Resize and normalise the whole frame for GEM.
 
     Args:
         image: RGB.
-        side: side of the input in pixels: 448 for ViT-B/16.
+        side: R, in pixels: 448 for ViT-B/16.
 
     Returns:
-        float32, (3, side, side), normalised with CLIP's statistics.
+        float32, (3, R, R), normalised with CLIP's statistics.
     """
     resized_RR3 = np.array(image.resize((side, side), Image.Resampling.BICUBIC))
     mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
@@ -52,11 +52,11 @@ def gem_input(image: Image.Image, side: int) -> Tensor:
 
 
 def patch_features(visual: VisionTower, images_B3RR: Tensor, config: GemConfig) -> Tensor:
-    """Patch features of the self-self attention stream.
+    """Compute patch features of the self-self attention stream.
 
     Args:
         visual: CLIP's vision transformer.
-        images_B3RR: from ``gem_input``, float32, (B, 3, side, side).
+        images_B3RR: from ``gem_input``, float32, (B, 3, R, R).
         config: depth and iterations.
 
     Returns:
@@ -87,7 +87,7 @@ def patch_features(visual: VisionTower, images_B3RR: Tensor, config: GemConfig) 
 
 
 def patch_similarity(patches_PE: Tensor, phrases_SE: Tensor) -> Tensor:
-    """Cosine of every patch with every phrase: all that a map holds.
+    """Compute the cosine of every patch with every phrase: all that a map holds.
 
     Args:
         patches_PE: one image's ``patch_features``, (P, E), of length 1.
@@ -102,11 +102,11 @@ def patch_similarity(patches_PE: Tensor, phrases_SE: Tensor) -> Tensor:
 
 
 def attention_map(sim_Sgg: Tensor, side: int, hw: tuple[int, int]) -> Tensor:
-    """Maps at the size of the image.
+    """Enlarge patch similarities to attention maps at the size of the image.
 
     Args:
         sim_Sgg: from ``patch_similarity``, (S, g, g).
-        side: side of GEM's input in pixels.
+        side: R, in pixels.
         hw: height and width of the image.
 
     Returns:
@@ -121,7 +121,7 @@ def attention_map(sim_Sgg: Tensor, side: int, hw: tuple[int, int]) -> Tensor:
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """Last two axes scaled to 0 to 1; a map without contrast becomes 0."""
+    """Scale the last two axes to 0 to 1; a map without contrast becomes 0."""
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
     spread = high - low
     scaled = (maps - low) / spread
@@ -131,7 +131,7 @@ def min_max(maps: Tensor) -> Tensor:
 def _self_self_attention(
     z_BhTd: Tensor, v_BhTd: Tensor, tau_B111: Tensor, iterations: int
 ) -> Tensor:
-    """Values gathered by the similarity of ``z`` with itself, after ``iterations`` sharpenings."""
+    """Gather values by the similarity of ``z`` with itself, sharpened ``iterations`` times."""
     for _ in range(iterations):
         z_BhTd = F.normalize(z_BhTd, dim=-1)
         z_BhTd = F.scaled_dot_product_attention(tau_B111 * z_BhTd, z_BhTd, z_BhTd, scale=1.0)

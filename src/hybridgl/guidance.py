@@ -1,4 +1,4 @@
-"""Spatial guidance: which of the best masks fits the relation, the attention map and the position.
+"""Spatial guidance: which of the best masks fits relation, attention map and position.
 
 Source: HybridGL (CVPR 2025) section 3.3; quirks Q5 and Q6 of docs/quirks.md.
 Shapes: N proposals, S sentences of one image, K candidates, J context masks, H x W image pixels,
@@ -137,12 +137,13 @@ def coherence_scores(
     Returns:
         float32, (S, N).
     """
-    attention_PS = weighted_SHW.flatten(1).T
-    b_S1 = torch.tensor(outside_weights, device=attention_PS.device)[:, None]
-    inside_NP = masks_NHW.flatten(1).float()
-    outside_NP = 1 - inside_NP
-    inside_SN = ((inside_NP @ attention_PS) / inside_NP.sum(1, keepdim=True).clamp(min=1)).T
-    outside_SN = ((outside_NP @ attention_PS) / outside_NP.sum(1, keepdim=True).clamp(min=1)).T
+    # All pixels in one axis: (H * W, S) and (N, H * W).
+    attention = weighted_SHW.flatten(1).T
+    b_S1 = torch.tensor(outside_weights, device=attention.device)[:, None]
+    inside = masks_NHW.flatten(1).float()
+    outside = 1 - inside
+    inside_SN = ((inside @ attention) / inside.sum(1, keepdim=True).clamp(min=1)).T
+    outside_SN = ((outside @ attention) / outside.sum(1, keepdim=True).clamp(min=1)).T
     return (2 - b_S1) * inside_SN - b_S1 * outside_SN
 
 
@@ -215,7 +216,7 @@ def choose(
     """
     count = len(similarity_N)
     if not count:
-        raise ValueError("Expected at least one proposal to choose from, got none.")
+        raise ValueError("Expected at least one proposal, got none; predict an empty mask.")
     limit = count if k_limit is None else min(count, k_limit)
     probability_N = _softmax(similarity_N)
     candidates_K = _best(similarity_N, min(config.num_candidates, limit))

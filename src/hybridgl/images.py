@@ -1,4 +1,4 @@
-"""Reading images: anything that people hand over, as RGB bytes, or an error that says what came.
+"""Images: anything that people hand over as RGB pixels, or an error that says what to do.
 
 Shapes: H x W image pixels.
 """
@@ -62,7 +62,7 @@ class RgbImage:
         else:
             raise ImageError(
                 f"Expected an image as a path, a PIL image or an RGB array (H, W, 3) of uint8, "
-                f"got {type(source).__name__}. Convert it to one of these."
+                f"got {type(source).__name__}; convert it to one of these."
             )
         _check_size(self._image, self.name)
         if not isinstance(source, str | Path):
@@ -71,7 +71,7 @@ class RgbImage:
 
     @cached_property
     def hw(self) -> tuple[int, int]:
-        """Height and width in pixels; without orientation, the header alone is read for it.
+        """Height and width in pixels; without ``apply_orientation``, from the header alone.
 
         Raises:
             ImageError: the file is cut short or damaged.
@@ -81,7 +81,7 @@ class RgbImage:
 
     @cached_property
     def pil(self) -> Image.Image:
-        """The image as a PIL image of mode RGB.
+        """PIL image of mode RGB.
 
         Raises:
             ImageError: the file is cut short or damaged, or its values are no colours.
@@ -96,8 +96,8 @@ class RgbImage:
             raise
         except Exception as error:  # a damaged file can fail in any way inside its decoder
             raise ImageError(
-                f"Expected a whole image in {self.name}, but it cannot be decoded ({error}). "
-                f"Fetch it again, or save it as an 8-bit RGB image."
+                f"Expected a whole image in {self.name}, got one that cannot be decoded ({error}); "
+                f"fetch it again, or save it as an 8-bit RGB image."
             ) from error
 
     @cached_property
@@ -111,30 +111,30 @@ def _read_file(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise ImageError(
-            f"Expected an image at {path}, found no such file. Check the path."
+            f"Expected an image at {path}, got no such file; check the path."
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         reason = getattr(error, "strerror", None) or error
         raise ImageError(
-            f"Expected an image at {str(path)!r}, cannot read it: {reason}. Check the path."
+            f"Expected an image at {str(path)!r}, got {reason}; check the path."
         ) from error
 
 
 def _open(content: bytes, name: str) -> Image.Image:
-    """The header alone is read: a file that claims gigapixels costs nothing."""
+    """Open a file by its header alone: one that claims gigapixels costs nothing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(content))
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"Expected an image of at most {MAX_PIXELS:,} pixels in {name}, got more ({error}). "
-            f"Shrink it first."
+            f"Expected an image of at most {MAX_PIXELS:,} pixels in {name}, got more ({error}); "
+            f"shrink it first."
         ) from error
     except Exception as error:  # a damaged file can fail in any way inside its decoder
         raise ImageError(
-            f"Expected an image in {name}, got {len(content):,} bytes of something else. "
-            f"Give a JPEG, PNG or another format that Pillow reads."
+            f"Expected an image in {name}, got {len(content):,} bytes of something else; "
+            f"give a JPEG, PNG or another format that Pillow reads."
         ) from error
 
 
@@ -143,14 +143,16 @@ def _check_size(image: Image.Image, name: str) -> None:
     if height * width > MAX_PIXELS:
         raise ImageError(
             f"Expected an image of at most {MAX_PIXELS:,} pixels in {name}, got "
-            f"{width} x {height}. Shrink it first."
+            f"{width} x {height}; shrink it first."
         )
     if not height or not width:
-        raise ImageError(f"Expected an image with pixels in {name}, got {width} x {height}.")
+        raise ImageError(
+            f"Expected an image with pixels in {name}, got {width} x {height}; give another."
+        )
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ImageError(
             f"Expected sides of at most {MAX_ASPECT_RATIO} to 1 in {name}, got "
-            f"{width} x {height} pixels. Crop it first."
+            f"{width} x {height} pixels; crop it first."
         )
 
 
@@ -158,7 +160,7 @@ def _checked_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ImageError(
             f"Expected an RGB array of shape (H, W, 3) and dtype uint8, got {array.shape} "
-            f"{array.dtype}. Convert it first."
+            f"{array.dtype}; convert it first."
         )
     return np.ascontiguousarray(array)
 
@@ -169,11 +171,11 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         if deep.min() < 0 or deep.max() > 65535:
             raise ImageError(
                 f"Expected 8 or 16 bits a channel in {name}, got values from {deep.min()} to "
-                f"{deep.max()}. Convert it to 8 bits."
+                f"{deep.max()}; convert it to 8 bits."
             )
         return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ImageError(f"Expected integer pixels in {name}, got floats. Convert it to 8 bits.")
+        raise ImageError(f"Expected integer pixels in {name}, got floats; convert it to 8 bits.")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         paper = Image.new("RGBA", layered.size, "white")

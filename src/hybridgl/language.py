@@ -108,14 +108,14 @@ class Doc(Protocol):
 
     @property
     def text(self) -> str:
-        """The string that was parsed."""
+        """Return the string that was parsed."""
 
     @property
     def noun_chunks(self) -> Iterator[Any]:
-        """Base noun phrases, from the parse."""
+        """Return the base noun phrases of the parse."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Tokens in order."""
+        """Iterate over the tokens in order."""
 
 
 _POSITION_WORDS: Mapping[str, Position] = {
@@ -250,7 +250,7 @@ def parse_sentences(
 
 
 def _noun_phrase(doc: Doc, chunks: list[Any]) -> tuple[str, str]:
-    """Chunk and text of the last token that is its own head; the sentence where it has none."""
+    """Return chunk and text of the last token that is its own head, or the sentence twice."""
     chunk_of = {token.i: chunk for chunk in chunks for token in chunk}
     roots = [token for token in doc if token.head.i == token.i]
     if not roots:
@@ -264,7 +264,7 @@ def _noun_phrase(doc: Doc, chunks: list[Any]) -> tuple[str, str]:
 
 
 def _nearest_to_start(doc: Doc, words: Mapping[str, _Word], none: _Word) -> _Word:
-    """Value of the matching token whose syntactic head has the smallest index (ties: first)."""
+    """Return the value of the matching token whose head has the smallest index (ties: first)."""
     matches = [token for token in doc if token.text in words]
     if not matches:
         return none

@@ -146,7 +146,7 @@ def bootstrap_intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Compute how far the scores would move with other images: percentile bootstrap over images.
+    """Compute intervals in which the scores would lie with other images: percentile bootstrap.
 
     The sentences of an image share its proposals and are not independent: images are drawn with
     replacement, each with all its samples.

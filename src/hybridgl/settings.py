@@ -240,7 +240,11 @@ def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
         try:
             return read(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            words = str(error)
+            if isinstance(read, type) and issubclass(read, Enum):
+                known = ", ".join(str(one.value) for one in read)
+                words = f"expected one of {known}, got {text!r}"
+            raise argparse.ArgumentTypeError(words) from None
 
     return from_text
 

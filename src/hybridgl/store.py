@@ -8,7 +8,7 @@ under its final name only when it is whole, and every byte of it is checked when
 damaged entry is reported and made again, never used.
 
 An entry is one safetensors file, ``root/v<version>/kind/key[:2]/key.safetensors``. Its only
-metadata string is the SHA-256 of all other bytes of the file, in hex, followed by JSON that names
+metadata string is the sha256 of all other bytes of the file, in hex, followed by JSON that names
 the format, kind, key and the caller's own metadata.
 """
 
@@ -38,7 +38,16 @@ from safetensors.numpy import save as to_safetensors
 from hybridgl.files import atomic_write_bytes, sweep_partials
 from hybridgl.timing import timer
 
-__all__ = ["Content", "Entry", "Store", "cached", "entry_key", "require_json"]
+__all__ = [
+    "Content",
+    "Entry",
+    "Store",
+    "cached",
+    "entries_folder",
+    "entry_key",
+    "old_folders",
+    "require_json",
+]
 
 FORMAT_VERSION = 2
 """Names the folder of all entries, and is written into each; the place of the checksum must not
@@ -88,6 +97,22 @@ def cached(
     return entry
 
 
+def entries_folder(root: Path) -> Path:
+    """Return the folder of a store that holds a folder for every kind of entry."""
+    return root / f"v{FORMAT_VERSION}"
+
+
+def old_folders(root: Path) -> list[Path]:
+    """Return the folders of a store whose entries an earlier version wrote."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    return [
+        path
+        for path in folders
+        if path != entries_folder(root)
+        and (re.fullmatch(r"v\d+", path.name) or any(path.glob("??/*.safetensors")))
+    ]
+
+
 def entry_key(kind: str, inputs: Mapping[str, Any]) -> str:
     """Return the sha256, in hex, of all that an artefact depends on.
 
@@ -100,29 +125,30 @@ def entry_key(kind: str, inputs: Mapping[str, Any]) -> str:
 
 
 def require_json(value: object, where: str) -> None:
-    """Checks that JSON gives a value back as it was, but for tuples, which become lists.
+    """Check that JSON gives a value back as it was, but for tuples, which become lists.
 
     Args:
-        value: Any nesting of dict (with str keys), list, tuple, str, bool, int, finite float and
+        value: any nesting of dict (with str keys), list, tuple, str, bool, int, finite float and
             None.
-        where: What the value is called in the message, such as "meta".
+        where: what the value is called in the message, such as "meta".
 
     Raises:
-        ValueError: Naming the first place that JSON would change or refuse (NaN and infinity among
-            them).
+        ValueError: the first place that JSON would change or refuse (NaN and infinity among them).
 
     Example:
         >>> require_json({"loss": [1.0, float("nan")]}, "summary")
         Traceback (most recent call last):
-        ValueError: Expected a finite number at summary.loss[1], got nan.
+        ValueError: Expected a finite number at summary.loss[1], got nan; leave it out.
     """
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"Expected a finite number at {where}, got {value}.")
+            raise ValueError(f"Expected a finite number at {where}, got {value}; leave it out.")
     elif isinstance(value, dict):
         for name, item in value.items():
             if not isinstance(name, str):
-                raise ValueError(f"Expected text as every name in {where}, got {name!r}.")
+                raise ValueError(
+                    f"Expected text as every name in {where}, got {name!r}; convert it."
+                )
             require_json(item, f"{where}.{name}")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
@@ -139,9 +165,9 @@ class Entry:
     """What a store gives back for a key.
 
     Attributes:
-        arrays: By name, in the order of the names; writable, each with the shape and dtype it was
+        arrays: by name, in the order of the names; writable, each with the shape and dtype it was
             saved with.
-        meta: What was saved beside them; tuples have become lists.
+        meta: what was saved beside them; tuples have become lists.
     """
 
     arrays: dict[str, np.ndarray]
@@ -155,17 +181,21 @@ class Store:
     runs.
 
     Args:
-        root: The folder.
-        overwrite: Load only what this very object saved, so that everything else is made again.
-        keep_tokens: Ask for large entries too, from which other settings are made in a fraction of
+        root: the folder.
+        overwrite: load only what this very object saved, so that everything else is made again.
+        keep_tokens: ask for large entries too, from which other settings are made in a fraction of
             the time.
 
     Attributes:
-        root: The folder.
-        keep_tokens: As given.
-        hits: Per kind, how many entries were found when they were first asked for.
-        misses: Per kind, how many were not, damaged ones included: what the caller had to make.
-        damaged: Per kind, how many entries were found damaged.
+        root: the folder.
+        keep_tokens: as given.
+        hits: per kind, how many entries were found when they were first asked for.
+        misses: per kind, how many were not, damaged ones and those saved unasked included: what
+            the caller had to make.
+        damaged: per kind, how many entries were found damaged.
+
+    Raises:
+        NotADirectoryError: the root is a file.
 
     Example::
 
@@ -178,12 +208,12 @@ class Store:
     def __init__(self, root: Path, *, overwrite: bool = False, keep_tokens: bool = False) -> None:
         if root.exists() and not root.is_dir():
             raise NotADirectoryError(
-                f"Expected a folder for the store, got the file {root}. "
-                "Choose another with --store DIR."
+                f"Expected a folder for the store, got the file {root}; choose another with "
+                "--store DIR."
             )
         self.root = root
         self.keep_tokens = keep_tokens
-        self._entries = root / f"v{FORMAT_VERSION}"
+        self._entries = entries_folder(root)
         self._overwrite = overwrite
         self._saved: set[Path] = set()
         self._counted: set[Path] = set()
@@ -199,36 +229,29 @@ class Store:
             sweep_partials(folder)
 
     def path(self, kind: str, key: str) -> Path:
-        """Returns where the entry of a kind and key is, or would be.
+        """Return where the entry of a kind and key is, or would be.
 
         Raises:
-            ValueError: The kind is not a word in lower case, or the key is no SHA-256 in hex.
+            ValueError: the kind is not a word in lower case, or the key is no sha256 in hex.
         """
         if _KIND.fullmatch(kind) is None:
             raise ValueError(
-                "Expected a kind of lower-case letters, digits, - and _, starting with a letter; "
-                f"got {kind!r}."
+                "Expected a kind of lower-case letters, digits, - and _ that starts with a letter, "
+                f"got {kind!r}; rename it."
             )
         if _KEY.fullmatch(key) is None:
-            raise ValueError(f"Expected a key of 64 hex digits, got {key!r}. Use a SHA-256.")
+            raise ValueError(f"Expected a key of 64 hex digits, got {key!r}; use a sha256.")
         return self._entries / kind / key[:2] / f"{key}.safetensors"
 
     def warnings(self) -> list[str]:
         """Name, in one line, the entries of earlier versions, which nothing reads any more."""
-        old = sorted(
-            path.name
-            for path in (self.root.iterdir() if self.root.is_dir() else ())
-            if path.is_dir()
-            and path.name != self._entries.name
-            and any(path.glob("*/*.safetensors"))
-        )
-        old += [f"v{n}" for n in range(1, FORMAT_VERSION) if (self.root / f"v{n}").is_dir()]
+        old = old_folders(self.root)
         if not old:
             return []
-        paths = " ".join(shlex.quote(str(self.root / name)) for name in old)
+        names = ", ".join(path.name for path in old)
         return [
-            f"Entries of an earlier version lie in {self.root} ({', '.join(old)}) and are not read "
-            f"any more; remove them with `rm -r {paths}`."
+            f"Entries of an earlier version lie in {self.root} ({names}) and are not read any "
+            f"more; remove them with `{shlex.join(['rm', '-r', *map(str, old)])}`."
         ]
 
     def keys(self, kind: str) -> list[str]:
@@ -244,15 +267,15 @@ class Store:
 
     @timer("store")
     def load(self, kind: str, key: str) -> Entry | None:
-        """Reads an entry and checks every byte of it.
+        """Read an entry and check every byte of it.
 
         Args:
-            kind: What sort of artefact, such as "proposals".
-            key: SHA-256 in hex of what the entry is made from.
+            kind: what sort of artefact, such as "proposals".
+            key: sha256 in hex of what the entry is made from.
 
         Returns:
             The entry, or None where the caller has to make it: there is none, it is of another
-            `FORMAT_VERSION`, or it is damaged (unreadable, cut short, changed, or the entry of
+            ``FORMAT_VERSION``, or it is damaged (unreadable, cut short, changed, or the entry of
             another key), which is logged once per entry.
         """
         path = self.path(kind, key)
@@ -284,19 +307,19 @@ class Store:
     def save(
         self, kind: str, key: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, object]
     ) -> None:
-        """Writes an entry atomically, in place of the one that may be there.
+        """Write an entry atomically, in place of the one that may be there.
 
         Args:
-            kind: What sort of artefact, such as "proposals".
-            key: SHA-256 in hex of what the entry is made from.
-            arrays: Any number of them, of booleans, integers or floats, of any shape (axes of
+            kind: what sort of artefact, such as "proposals".
+            key: sha256 in hex of what the entry is made from.
+            arrays: any number of them, of booleans, integers or floats, of any shape (axes of
                 length 0 included).
-            meta: A value that `require_json` accepts.
+            meta: a value that ``require_json`` accepts.
 
         Raises:
-            ValueError: An array or the metadata cannot be stored.
-            OSError: The disk is full or the folder cannot be written; the message names the path
-                and what to do.
+            ValueError: an array or the metadata cannot be stored.
+            OSError: the disk is full or the folder cannot be written; the message names the path
+                and the fix.
         """
         path = self.path(kind, key)
         content = _encode(kind, key, arrays, meta)
@@ -315,9 +338,9 @@ class Store:
 
     @contextlib.contextmanager
     def background_writes(self) -> Iterator[None]:
-        """Within the block, `save` returns before its entry is on the disk; its end waits for all.
+        """Let ``save`` return before its entry is on the disk; the block's end waits for all.
 
-        An entry that could not be written is told by a later `save`, or by the end of the block.
+        An entry that could not be written is reported by a later ``save``, or by the block's end.
         Whatever ends the block, what has been saved is written before. A block inside another one
         changes nothing.
         """
@@ -350,7 +373,7 @@ class Store:
 
     @staticmethod
     def damaged_among(paths: Iterable[Path]) -> list[Path]:
-        """The entries that cannot be trusted, of files below the root."""
+        """Return the entries that cannot be trusted, of files below a store's root."""
         damaged = []
         for path in paths:
             try:
@@ -370,7 +393,7 @@ def _encode(
     described = {"format": FORMAT_VERSION, "kind": kind, "key": key, "meta": dict(meta)}
     require_json(described["meta"], "meta")
     if "__metadata__" in arrays:
-        raise ValueError("Expected array names other than '__metadata__'; safetensors reserves it.")
+        raise ValueError("Expected other array names, got '__metadata__'; rename that array.")
     # safetensors reads an array's memory as it lies, which for a view or a transpose is not the
     # order of its elements.
     in_order = {name: np.asarray(array, order="C") for name, array in arrays.items()}
@@ -380,14 +403,15 @@ def _encode(
         )
     except SafetensorError as error:
         raise ValueError(
-            f"Expected arrays of booleans, integers or floats for {kind}: {error}."
+            f"Expected arrays of booleans, integers or floats for {kind}, got others ({error}); "
+            "convert them first."
         ) from error
     assert unsigned[_CHECKSUM] == _UNSIGNED
     return unsigned[: _CHECKSUM.start] + _checksum(unsigned) + unsigned[_CHECKSUM.stop :]
 
 
 def _decode(content: bytes, kind: str, key: str) -> Entry | None:
-    """Returns the entry, or None where it is of another format version."""
+    """Return the entry, or None where it is of another format version."""
     if content[_CHECKSUM] != _checksum(content):
         raise _DamagedError(f"checksum of its {len(content)} bytes does not match")
     header_end = _HEADER_LENGTH_BYTES + int.from_bytes(content[:_HEADER_LENGTH_BYTES], "little")
@@ -402,7 +426,7 @@ def _decode(content: bytes, kind: str, key: str) -> Entry | None:
 
 
 def _checksum(content: bytes) -> bytes:
-    """Returns the hex SHA-256 of all bytes but those where it is kept itself."""
+    """Return the sha256, in hex, of all bytes but those where it is kept itself."""
     view = memoryview(content)
     checksum = hashlib.sha256(view[: _CHECKSUM.start])
     checksum.update(view[_CHECKSUM.stop :])

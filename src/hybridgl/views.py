@@ -4,7 +4,8 @@ The local view keeps the object and fills what surrounds it; the global view kee
 image and blurs what surrounds the object. Both show the whole frame, not a crop.
 
 Source: HybridGL (CVPR 2025) section 3.2; quirks Q1 and Q2 of docs/quirks.md.
-Shapes: N masks, H x W image pixels, R side of CLIP's input, G patch-grid side.
+Shapes: N masks, B images of any kind, C channels, H x W image pixels, R side of CLIP's input,
+G patch-grid side.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _BLUR_KERNEL = (15, 15)
 
 _VIEW_BYTES = 512 * 2**20
-"""Memory for what a chunk of masks or attention maps has at the size of the image."""
+"""Memory for the full-size views or attention maps of one chunk."""
 
 _MOST_MASKS = {"cpu": 16, "cuda": 128}
 """Masks of one chunk, whatever the memory: more do not make a chunk faster."""
 
 
 def blur_background(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Blur the image: how it looks outside every mask of a global view.
+    """Blur the image, as it looks outside every mask of a global view.
 
     Args:
         image_HW3: RGB, uint8, (H, W, 3).
@@ -125,15 +126,15 @@ def masks_per_chunk(hw: tuple[int, ...], device: str) -> int:
     return min(max(_VIEW_BYTES // (3 * 4 * hw[0] * hw[1]), 1), _MOST_MASKS[device])
 
 
-def resize(images_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize: bilinear, corners not aligned, without antialiasing: each pixel reads four pixels.
+def resize(images_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize bilinearly, corners not aligned, without antialiasing: a pixel reads four pixels.
 
     Args:
-        images_NCHW: float32, (N, C, H, W).
+        images_BCHW: float32, (B, C, H, W).
         size: height and width to reach.
     """
     return F.interpolate(
-        images_NCHW, size=size, mode="bilinear", align_corners=False, antialias=False
+        images_BCHW, size=size, mode="bilinear", align_corners=False, antialias=False
     )
 
 

@@ -13,7 +13,7 @@ from evaluation.records import PredictionCounts, Record
 from hybridgl.config import MethodConfig
 from hybridgl.language import ParsedExpression, Position, Relation
 from hybridgl.masks import Proposals, mask_boxes_xywh
-from hybridgl.methods import Prediction, Scores
+from hybridgl.methods import Method, Prediction, Scores
 from hybridgl.settings import setting
 
 # Records: ground truths of 100 pixels, predictions by intersection and union.
@@ -84,7 +84,7 @@ class ToyConfig(MethodConfig):
     most: int = setting(3, low=1, late=True, help="candidates at most")
 
 
-class ToyMethod:
+class ToyMethod(Method):
     """Scores masks by the colour under them; the number of candidates decides what it predicts.
 
     ``first`` is the best proposal, ``last`` the worst of the candidates, so that quirk Q5 shows.
@@ -92,16 +92,19 @@ class ToyMethod:
 
     name = "toy"
     variants = ("first", "last")
-    needs_proposals = True
+    models_needed = ("clip", "parser")
     Config = ToyConfig
-    published_clip = "ViT-B-16"
 
     def __init__(self, models=None, config=None, store=None):
-        self.models, self.config, self.store = models, config or ToyConfig(), store
+        super().__init__(models, config or ToyConfig(), store)
         self.scored = []
 
+    @property
+    def skips_without_proposals(self):
+        return self.config.quirks.images_without_proposals_skipped
+
     def load(self):
-        pass
+        self.models.require("clip")
 
     def score(self, image, sentences, proposals):
         self.scored.append(list(sentences))
@@ -126,9 +129,6 @@ class ToyMethod:
             truncated=sentence == "BLUE",
             similarity_N=similarity_N,
         )
-
-    def settings(self, *, late=True):
-        return {"name": self.name, **self.config.json(late=late)}
 
 
 def _similarity(sentence, colours_N3):

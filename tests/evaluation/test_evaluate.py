@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evaluation.evaluate import Evaluation, ImageResult, check_ground_truth
+from evaluation.evaluate import Evaluation, check_ground_truth
 from evaluation.executors import serial
-from evaluation.proposals import GroundTruthSource
+from evaluation.proposals import GroundTruthSource, NoSource
 from hybridgl.errors import DataError
 from hybridgl.store import Store
 from refer.dataset import Ref, Sentence
@@ -167,8 +167,7 @@ def test_sentence_ids_need_not_be_unique_beyond_their_ref(split, tmp_path):
 
 
 def test_method_without_proposals_is_scored_by_its_own_masks(split, tmp_path):
-    source = Blocks()
-    this = filled(evaluation_of(split, tmp_path, MaskMethod(), source))
+    this = filled(evaluation_of(split, tmp_path, MaskMethod(), NoSource()))
     upper_HW = np.zeros(HW, dtype=bool)
     upper_HW[: HW[0] // 2] = True
     for record in records_of(this):
@@ -179,7 +178,6 @@ def test_method_without_proposals_is_scored_by_its_own_masks(split, tmp_path):
         assert (counts.intersection, record.union("mask")) == slow_overlap(upper_HW, gt_mask_HW)
         assert (record.num_proposals, record.oracle_iou, record.chance_iou) == (None, None, None)
         assert record.noun_phrase is None
-    assert source.asked == []
 
 
 # Quirk Q5: the limit on top-k that images with few proposals leave behind.
@@ -431,13 +429,9 @@ def test_result_comes_back_as_it_was_stored(split, copied, tmp_path):
 
 
 def test_result_of_a_method_without_arrays_keeps_a_row_for_every_sentence(split, tmp_path):
-    this = filled(evaluation_of(split, tmp_path, MaskMethod()))
+    this = filled(evaluation_of(split, tmp_path, MaskMethod(), NoSource()))
     image_id = next(iter(split.images))
     assert [one.meta for one in this.result(image_id).scores] == [{"hw": list(HW)}] * 5
-    error = ImageResult((), None, "why")
-    arrays, meta = error.content()
-    again = ImageResult.from_entry(SimpleNamespace(arrays=arrays, meta=meta))
-    assert (again.scores, again.counts, again.error) == ([], None, "why")
 
 
 # What decides a result, and what does not.
@@ -550,9 +544,9 @@ def test_image_that_is_known_to_be_unreadable_is_not_scored_and_has_no_predictio
 
 
 def test_image_that_turns_out_to_be_unreadable_is_named_once_and_has_no_prediction(
-    split, root, tmp_path, caplog
+    split, expected, root, tmp_path, caplog
 ):
-    """Its end is whole, so that it is found when it is decoded; the result is kept like others."""
+    """Its end is whole, so that it is found when it is decoded."""
     folder = shutil.copytree(root, tmp_path / "data")
     this_split = load_refer(folder, "refcoco", "val", check_counts=False)
     _, second, _ = this_split.images
@@ -568,9 +562,12 @@ def test_image_that_turns_out_to_be_unreadable_is_named_once_and_has_no_predicti
     assert sum(path.name in message for message in caplog.messages) == 1
     assert "Nothing is predicted for it" in caplog.text
     assert len(method.scored) == 2
+    # It is not kept: what cannot be read today may be read tomorrow.
+    path.write_bytes(content)
     again = evaluation_of(this_split, tmp_path / "store", method)
-    assert again.missing() == []
-    assert records_of(again) == records
+    assert again.missing() == [second]
+    assert records_of(again) == expected
+    assert len(method.scored) == 3
 
 
 def test_image_without_proposals_has_no_prediction_but_is_no_error(split, tmp_path):
@@ -583,7 +580,7 @@ def test_image_without_proposals_has_no_prediction_but_is_no_error(split, tmp_pa
         assert (record.oracle_iou == 0) == nothing
 
 
-def test_image_of_refs_without_sentences_is_passed_over(split, tmp_path, caplog):
+def test_image_of_refs_without_sentences_has_no_scores_and_no_record(split, tmp_path, caplog):
     first = next(iter(split.images))
     refs = tuple(
         dataclasses.replace(ref, sentences=()) if ref.image_id == first else ref
@@ -591,8 +588,8 @@ def test_image_of_refs_without_sentences_is_passed_over(split, tmp_path, caplog)
     )
     method = ToyMethod()
     this = evaluation_of(dataclasses.replace(split, refs=refs), tmp_path, method)
-    assert first not in this.missing()
     assert len(records_of(this)) == 10
+    assert this.result(first).scores == []
     assert len(method.scored) == 2
     assert caplog.messages == []
 

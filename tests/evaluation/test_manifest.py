@@ -36,6 +36,11 @@ def here():
     return find_manifest(Store(models_of().weights.clip_weights.parent), models_of(), NEEDED)
 
 
+def on_a_gpu(manifest):
+    """The manifest of the same models on a GPU."""
+    return replace(manifest, device="cuda", masks_per_chunk=4 * manifest.masks_per_chunk)
+
+
 @pytest.fixture
 def gone(tmp_path):
     """A CLIP of the bundled one's name that is not there."""
@@ -105,11 +110,10 @@ def test_other_devices_are_those_that_filled_the_store_with_the_same_models(stor
     assert other_devices(store, here) == []
     write_manifest(store, here)
     assert other_devices(store, here) == []
-    write_manifest(store, here.on("cuda"))
-    write_manifest(store, replace(here.on("cuda"), sha256={**here.sha256, "clip": "1" * 64}))
-    assert other_devices(store, here) == [here.on("cuda")]
-    assert here.on("cuda").made_by() != here.made_by()
-    assert here.on("cuda").on("cpu") == here
+    write_manifest(store, on_a_gpu(here))
+    write_manifest(store, replace(on_a_gpu(here), sha256={**here.sha256, "clip": "1" * 64}))
+    assert other_devices(store, here) == [on_a_gpu(here)]
+    assert on_a_gpu(here).made_by() != here.made_by()
 
 
 # Runs.
@@ -161,11 +165,11 @@ def test_missing_model_is_named_where_something_is_to_be_computed(toy, stored, g
 def moved_to_a_gpu(toy, tmp_path, monkeypatch):
     """A run whose store was filled on a GPU, as far as its manifest and its keys tell."""
 
-    def on_a_gpu(*arguments):
-        return find_manifest(*arguments).on("cuda")
+    def found_on_a_gpu(*arguments):
+        return on_a_gpu(find_manifest(*arguments))
 
     with monkeypatch.context() as patch:
-        patch.setattr("evaluation.run.find_manifest", on_a_gpu)
+        patch.setattr("evaluation.run.find_manifest", found_on_a_gpu)
         toy.run(tmp_path)
     content = content_of(tmp_path)
     shutil.rmtree(tmp_path / "run")
@@ -204,4 +208,7 @@ def test_run_finished_on_another_device_is_scored_again(toy, moved_to_a_gpu, mon
 
 def test_shard_keeps_to_its_own_device(toy, moved_to_a_gpu):
     folder, _ = moved_to_a_gpu
-    assert "lacks 1 of 3" in toy.run(folder, "--shard", "1/2")
+    this = toy.prepare(folder, "--shard", "1/2")
+    this.execute()
+    assert this.manifest.device == "cpu"
+    assert len(this.evaluation.missing()) == 1

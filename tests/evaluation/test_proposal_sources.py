@@ -410,6 +410,7 @@ class OnlySam:
     """Models without any file."""
 
     images_at_once = 2
+    device = SimpleNamespace(type="cpu")
     weights = SimpleNamespace(sam_checkpoint=SimpleNamespace(name="sam.pth"))
 
     def __init__(self, sam):

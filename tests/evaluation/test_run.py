@@ -187,7 +187,8 @@ def test_interrupted_anywhere_the_next_run_gives_the_same_records(
             patch.setattr(f"evaluation.run.{name}", stop)
         with pytest.raises(KeyboardInterrupt):
             toy.run(tmp_path)
-    assert not (tmp_path / "run" / "summary.json").exists()
+    # Figures are drawn last: what else there is, is whole by then.
+    assert (tmp_path / "run" / "summary.json").exists() == (stopped_at == "draw_samples")
     assert not list(tmp_path.rglob("*.partial"))
     toy.run(tmp_path)
     assert content_of(tmp_path) == content_of(finished)
@@ -572,6 +573,7 @@ def name_of(*given):
 VALUES = {
     "dataset": ["refcoco", "refcoco+", "refcocog", "phrasecut"],
     "split": ["train"],
+    "refer_data_root": ["elsewhere", "else/where"],
     "limit": ["1", "12"],
     "weights": ["paper"],
     "clip_model": ["ViT-B-32", "RN50"],
@@ -603,7 +605,6 @@ ELSEWHERE = {
     "protocol": "scores the same records",
     "shard": "fills the store alone",
     "output": "the folder itself",
-    "refer_data_root": "where, not what",
     "store": "where, not what",
     "overwrite": "how, not what",
     "keep_tokens": "how, not what",
@@ -648,7 +649,6 @@ def test_folder_names_by_hand():
         ["--convention", "lavt"],
         ["--shard", "2/3"],
         ["--store", "elsewhere"],
-        ["--refer_data_root", "elsewhere"],
         ["--overwrite"],
         ["--keep_tokens"],
         ["--split", "val"],

@@ -85,7 +85,7 @@ def test_image_without_proposals_says_so(tmp_path, monkeypatch, capsys):
 
 
 def test_input_that_cannot_be_used_is_refused(image, refused, tmp_path):
-    assert "found no such file" in refused("gone.png")
+    assert "got no such file; check the path" in refused("gone.png")
     assert "Expected an expression in words" in refused(image, expression=" ")
     assert "ends in .png, got a.jpg" in refused(image, "--output", "a.jpg")
     assert "in a folder that is there" in refused(image, "--mask", "none/a.png")

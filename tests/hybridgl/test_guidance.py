@@ -213,7 +213,7 @@ def test_boxes_one_pixel_wide_give_finite_scores(relation):
 
 def test_no_proposal_cannot_be_chosen_from():
     nothing = np.zeros(0)
-    with pytest.raises(ValueError, match="at least one proposal to choose from, got none"):
+    with pytest.raises(ValueError, match="at least one proposal, got none; predict"):
         choose(nothing, None, nothing, np.zeros((0, 4)), Relation.NONE, CONFIG)
 
 

@@ -146,9 +146,21 @@ def test_ends_of_a_range_and_no_value_at_all_are_allowed(given):
 
 
 def test_settings_that_two_classes_share_have_one_flag_and_both_read_it():
-    arguments = parse("--weight", "0.75", of=(ToyConfig, Config))
-    assert ToyConfig.from_arguments(arguments).weight == 0.75
+    arguments = parse("--weight", "0.75", of=(InnerConfig, Config))
+    assert InnerConfig.from_arguments(arguments).weight == 0.75
     assert Config.from_arguments(arguments).inner.weight == 0.75
+
+
+def test_two_declarations_of_one_name_are_refused():
+    with pytest.raises(TypeError, match="one declaration of the setting weight, got two; rename"):
+        parse(of=(ToyConfig, InnerConfig))
+
+
+def test_value_of_a_setting_without_a_flag_is_not_taken_from_the_arguments():
+    """Another setting of that name may have put it there."""
+    assert InnerConfig.from_arguments(argparse.Namespace(hidden=9, weight=1.0)) == InnerConfig(
+        weight=1.0
+    )
 
 
 def test_only_settings_with_a_flag_are_named():

@@ -166,6 +166,7 @@ class TestRoundTrip:
 
 class TestLookup:
     def test_counts_hits_and_misses_per_kind(self, store, saved):
+        store = Store(store.root)
         assert store.load("maps", KEY) is not None
         assert store.load("maps", OTHER_KEY) is None
         assert store.load("parses", KEY) is None
@@ -176,12 +177,19 @@ class TestLookup:
         )
 
     def test_an_entry_is_counted_once(self, store, saved):
+        store = Store(store.root)
         for _ in range(2):
             store.load("maps", KEY)
             store.load("maps", OTHER_KEY)
         store.save("maps", OTHER_KEY, {}, {})
         store.load("maps", OTHER_KEY)
         assert (store.hits, store.misses) == ({"maps": 1}, {"maps": 1})
+
+    def test_entry_that_is_saved_unasked_counts_as_made(self, store):
+        for key in (KEY, KEY, OTHER_KEY):
+            store.save("maps", key, {}, {})
+        store.load("maps", KEY)
+        assert (store.hits, store.misses) == ({}, {"maps": 2})
 
     def test_overwriting_loads_only_what_it_saved_itself(self, store, saved):
         again = Store(store.root, overwrite=True)
@@ -295,6 +303,7 @@ class TestCached:
 
 class TestHas:
     def test_tells_what_is_there_without_counting_it(self, store, saved):
+        store = Store(store.root)
         assert store.has("maps", KEY)
         assert not store.has("maps", OTHER_KEY)
         assert not store.has("parses", KEY)
@@ -631,3 +640,36 @@ def test_an_entry_that_cannot_be_written_in_the_background_is_reported(tmp_path,
     with pytest.raises(OSError, match="disk full"), store.background_writes():
         store.save("maps", "0" * 64, {"n": np.zeros(1)}, {})
     assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+def test_background_block_inside_another_one_changes_nothing(tmp_path, monkeypatch):
+    written = threading.Event()
+    monkeypatch.setattr(
+        hybridgl.store, "atomic_write_bytes", lambda *_, **__: written.wait(timeout=10)
+    )
+    store = Store(tmp_path)
+    with store.background_writes():
+        with store.background_writes():
+            store.save("maps", KEY, {}, {})
+        store.save("maps", OTHER_KEY, {}, {})
+        assert store.has("maps", KEY)
+        written.set()
+    assert store._writer is None
+
+
+def test_entries_that_wait_to_be_written_are_bounded_by_their_bytes(tmp_path, monkeypatch):
+    waiting = []
+    write = hybridgl.store.atomic_write_bytes
+
+    def note(*arguments, **options):
+        waiting.append(sum(store._unwritten_bytes.values()))
+        write(*arguments, **options)
+
+    monkeypatch.setattr(hybridgl.store, "atomic_write_bytes", note)
+    monkeypatch.setattr(hybridgl.store, "_MOST_UNWRITTEN_BYTES", 20_000)
+    store = Store(tmp_path)
+    with store.background_writes():
+        for number in range(20):
+            store.save("maps", key_of(number), {"n": np.zeros(10_000, np.uint8)}, {})
+    assert len(store.keys("maps")) == 20
+    assert max(waiting) < 20_000 + 2 * 11_000

@@ -13,6 +13,7 @@ import hybridgl_main
 from hybridgl import models
 from refer.shapes.world import write_world
 from tests.factories_clip import clip_state, save_npz
+from tests.refer_factories import mini_refer
 
 NUM_IMAGES = 4
 """The third has two proposals, the others more: enough for quirk Q5 to act on the fourth."""
@@ -75,3 +76,28 @@ def copied(stocked, tmp_path) -> Path:
     """A folder with a copy of that store, and no run."""
     shutil.copytree(stocked / "store", tmp_path / "store")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def refcoco_stocked(arguments, each_model_loaded_once, tmp_path_factory) -> Path:
+    """A finished run on a small RefCOCO's annotated objects; its data lie in ``data``."""
+    folder = tmp_path_factory.mktemp("refcoco")
+    mini_refer("refcoco").write(folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluation.run.draw_samples", lambda *_: None)
+        assert hybridgl_main.main(refcoco_arguments(arguments, folder)) == 0
+    return folder
+
+
+def refcoco_arguments(arguments, folder: Path, *more: str) -> list[str]:
+    """Arguments for the small RefCOCO that lies in ``data`` of a folder, without SAM."""
+    data = ["--dataset", "refcoco", "--weights", "tiny", "--refer_data_root", folder / "data"]
+    return arguments(folder, *data, "--proposals", "gt", *more)
+
+
+@pytest.fixture
+def refcoco(arguments, refcoco_stocked, tmp_path) -> list[str]:
+    """Arguments for a copy of it in ``tmp_path``, which has its data and its store."""
+    for name in ("data", "store"):
+        shutil.copytree(refcoco_stocked / name, tmp_path / name)
+    return refcoco_arguments(arguments, tmp_path)

@@ -7,6 +7,7 @@ slow run everything.
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import json
 import os
@@ -31,7 +32,6 @@ from evaluation.report import Report
 from evaluation.run import Run, RunConfig
 from evaluation.tables import paper_tables
 from hybridgl.errors import DataError, HybridGLError
-from hybridgl.files import file_sha256
 from hybridgl.metrics import PROTOCOLS
 from hybridgl.weights.registry import CLIP_FILES, SAM_FILES
 from refer.splits import ExpectedCounts
@@ -586,11 +586,11 @@ def summary_deleted(folder):
     (folder / "summary.json").unlink()
 
 
-def other_image_errors(folder):
+def other_images(folder):
     """As where images that were missing have come since."""
     path = folder / "summary.json"
     summary = json.loads(path.read_text())
-    summary["image_errors"]["missing"] = [2000000]
+    summary["images_sha256"] = "0" * 64
     path.write_text(json.dumps(summary))
 
 
@@ -601,7 +601,7 @@ def other_image_errors(folder):
         records_of_fewer_sentences,
         records_deleted,
         summary_deleted,
-        other_image_errors,
+        other_images,
     ],
 )
 def test_results_that_do_not_hold_any_more_are_made_again(
@@ -674,13 +674,17 @@ def test_run_of_other_weights_is_in_the_way_and_not_shown(empty, made_up, world,
 
 
 def test_run_of_other_data_is_in_the_way(made, world, shapes, started, capsys):
-    root = Path(shutil.copytree(world, "data"))
-    path = root / "shapes/instances.json"
-    path.write_text(path.read_text() + " ")
-    manifest = json.loads((root / "shapes/world.json").read_text())
-    manifest["files"]["shapes/instances.json"] = file_sha256(path)
-    (root / "shapes/world.json").write_text(json.dumps(manifest))
-    assert main(["--tables", "main", *shapes, "--refer_data_root", "data"]) == 1
+    path, world_file = world / "shapes/instances.json", world / "shapes/world.json"
+    before = {one: one.read_bytes() for one in (path, world_file)}
+    try:
+        path.write_text(path.read_text() + " ")
+        manifest = json.loads(world_file.read_text())
+        manifest["files"]["shapes/instances.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        world_file.write_text(json.dumps(manifest))
+        assert main(["--tables", "main", *shapes]) == 1
+    finally:
+        for one, content in before.items():
+            one.write_bytes(content)
     assert "got a run with other data;" in capsys.readouterr().out
     assert started == []
 

@@ -9,13 +9,13 @@ import shutil
 
 import pytest
 from PIL import Image
-
 from refer.arguments import (
     SplitChoice,
     add_split_arguments,
     check_split_arguments,
     split_from_arguments,
 )
+
 from refer.dataset import ImageErrors
 from refer.splits import DATASETS
 from tests.refer_factories import custom_coco, mini_phrasecut, mini_refer, write_images

@@ -224,7 +224,7 @@ def file_in_place_of_the_dataset(data):
 
 FAULTS = {
     image_missing: ("val images", "missing", "1 missing, first: ", "3 whole ones"),
-    image_cut_short: ("val images", "wrong", "1 damaged, first: ", "3 whole ones"),
+    image_cut_short: ("val images", "wrong", "1 corrupt, first: ", "3 whole ones"),
     image_of_another_size: (
         "val images",
         "wrong",
@@ -234,7 +234,7 @@ FAULTS = {
     one_image_of_each_fault: (
         "val images",
         "wrong",
-        "1 missing, 1 damaged, 1 of another size",
+        "1 missing, 1 corrupt, 1 of another size",
         "3 whole ones",
     ),
     refs_cut_short: ("", "wrong", "Expected a whole pickle in", ""),
@@ -259,7 +259,7 @@ FAULTS = {
         "broken mask, first: Annotation 1700000",
         "none",
     ),
-    image_that_is_not_listed: ("val", "wrong", "which it lacks", ""),
+    image_that_is_not_listed: ("val", "wrong", "got none", ""),
     folder_in_place_of_refs: ("", "missing", "neither ", ""),
     file_in_place_of_the_dataset: ("", "missing", "no folder ", ""),
 }
@@ -318,7 +318,7 @@ def test_many_damaged_images_go_with_their_folder(root, data, archives, monkeypa
     for path in images_of(data):
         path.write_bytes(b"no image")
     check = checks(root)["refcoco (unc) val images"]
-    assert check.found.startswith("3 damaged, first: ")
+    assert check.found.startswith("3 corrupt, first: ")
     assert shlex.split(check.fix)[:2] == ["mv", str(data / "images/mscoco/images/train2014")]
     follow(check.fix, archives)
     assert checks(root)["refcoco (unc) val images"].found == "3 in place"
@@ -372,7 +372,7 @@ def test_damaged_file_of_phrasecut_is_fetched_again(root, server):
     path.write_bytes(path.read_bytes()[:-50])
     found = checks(root)
     assert found["phrasecut val"].status == "wrong"
-    assert "cut short" in found["phrasecut val"].found
+    assert "fetch it again" in found["phrasecut val"].found
     assert found["phrasecut test"].status == "ok"
     follow(found["phrasecut val"].fix, server.url)
     assert checks(root)["phrasecut val"].status == "ok"
@@ -470,7 +470,7 @@ def test_damaged_entries_are_told_and_removed_by_the_command(store):
     assert check.found == "1 entries, 0.0 MB"
 
 
-@pytest.mark.parametrize("place", ["my data", "my data/refcoco/refs(unc).p", "store/features"])
+@pytest.mark.parametrize("place", ["my data", "my data/refcoco/refs(unc).p", "store/v2/features"])
 def test_place_that_may_not_be_read_is_told(root, data, store, capsys, place):
     path, words = root.parent / place, ["doctor", "--data_root", str(root), "--store", str(store)]
     mode = path.stat().st_mode

@@ -44,12 +44,12 @@ def test_short_work_leaves_no_trace_in_a_log(shown):
     assert shown(terminal=False) == ""
 
 
-def test_long_work_is_told_of_in_a_log(shown, monkeypatch):
+def test_long_work_is_reported_in_a_log(shown, monkeypatch):
     monkeypatch.setattr(runtime, "_LOG_SECONDS", 1e-9)
     assert "5/5" in shown(terminal=False)
 
 
-def test_results_come_in_order_and_few_are_computed_ahead():
+def test_results_come_in_order_and_few_are_prefetched():
     started = []
 
     def double(n):

@@ -29,7 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a linear layer.
 
     On a CPU, float32 products go through oneDNN, as the 1 x 1 convolution that they are: MKL, which
-    torch takes otherwise, was as fast on one core but did not use a second one
+    torch takes otherwise, is as fast on one core but not on two
     (docs/performance.md).
 
     Args:

@@ -288,3 +288,10 @@ def test_settings_are_name_and_config():
     settings = GlobalLocalClip(models_of(None), config).settings()
     assert settings == {"name": "global_local", **config.json()}
     assert settings["mixing_weight"] == 0.5
+
+
+@pytest.mark.parametrize("profile", list(Profile))
+def test_only_quirk_8_leaves_samples_without_proposals_out(profile):
+    config = GlobalLocalConfig(quirks=ReferenceQuirks.of(profile))
+    model = GlobalLocalClip(models_of(None), config)
+    assert model.skips_without_proposals == (profile is Profile.REFERENCE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -513,3 +514,113 @@ def test_images_and_expressions_must_pair_up(tiny, scene):
     with pytest.raises(HybridGLError, match="as many images as expressions, got 1 and 2; repeat"):
         tiny.segment_all([scene], ["a", "b"])
     assert tiny.segment_all([], []) == []
+
+
+# At the limits, with the quarters of an image for proposals
+
+
+class FourQuarters:
+    """Stands for SAM: the quarters of any image that has them, best first, at most ``most``."""
+
+    def __init__(self, most=4):
+        self.most = most
+
+    def submit(self, images, _config):
+        return [partial(self._propose, image_HW3.shape[:2]) for image_HW3 in images]
+
+    def _propose(self, hw):
+        rows, columns = np.indices(hw)
+        upper, left = rows < hw[0] // 2, columns < hw[1] // 2
+        quarters = [upper & left, upper & ~left, ~upper & left, ~upper & ~left]
+        masks = [quarter for quarter in quarters if quarter.any()]
+        return proposals_of(np.stack(masks[: self.most]))
+
+
+def quarters_model(clip_file, most=4):
+    models = models_of(clip_file)
+    models.__dict__["sam"] = FourQuarters(most)
+    return HybridGL(models, HybridGLConfig())
+
+
+@pytest.fixture(scope="module")
+def quarters(clip_file):
+    return quarters_model(clip_file)
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (2, 1), (3, 5), (1, 100), (400, 4)])
+def test_extreme_shapes_give_a_result(clip_file, hw):
+    """Through SAM itself, whose own preprocessing has to cope with them."""
+    pixels_HW3 = np.random.default_rng(0).integers(0, 256, (*hw, 3), dtype=np.uint8)
+    result = HybridGL(models_of(clip_file), HybridGLConfig()).segment(
+        pixels_HW3, "the red star on the left"
+    )
+    assert result.mask.shape == result.attention_map.shape == hw
+    assert np.isfinite(result.attention_map).all()
+    assert np.isfinite(result.scores).all()
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "the red star " * 33,
+        "左边的红色圆圈",
+        "la estrella roja a la izquierda",
+        "🔴⭐ on the left",
+        "?!...",
+        "{} {0} %s",
+        "a\0b",
+        "\N{ZERO WIDTH SPACE}",
+        "the red\nstar",
+    ],
+)
+def test_odd_expression_gives_a_result(quarters, image, expression):
+    result = quarters.segment(image.pixels_HW3, expression)
+    assert result.mask.any()
+    assert result.expression.noun_phrase
+    assert np.isfinite(result.scores).all()
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("x" * 10**6, r"at most 10,000 characters, got one of 1,000,000, 'xxx.*; shorten it"),
+        ("red \ud83d star", r"in valid Unicode, got .*; decode it again"),
+    ],
+    ids=["a million characters", "half a character"],
+)
+def test_expression_that_cannot_be_parsed_is_refused(quarters, image, expression, message):
+    with pytest.raises(SettingError, match=message):
+        quarters.segment(image.pixels_HW3, expression)
+
+
+def test_long_expression_is_cut_and_counted(clip_file, image, caplog):
+    model = quarters_model(clip_file)
+    model.segment(image.pixels_HW3, "the red star " * 33)
+    assert model.clip.num_truncated > 0
+    assert "longer than CLIP's 77 tokens" in caplog.text
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_fewer_masks_than_candidates(clip_file, image, most):
+    result = quarters_model(clip_file, most).segment(image.pixels_HW3, "the star left of the dot")
+    assert len(result.candidates) == len(result.scores) == most
+    assert result.mask.any()
+
+
+def test_constant_attention_map_favours_no_mask(quarters, image, monkeypatch):
+    monkeypatch.setattr(
+        quarters, "patch_similarity", lambda _, phrases: torch.full((len(phrases), 8, 8), 0.25)
+    )
+    result = quarters.segment(image.pixels_HW3, "the star on the left")
+    assert not result.attention_map.any()
+    assert {candidate.coherence for candidate in result.candidates} == {0.0}
+    best = max(result.candidates, key=lambda candidate: candidate.relation)
+    np.testing.assert_array_equal(result.mask, best.mask)
+
+
+def test_images_that_differ_in_palette_alone_have_other_scores(quarters, image):
+    one = image.pil.quantize(16)
+    other = one.copy()
+    other.putpalette([255 - value for value in one.getpalette()])
+    first, second = quarters.segment_all([one, other], ["the red block"] * 2)
+    assert not np.array_equal(first.scores, second.scores)

@@ -1,0 +1,64 @@
+"""How a program runs: one-line errors, exit status, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import logging
+import sys
+from collections.abc import Callable
+
+from hybridgl.errors import HybridGLError
+
+__all__ = ["keep_freed_memory", "run_program"]
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+_KEPT_BYTES = 2**30
+"""Allocations up to this size are kept, and so much at the end of the heap."""
+
+_UNWELL, _FAILED, _INTERRUPTED = 1, 2, 130
+
+
+def run_program(body: Callable[[], bool | None]) -> int:
+    """Run a program's body; print errors that the user can fix on one line, without a traceback.
+
+    Args:
+        body: does the work; returns False where something is not well.
+
+    Returns:
+        Exit status: 0; 1 where the body says so; 2 after an error that the user can fix; 130 after
+        an interruption.
+    """
+    keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names and sentences that the terminal cannot show are no reason to stop.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    status, line = 0, ""
+    try:
+        status = _UNWELL if body() is False else 0
+    except (HybridGLError, OSError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        status, line = _FAILED, f"error: {text}\n"
+    except KeyboardInterrupt:
+        status, line = _INTERRUPTED, "interrupted; the same command goes on from here\n"
+    # Written when the exception is gone, and with it the body's progress bar, which ends its line.
+    sys.stderr.write(line)
+    return status
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep memory that is freed, instead of giving it back each time.
+
+    A model's tensors on a CPU are large enough that each new one would be fetched from the kernel,
+    page by page, which takes as long as many an operation on it. Does nothing where the C library
+    is not glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        # Before 2.35, glibc refuses so large a threshold; the second setting alone would harm.
+        if mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES):
+            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
