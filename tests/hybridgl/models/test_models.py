@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from hybridgl import models
+from hybridgl.config import ModelConfig
 from hybridgl.errors import SettingError, WeightsError
-from hybridgl.models import Models, load, select_device, select_dtype
+from hybridgl.models import Models, load, select_device
 from hybridgl.models.clip import ClipEncoder
 from hybridgl.models.parser import SpacyParser
 from hybridgl.models.sam import Sam
@@ -117,6 +118,7 @@ def test_device_that_is_not_there_is_refused():
 def test_names_of_devices_and_number_formats():
     assert select_device("cpu") == torch.device("cpu")
     assert select_device("auto").type in ("cpu", "cuda")
-    assert select_dtype("bfloat16") is torch.bfloat16
-    with pytest.raises(SettingError, match="float32 or bfloat16, got 'float16'; choose one"):
-        select_dtype("float16")
+    config = ModelConfig(dtype="bfloat16", device="cpu").resolved(published_clip="ViT-B-16")
+    assert Models.from_config(config).dtype is torch.bfloat16
+    with pytest.raises(SettingError, match="float32, bfloat16, got 'float16'; choose one"):
+        ModelConfig(dtype="float16")
