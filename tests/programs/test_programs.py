@@ -190,7 +190,9 @@ def test_chunk_sizes_do_not_matter(arguments, stocked, copied, monkeypatch, size
     assert made_in(copied)["features"] == made_in(copied)["scores"] == 2
 
 
-@pytest.mark.parametrize("profile", ["corrected", "reference"])
+@pytest.mark.parametrize(
+    "profile", ["reference", pytest.param("corrected", marks=pytest.mark.slow)]
+)
 def test_records_depend_on_the_order_of_images_by_quirk_5_alone(
     profile, arguments, world, copied, tmp_path_factory
 ):
@@ -251,7 +253,13 @@ def test_damaged_entries_are_reported_and_made_again(arguments, stocked, copied,
         assert path.read_bytes() == (stocked / path.relative_to(copied)).read_bytes()
 
 
-@pytest.mark.parametrize("setting", ["fusion mode", "profile", "CLIP weights"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "fusion mode",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("profile", "CLIP weights")),
+    ],
+)
 def test_results_of_other_settings_are_not_used(arguments, copied, tmp_path_factory, setting):
     fresh = tmp_path_factory.mktemp("fresh")
     proposals = "store/v2/proposals"
