@@ -260,8 +260,6 @@ def _check(name: str, value: Any, declaration: _Declaration) -> None:
     # Written so that NaN, which compares with nothing, is refused.
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         wanted = f"of at least {low}" if high is None else f"from {low} to {high}"
-        if low is None:
-            wanted = f"of at most {high}"
         raise SettingError(f"Expected {name} {wanted}, got {value}; give a number in that range.")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -70,15 +69,6 @@ def test_models_of_a_set_are_loaded_once_each_and_only_when_needed(monkeypatch):
     for _ in range(2):
         assert (of_run.sam, of_run.parser, of_run.clip) == (None, None, None)
     assert asked == ["sam", "parser", "clip"]
-
-
-def test_settings_name_weights_numerics_and_versions():
-    settings = Models(TINY, device=torch.device("cpu"), dtype=torch.bfloat16).settings("clip")
-    assert settings["weights"]["clip"] == "clip.npz"
-    assert list(settings["weights"]["sha256"]) == ["clip"]
-    assert settings["weights"]["spacy"].startswith("en_")
-    assert (settings["device"], settings["dtype"]) == ("cpu", "bfloat16")
-    assert settings["versions"]["torch"] == version("torch")
 
 
 def test_numerics_of_sam_depend_on_the_dtype_and_those_of_clip_do_not():
