@@ -380,7 +380,7 @@ def test_training_clicks_beside_an_object_mean_the_nearest_one():
 
 
 def _settings(folder):
-    return Settings(folder=folder, seed=3, scenes=2, steps=3, images=1, clicks=8, lr=1e-3)
+    return Settings(folder=folder, seed=3, scenes=2, steps=3, images=1, points=8, lr=1e-3)
 
 
 def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, monkeypatch):
