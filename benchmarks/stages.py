@@ -2,7 +2,7 @@
 
 Each runs in a process of its own, so that its peak memory is its own. SAM is ViT-B, and its
 thresholds are lowered so that masks survive. Reading annotation files of the published sizes is a
-stage too. Needs Linux, which tells the peak.
+stage too. Needs Linux, which reports the peak.
 
 Example:
     python -m benchmarks.stages --masks 16 --output stages.json

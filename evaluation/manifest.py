@@ -65,7 +65,7 @@ def write_manifest(store: Store, manifest: Manifest) -> None:
 def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manifest:
     """Tell which models a run is made with: those that are here, the others by the store.
 
-    Models whose hashes the store tells are assumed to have them: their files are not needed as long
+    Models whose hashes the store names are assumed to have them: their files are not needed as long
     as nothing has to be computed with them.
 
     Args:
@@ -102,7 +102,7 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
         if len(found) > 1:
             raise DataError(
                 f"Expected one {names[name]} in the manifests of {store.root}, got {len(found)} of "
-                f"other content; put the file in its place, so that its hash tells which."
+                f"other content; put the file in its place, so that its hash says which."
             )
         (sha256[name],) = found
         models.assume(name, sha256[name])

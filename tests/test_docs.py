@@ -151,13 +151,14 @@ def test_toy_method_of_the_guide_predicts():
     from types import SimpleNamespace
 
     from hybridgl.config import MethodConfig
-    from hybridgl.methods import Prediction, Scores
+    from hybridgl.methods import Method, Prediction, Scores
     from hybridgl.settings import setting
 
     (code,) = blocks(ROOT / "CONTRIBUTING.md", "python")
     assert len([line for line in code.splitlines() if line.strip()]) < 20
     names = {
         "dataclass": dataclass,
+        "Method": Method,
         "MethodConfig": MethodConfig,
         "Prediction": Prediction,
         "Scores": Scores,

@@ -22,7 +22,7 @@ SMALL_CIRCLE_NOUN = "dot"
 """Names a circle of size "small"."""
 
 GENERIC_NOUNS = ("thing", "shape", "object")
-"""Nouns that fit every object: what is meant is told by the adjectives."""
+"""Nouns that fit every object: the adjectives say what is meant."""
 
 COLOR_WORDS: dict[str, tuple[str, ...]] = {
     "red": ("red",),

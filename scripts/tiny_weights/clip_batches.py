@@ -89,7 +89,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskedRegions:
-    """Regions for the masked forward: both views, the gate and how they are to be read."""
+    """Regions for the masked forward: both views, the patch coverage, and how to read them."""
 
     local_N3RR: Tensor
     global_N3RR: Tensor
@@ -202,8 +202,8 @@ def _masked_regions(
             )
         )
         attributes.append(pool.attributes_NK3[scene, objects])
-    local, global_, gates = (torch.cat(column) for column in zip(*rows, strict=True))
-    return MaskedRegions(local, global_, gates, mode, quirks), np.concatenate(attributes)
+    local, global_, coverages = (torch.cat(column) for column in zip(*rows, strict=True))
+    return MaskedRegions(local, global_, coverages, mode, quirks), np.concatenate(attributes)
 
 
 def _any_quirks(rng: np.random.Generator) -> ReferenceQuirks:

@@ -1,19 +1,19 @@
 """Train the tiny SAM that the library bundles, on scenes of the shapes world, and measure it.
 
 The model is built from segment_anything's own classes (``build_tiny_sam``). It learns what the
-mask generator asks of it: a click gives three masks and a quality for each. The recipe follows
+mask generator asks of it: a point prompt gives three masks and a quality for each. The recipe is of
 Segment Anything (Kirillov et al., ICCV 2023, appendix A): the loss of the best of the three masks
 and a regression of their quality; half the mean loss of the three is added, since little is
 ambiguous in this world.
 
-The generator clicks on a fixed grid, and one object in eight has no grid point on it. So a click
-*beside* an object, up to ``NEAR`` pixels away, means that object as well; a click further away
+The generator prompts on a fixed grid, and one object in eight has no grid point on it. So a point
+*beside* an object, up to ``NEAR`` pixels away, means that object as well; a point further away
 means nothing, and its masks have the least quality.
 
 Run it again after an interruption and it goes on from its last checkpoint; a step's data depends
 on the seed and the step alone.
 
-Shapes: B images, P clicks per image, M = 3 masks per click, H, W pixels, h, w loss grid.
+Shapes: B images, Q point prompts per image, M = 3 masks of each, H, W pixels, h, w loss grid.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from refer.shapes.world import training_scene
 __all__ = ["main"]
 
 NEAR = 10.0
-"""A click at most this far from an object, in pixels, means the object."""
+"""A point at most this far from an object, in pixels, means the object."""
 
 FAR = 14.0
-"""A click further than this from every object, in pixels, means nothing; between, unused."""
+"""A point further than this from every object, in pixels, means nothing; between, unused."""
 
 LEAST_QUALITY = 1 / 3
 """Quality of a mask with IoU 0; 1 is that of IoU 1. The generator's cut at 0.7 is IoU 0.55 then:
@@ -72,7 +72,7 @@ class Settings:
         scenes: how many different ones are trained on.
         steps: of the optimiser.
         images: per step.
-        clicks: per image.
+        points: per image.
         lr: peak learning rate.
     """
 
@@ -81,7 +81,7 @@ class Settings:
     scenes: int
     steps: int
     images: int
-    clicks: int
+    points: int
     lr: float
 
 
@@ -92,7 +92,7 @@ class Pool:
     Attributes:
         images_NHW3: uint8 RGB.
         labels_NHW: uint8; which object owns the pixel, from 1; 0 for none.
-        claims_NHW: uint8; which object a click there means; 0 for none, 255 for unused.
+        claims_NHW: uint8; which object a point there means; 0 for none, 255 for unused.
     """
 
     images_NHW3: NDArray[np.uint8]
@@ -101,7 +101,7 @@ class Pool:
 
 
 def click_claims(labels_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Which object a click on each pixel means: its own, else the nearest one."""
+    """Which object a point on each pixel means: its own, else the nearest one."""
     numbers = np.unique(labels_HW[labels_HW > 0])
     distances_KHW = np.stack(
         [cv2.distanceTransform((labels_HW != k).astype(np.uint8), cv2.DIST_L2, 5) for k in numbers]
@@ -142,19 +142,19 @@ class Batch:
 
     Attributes:
         images_B3HW: float32 RGB in 0..255.
-        points_BP2: float32 x, y in pixels.
+        points_BQ2: float32 x, y in pixels.
         targets_BPhw: float32 coverage of the meant object on a grid of half the resolution.
-        is_object_BP: bool; False where the click means nothing.
+        is_object_BQ: bool; False where the point means nothing.
     """
 
     images_B3HW: Tensor
-    points_BP2: Tensor
+    points_BQ2: Tensor
     targets_BPhw: Tensor
-    is_object_BP: Tensor
+    is_object_BQ: Tensor
 
 
-def sample_batch(pool: Pool, rng: np.random.Generator, num_images: int, num_clicks: int) -> Batch:
-    """Draw images, flips, noise and clicks."""
+def sample_batch(pool: Pool, rng: np.random.Generator, num_images: int, num_points: int) -> Batch:
+    """Draw images, flips, noise and point prompts."""
     images, points, targets, is_object = [], [], [], []
     for index in rng.integers(len(pool.labels_NHW), size=num_images):
         flips = (slice(None, None, int(rng.choice([1, -1]))) for _ in range(2))
@@ -163,32 +163,32 @@ def sample_batch(pool: Pool, rng: np.random.Generator, num_images: int, num_clic
         image_HW3 += rng.standard_normal(image_HW3.shape, dtype=np.float32) * rng.uniform(0, 5)
         labels_HW = np.ascontiguousarray(pool.labels_NHW[index][window])
         claims_HW = np.ascontiguousarray(pool.claims_NHW[index][window])
-        clicks_P2, meant_P = _sample_clicks(labels_HW, claims_HW, rng, num_clicks)
-        coverage_PHW = labels_HW == meant_P[:, None, None]
+        points_Q2, meant_Q = _sample_points(labels_HW, claims_HW, rng, num_points)
+        objects_QHW = labels_HW == meant_Q[:, None, None]
         height, width = labels_HW.shape
-        coverage_Phw = coverage_PHW.reshape(num_clicks, height // 2, 2, width // 2, 2)
+        objects_Qhw = objects_QHW.reshape(num_points, height // 2, 2, width // 2, 2)
         images.append(image_HW3.clip(0, 255).transpose(2, 0, 1))
-        points.append(clicks_P2)
-        targets.append(coverage_Phw.sum(axis=(2, 4), dtype=np.float32) / 4)
-        is_object.append(meant_P != _BACKGROUND)
+        points.append(points_Q2)
+        targets.append(objects_Qhw.sum(axis=(2, 4), dtype=np.float32) / 4)
+        is_object.append(meant_Q != _BACKGROUND)
     return Batch(
         *(torch.from_numpy(np.stack(part)) for part in (images, points, targets, is_object))
     )
 
 
-def _sample_clicks(
+def _sample_points(
     labels_HW: NDArray[np.uint8],
     claims_HW: NDArray[np.uint8],
     rng: np.random.Generator,
-    num_clicks: int,
+    num_points: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Clicks as x, y (P, 2) and the object that each means (P,)."""
+    """Point prompts as x, y (Q, 2) and the object that each means (Q,)."""
     width = labels_HW.shape[1]
     labels, claims = labels_HW.ravel(), claims_HW.ravel()
     background = np.flatnonzero(claims == _BACKGROUND)
     chosen = [rng.choice(background, size=min(_NUM_BACKGROUND, len(background)))]
     # Objects are drawn first, then a pixel of each, so that small ones are met as often.
-    numbers = rng.choice(np.unique(labels)[1:], size=num_clicks - len(chosen[0]))
+    numbers = rng.choice(np.unique(labels)[1:], size=num_points - len(chosen[0]))
     for position, number in enumerate(numbers):
         own = labels == number
         beside = (claims == number) & ~own
@@ -204,7 +204,7 @@ def predict(sam: modeling.Sam, batch: Batch) -> tuple[Tensor, Tensor]:
     embeddings = sam.image_encoder(sam.preprocess(batch.images_B3HW))
     pe = sam.prompt_encoder.get_dense_pe()
     logits, qualities = [], []
-    for embedding, points in zip(embeddings, batch.points_BP2, strict=True):
+    for embedding, points in zip(embeddings, batch.points_BQ2, strict=True):
         labels = torch.ones(len(points), 1, dtype=torch.int)
         sparse, dense = sam.prompt_encoder((points[:, None], labels), None, None)
         masks, quality = sam.mask_decoder(embedding[None], pe, sparse, dense, multimask_output=True)
@@ -219,7 +219,7 @@ def predict(sam: modeling.Sam, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def training_loss(logits: Tensor, quality: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Compute the loss to minimise and the mean IoU of the best mask, for the log."""
-    is_object = batch.is_object_BP.flatten()
+    is_object = batch.is_object_BQ.flatten()
     targets = batch.targets_BPhw.flatten(0, 1)[is_object][:, None]
     on_object = logits[is_object]
     bce = F.binary_cross_entropy_with_logits(
@@ -280,7 +280,7 @@ def train(settings: Settings) -> modeling.Sam:
     )
     for step in progress:
         rng = np.random.default_rng(np.random.SeedSequence((settings.seed, _STEP_STREAM, step)))
-        batch = sample_batch(pool, rng, settings.images, settings.clicks)
+        batch = sample_batch(pool, rng, settings.images, settings.points)
         with torch.autocast("cpu", torch.bfloat16):
             logits, quality = predict(sam, batch)
         loss, best_iou = training_loss(logits, quality, batch)
@@ -372,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=6000, help="different training scenes")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--images", type=int, default=8, help="per step")
-    parser.add_argument("--clicks", type=int, default=12, help="per image")
+    parser.add_argument("--points", type=int, default=12, help="per image")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
@@ -381,7 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     if not args.evaluate:
         settings = Settings(
-            args.folder, args.seed, args.scenes, args.steps, args.images, args.clicks, args.lr
+            args.folder, args.seed, args.scenes, args.steps, args.images, args.points, args.lr
         )
         export(train(settings), args.weights)
     scores = evaluate(Sam.from_checkpoint(args.weights, "tiny"), args.evaluate_images)

@@ -126,7 +126,7 @@ class ProposalConfig(Settings):
         8, low=1, flag=False, help="point prompts along each side of the image"
     )
     pred_iou_thresh: float = setting(
-        0.7, low=0, high=1, flag=False, help="least IoU that the mask decoder predicts for a mask"
+        0.7, flag=False, help="least IoU that the mask decoder predicts for a mask"
     )
     stability_score_thresh: float = setting(
         0.7, low=0, high=1, flag=False, help="least IoU of a mask cut at a higher and a lower logit"

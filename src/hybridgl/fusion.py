@@ -135,7 +135,7 @@ class _MaskedBlocks:
         self._coverage_NT1 = F.pad(coverage_NP, (1, 0), value=1.0)[..., None]
         self._visible_N11T = F.pad(coverage_NP > 0, (1, 0), value=True)[:, None, None]
 
-    def gated(self, tokens_NTD: Tensor) -> Tensor:
+    def covered(self, tokens_NTD: Tensor) -> Tensor:
         """Multiply patch tokens by their share of the mask; leave the class token."""
         return tokens_NTD * self._coverage_NT1
 
@@ -167,8 +167,8 @@ def _crop(masks: _MaskedBlocks, l_NTD: Tensor) -> Tensor:
 
 def _token_masking(masks: _MaskedBlocks, l_NTD: Tensor) -> Tensor:
     for block in masks.inner:
-        l_NTD = masks.step(block, masks.gated(l_NTD))
-    return masks.last(masks.gated(l_NTD))
+        l_NTD = masks.step(block, masks.covered(l_NTD))
+    return masks.last(masks.covered(l_NTD))
 
 
 def _attention_masking(masks: _MaskedBlocks, l_NTD: Tensor) -> Tensor:
@@ -188,20 +188,20 @@ def _local_to_global(masks: _MaskedBlocks, l_NTD: Tensor, g_NTD: Tensor) -> Tens
 def _global_to_local(masks: _MaskedBlocks, l_NTD: Tensor, g_NTD: Tensor) -> Tensor:
     weight = masks.stream_weight
     for block in masks.inner:
-        l_NTD = masks.step(block, weight * masks.gated(g_NTD) + l_NTD)
+        l_NTD = masks.step(block, weight * masks.covered(g_NTD) + l_NTD)
         g_NTD = masks.step(block, g_NTD, class_attends_mask=True)
-    return masks.last(weight * masks.gated(g_NTD) + l_NTD)
+    return masks.last(weight * masks.covered(g_NTD) + l_NTD)
 
 
 def _both(masks: _MaskedBlocks, l_NTD: Tensor, g_NTD: Tensor) -> tuple[Tensor, Tensor]:
     weight = masks.stream_weight
     hybrid_l_NTD, hybrid_g_NTD = l_NTD, g_NTD
     for block in masks.inner:
-        hybrid_l_NTD = masks.step(block, hybrid_l_NTD + weight * masks.gated(g_NTD))
+        hybrid_l_NTD = masks.step(block, hybrid_l_NTD + weight * masks.covered(g_NTD))
         hybrid_g_NTD = masks.step(block, l_NTD + weight * hybrid_g_NTD, class_attends_mask=True)
         l_NTD, g_NTD = masks.step(block, l_NTD), masks.step(block, g_NTD, class_attends_mask=True)
     return (
-        masks.last(hybrid_l_NTD + weight * masks.gated(g_NTD)),
+        masks.last(hybrid_l_NTD + weight * masks.covered(g_NTD)),
         masks.last(l_NTD + weight * hybrid_g_NTD, class_attends_mask=True),
     )
 

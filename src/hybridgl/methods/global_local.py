@@ -132,8 +132,8 @@ def global_features(
     """Compute CLIP features of masks in their image.
 
     Args:
-        clip: a vision transformer, whose patches are gated before the last blocks, or a ResNet,
-            whose last feature map is, in length 1, gated before its pooling.
+        clip: a vision transformer, whose patches masks weigh before the last blocks, or a ResNet,
+            whose last feature map, in length 1, they weigh before its pooling.
         image_13RR: the image at CLIP's input size, float32.
         coverage_NP: share of the mask in every place of the grid, float32, (N, P).
         masking_block: first block of a vision transformer before which masks act.

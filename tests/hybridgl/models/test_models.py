@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
 import torch
 
 from hybridgl import models
+from hybridgl.config import ModelConfig
 from hybridgl.errors import SettingError, WeightsError
-from hybridgl.models import Models, load, select_device, select_dtype
+from hybridgl.models import Models, load, select_device
 from hybridgl.models.clip import ClipEncoder
 from hybridgl.models.parser import SpacyParser
 from hybridgl.models.sam import Sam
@@ -71,15 +71,6 @@ def test_models_of_a_set_are_loaded_once_each_and_only_when_needed(monkeypatch):
     assert asked == ["sam", "parser", "clip"]
 
 
-def test_settings_name_weights_numerics_and_versions():
-    settings = Models(TINY, device=torch.device("cpu"), dtype=torch.bfloat16).settings("clip")
-    assert settings["weights"]["clip"] == "clip.npz"
-    assert list(settings["weights"]["sha256"]) == ["clip"]
-    assert settings["weights"]["spacy"].startswith("en_")
-    assert (settings["device"], settings["dtype"]) == ("cpu", "bfloat16")
-    assert settings["versions"]["torch"] == version("torch")
-
-
 def test_numerics_of_sam_depend_on_the_dtype_and_those_of_clip_do_not():
     of_run = Models(TINY, device=torch.device("cpu"), dtype=torch.bfloat16, compiles=True)
     assert of_run.numerics("sam") == "torch.bfloat16 compiled"
@@ -117,6 +108,7 @@ def test_device_that_is_not_there_is_refused():
 def test_names_of_devices_and_number_formats():
     assert select_device("cpu") == torch.device("cpu")
     assert select_device("auto").type in ("cpu", "cuda")
-    assert select_dtype("bfloat16") is torch.bfloat16
-    with pytest.raises(SettingError, match="float32 or bfloat16, got 'float16'; choose one"):
-        select_dtype("float16")
+    config = ModelConfig(dtype="bfloat16", device="cpu").resolved(published_clip="ViT-B-16")
+    assert Models.from_config(config).dtype is torch.bfloat16
+    with pytest.raises(SettingError, match="float32, bfloat16, got 'float16'; choose one"):
+        ModelConfig(dtype="float16")

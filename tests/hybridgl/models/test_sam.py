@@ -13,7 +13,7 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import ImageEncoderViT
 
 import hybridgl
-from hybridgl.config import PROPOSALS_SHAPES, ProposalConfig
+from hybridgl.config import SAM_SETTINGS, ProposalConfig
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.masks import Proposals
 from hybridgl.models import sam_generator
@@ -92,9 +92,11 @@ def test_the_bundled_weights_propose_what_the_generator_does_with_every_filter_o
         state = {name: torch.from_numpy(arrays[name]).float() for name in arrays.files}
     sam = build_tiny_sam()
     sam.load_state_dict(state)
-    settings = dataclasses.asdict(PROPOSALS_SHAPES)
+    settings = dataclasses.asdict(SAM_SETTINGS["shapes"])
 
-    proposals = Sam.from_checkpoint(BUNDLED, "tiny").propose(scene.image_HW3, PROPOSALS_SHAPES)
+    proposals = Sam.from_checkpoint(BUNDLED, "tiny").propose(
+        scene.image_HW3, SAM_SETTINGS["shapes"]
+    )
 
     records = SamAutomaticMaskGenerator(sam, **settings).generate(scene.image_HW3)
     _assert_equals_records(proposals, records)
@@ -194,9 +196,9 @@ def test_images_of_a_batch_are_all_checked_before_any_is_computed(sam, image, mo
 def test_bfloat16_is_for_products_of_the_image_encoder_alone():
     proposer = Sam.from_checkpoint(BUNDLED, "tiny", dtype=torch.bfloat16)
     scene = training_scene(HELD_OUT_SEED, 0)
-    exact = Sam.from_checkpoint(BUNDLED, "tiny").propose(scene.image_HW3, PROPOSALS_SHAPES)
+    exact = Sam.from_checkpoint(BUNDLED, "tiny").propose(scene.image_HW3, SAM_SETTINGS["shapes"])
 
-    rounded = proposer.propose(scene.image_HW3, PROPOSALS_SHAPES)
+    rounded = proposer.propose(scene.image_HW3, SAM_SETTINGS["shapes"])
 
     narrow = {
         ".".join(name.split(".")[3:])
@@ -378,7 +380,7 @@ def test_training_clicks_beside_an_object_mean_the_nearest_one():
 
 
 def _settings(folder):
-    return Settings(folder=folder, seed=3, scenes=2, steps=3, images=1, clicks=8, lr=1e-3)
+    return Settings(folder=folder, seed=3, scenes=2, steps=3, images=1, points=8, lr=1e-3)
 
 
 def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, monkeypatch):

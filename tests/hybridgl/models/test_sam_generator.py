@@ -27,9 +27,7 @@ from segment_anything.utils.amg import (
 from torchvision.ops import nms
 
 from hybridgl.config import (
-    PROPOSALS_PHRASECUT,
-    PROPOSALS_REFCOCO,
-    PROPOSALS_SHAPES,
+    SAM_SETTINGS,
     ProposalConfig,
 )
 from hybridgl.masks import Proposals
@@ -50,9 +48,9 @@ OVERLAP = 512 / 1500
 STRAY_PIXELS = 5
 """Pixels of a mask whose logits may lie so near to the threshold that rounding decides."""
 
-CROPPED = dataclasses.replace(PROPOSALS_PHRASECUT, points_per_side=16)
+CROPPED = dataclasses.replace(SAM_SETTINGS["phrasecut"], points_per_side=16)
 MANY = dataclasses.replace(
-    PROPOSALS_PHRASECUT,
+    SAM_SETTINGS["phrasecut"],
     points_per_side=6,
     pred_iou_thresh=0.3,
     stability_score_thresh=0.3,
@@ -146,7 +144,7 @@ def generate(sam, config, *images):
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
 @pytest.mark.parametrize(
     "config",
-    [PROPOSALS_REFCOCO, PROPOSALS_SHAPES, MANY],
+    [SAM_SETTINGS["refcoco"], SAM_SETTINGS["shapes"], MANY],
     ids=["RefCOCO", "shapes", "many masks and crops"],
 )
 def test_masks_boxes_scores_and_order_are_the_librarys(sam, config, image):
@@ -168,8 +166,8 @@ def test_masks_of_crops_through_all_filters_are_the_librarys(sam, name):
 @pytest.mark.slow
 def test_masks_with_phrasecuts_settings_are_the_librarys(sam):
     image = scene(6, (60, 70))
-    records = records_of_the_library(sam, PROPOSALS_PHRASECUT, image)
-    assert_equals_records(generate(sam, PROPOSALS_PHRASECUT, image)[0], records)
+    records = records_of_the_library(sam, SAM_SETTINGS["phrasecut"], image)
+    assert_equals_records(generate(sam, SAM_SETTINGS["phrasecut"], image)[0], records)
     assert len(records) > 1
 
 
@@ -205,7 +203,7 @@ def test_masks_at_the_size_of_a_real_sam_are_the_librarys(monkeypatch):
 
 def test_a_mask_of_the_least_stability_is_kept_as_in_the_library(sam):
     image = scene(0)
-    free = dataclasses.replace(PROPOSALS_SHAPES, stability_score_thresh=0.0)
+    free = dataclasses.replace(SAM_SETTINGS["shapes"], stability_score_thresh=0.0)
     stabilities = sorted(
         record["stability_score"] for record in records_of_the_library(sam, free, image)
     )
@@ -216,7 +214,7 @@ def test_a_mask_of_the_least_stability_is_kept_as_in_the_library(sam):
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-@pytest.mark.parametrize("config", [PROPOSALS_SHAPES, MANY], ids=["plain", "crops"])
+@pytest.mark.parametrize("config", [SAM_SETTINGS["shapes"], MANY], ids=["plain", "crops"])
 def test_images_together_get_what_each_gets_alone(sam, config, at_once, monkeypatch):
     images = [IMAGES[name]() for name in ("odd sides", "small and thin", "coarse noise")]
     images.insert(1, np.zeros((1, 1000, 3), np.uint8))
@@ -231,7 +229,7 @@ def test_images_together_get_what_each_gets_alone(sam, config, at_once, monkeypa
 
 
 def test_no_images_get_no_proposals(sam):
-    assert generate(sam, PROPOSALS_SHAPES) == []
+    assert generate(sam, SAM_SETTINGS["shapes"]) == []
 
 
 def test_the_hosts_part_may_run_in_any_thread_in_any_order_and_again(sam):
@@ -249,7 +247,7 @@ def test_the_hosts_part_may_run_in_any_thread_in_any_order_and_again(sam):
 def test_proposals_of_an_image_share_no_memory_with_it_or_each_other(sam):
     image = scene(0)
     before = image.copy()
-    generator = MaskGenerator(sam, PROPOSALS_SHAPES, CPU)
+    generator = MaskGenerator(sam, SAM_SETTINGS["shapes"], CPU)
     first, second = (generator.submit([image])[0]() for _ in range(2))
     kept = [getattr(second, field.name).copy() for field in dataclasses.fields(Proposals)]
     for field in dataclasses.fields(Proposals):
@@ -331,7 +329,7 @@ def submit_on_gpu(sam, config, images, monkeypatch):
 
 
 @pytest.mark.parametrize("prompts", [128, 5], ids=["as set", "many batches"])
-@pytest.mark.parametrize("config", [PROPOSALS_SHAPES, MANY], ids=["plain", "crops"])
+@pytest.mark.parametrize("config", [SAM_SETTINGS["shapes"], MANY], ids=["plain", "crops"])
 def test_a_gpu_gives_what_a_cpu_does(sam, config, prompts, monkeypatch):
     monkeypatch.setattr(sam_generator, "_POINTS_PER_BATCH", {"cpu": 16, "cuda": prompts})
     # The library's call orders ties among thousands of boxes by the kind of device.
@@ -347,7 +345,7 @@ def test_a_gpu_gives_what_a_cpu_does(sam, config, prompts, monkeypatch):
 
 def test_a_gpu_without_a_filter_draws_every_mask(sam, monkeypatch):
     config = dataclasses.replace(
-        PROPOSALS_SHAPES, points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0
+        SAM_SETTINGS["shapes"], points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0
     )
     (finish,) = submit_on_gpu(sam, config, [scene(0)], monkeypatch)
     assert_close(finish(), generate(sam, config, scene(0))[0])
@@ -355,7 +353,7 @@ def test_a_gpu_without_a_filter_draws_every_mask(sam, monkeypatch):
 
 def test_the_next_prompts_are_decoded_before_the_host_learns_of_the_last(sam, monkeypatch):
     monkeypatch.setattr(sam_generator, "_POINTS_PER_BATCH", {"cuda": 4})
-    config = dataclasses.replace(PROPOSALS_SHAPES, points_per_side=4)
+    config = dataclasses.replace(SAM_SETTINGS["shapes"], points_per_side=4)
     order = []
 
     def noted(owner, name):

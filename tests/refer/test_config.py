@@ -1,4 +1,4 @@
-"""From the command line to a split."""
+"""From settings to a split."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ import shutil
 
 import pytest
 from PIL import Image
-from refer.arguments import (
-    SplitChoice,
-    add_split_arguments,
-    check_split_arguments,
-    split_from_arguments,
-)
 
+from hybridgl.settings import add_arguments
+from refer.config import SplitConfig, load_split
 from refer.dataset import ImageErrors
 from refer.splits import DATASETS
 from tests.refer_factories import custom_coco, mini_phrasecut, mini_refer, write_images
@@ -23,8 +19,13 @@ from tests.refer_factories import custom_coco, mini_phrasecut, mini_refer, write
 
 def parsed(*argv):
     parser = argparse.ArgumentParser()
-    add_split_arguments(parser)
-    return parser.parse_args([str(word) for word in argv])
+    add_arguments(parser, "data", SplitConfig)
+    return SplitConfig.from_arguments(parser.parse_args([str(word) for word in argv]))
+
+
+def chosen(config):
+    resolved = config.resolved()
+    return resolved.name, resolved.split, resolved.split_by
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def of_refcoco(root):
 
 @pytest.fixture
 def birds(tmp_path):
-    """One's own data in COCO form, whole."""
+    """A custom dataset in COCO form, whole."""
     path = tmp_path / "birds.json"
     path.write_text(json.dumps(custom_coco()))
     write_images(tmp_path, ["a.jpg", "b.jpg"])
@@ -58,29 +59,29 @@ def birds(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "choice", "label"),
     [
-        ([], SplitChoice("shapes", "val", "synthetic"), "shapes-val"),
-        (["--dataset", "refcoco"], SplitChoice("refcoco", "val", "unc"), "refcoco-val"),
-        (["--dataset", "phrasecut"], SplitChoice("phrasecut", "val", "-"), "phrasecut-val"),
+        ([], ("shapes", "val", "synthetic"), "shapes-val"),
+        (["--dataset", "refcoco"], ("refcoco", "val", "unc"), "refcoco-val"),
+        (["--dataset", "phrasecut"], ("phrasecut", "val", "-"), "phrasecut-val"),
         (
             ["--dataset", "refcocog", "--splitBy", "google", "--split", "train"],
-            SplitChoice("refcocog", "train", "google"),
+            ("refcocog", "train", "google"),
             "refcocog-google-train",
         ),
     ],
 )
 def test_defaults_of_known_datasets_are_filled_in(argv, choice, label):
-    assert check_split_arguments(parsed(*argv)) == choice
-    assert choice.label == label
+    assert chosen(parsed(*argv)) == choice
+    assert parsed(*argv).resolved().label == label
 
 
-def test_the_only_split_of_ones_own_data_is_chosen(birds, root):
-    choice = check_split_arguments(parsed("--dataset", birds))
-    assert (choice, choice.label) == (SplitChoice("birds", "all", "-"), "birds-all")
+def test_the_only_split_of_a_custom_dataset_is_chosen(birds, root):
+    config = parsed("--dataset", birds)
+    assert (chosen(config), config.resolved().label) == (("birds", "all", "-"), "birds-all")
     folder = (root / "refcoco").rename(root / "cats")
     with pytest.raises(ValueError, match="one of train, val, testA, testB, got none"):
-        check_split_arguments(parsed("--dataset", folder))
-    choice = check_split_arguments(parsed("--dataset", folder, "--split", "testB"))
-    assert (choice.split, choice.label) == ("testB", "cats-unc-testB")
+        parsed("--dataset", folder).resolved()
+    config = parsed("--dataset", folder, "--split", "testB").resolved()
+    assert (config.split, config.label) == ("testB", "cats-unc-testB")
 
 
 @pytest.mark.parametrize(
@@ -90,12 +91,12 @@ def test_the_only_split_of_ones_own_data_is_chosen(birds, root):
         (["--split", ""], "train, val, testA, testB, got ''"),
         (["--dataset", "phrasecut", "--split", "testA"], "train, val, test, miniv, got 'testA'"),
         (["--dataset", "phrasecut", "--split_by", "unc"], "one of -, got 'unc'"),
-        (["--limit", "0"], "at least 1 image, got 0"),
+        (["--limit", "0"], "limit of at least 1, got 0"),
     ],
 )
 def test_wrong_names_are_refused(argv, says):
     with pytest.raises(ValueError, match=says):
-        check_split_arguments(parsed(*argv))
+        parsed(*argv).resolved()
 
 
 @pytest.mark.parametrize("name", ["coco", "x" * 5000, "no/such/file.json"])
@@ -118,9 +119,9 @@ def test_help_lists_the_known_datasets(capsys):
 def test_a_known_name_is_not_taken_for_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "refcoco").mkdir()
-    assert check_split_arguments(parsed("--dataset", "refcoco")).dataset == "refcoco"
+    assert parsed("--dataset", "refcoco").resolved().dataset == "refcoco"
     with pytest.raises(FileNotFoundError, match="got no refs file"):
-        check_split_arguments(parsed("--dataset", "./refcoco"))
+        parsed("--dataset", "./refcoco").resolved()
 
 
 # What is loaded.
@@ -128,26 +129,26 @@ def test_a_known_name_is_not_taken_for_a_path(tmp_path, monkeypatch):
 
 def test_phrasecut_is_loaded(tmp_path):
     mini_phrasecut().write(tmp_path / "phrasecut", "miniv")
-    split = split_from_arguments(
+    split = load_split(
         parsed("--dataset", "phrasecut", "--split", "miniv", "--refer_data_root", tmp_path)
     )
     assert (split.dataset, split.num_sentences) == ("phrasecut", 9)
-    (problem,) = split.warnings
-    assert problem.startswith("Not the whole of phrasecut miniv (-): expected 821 refs, got 9;")
+    (warning,) = split.warnings
+    assert warning.startswith("Not the whole of phrasecut miniv (-): expected 821 refs, got 9;")
 
 
-def test_ones_own_data_is_loaded(birds):
-    split = split_from_arguments(parsed("--dataset", birds))
+def test_a_custom_dataset_is_loaded(birds):
+    split = load_split(parsed("--dataset", birds))
     assert (split.dataset, split.split, split.num_sentences) == ("birds", "all", 3)
     assert split.warnings == ()
     assert split.image_errors == ImageErrors()
 
 
 def test_a_limit_counts_images_and_says_so(birds):
-    split = split_from_arguments(parsed("--dataset", birds, "--limit", 1))
+    split = load_split(parsed("--dataset", birds, "--limit", 1))
     assert list(split.images) == [2]
     assert split.warnings == ("Not the whole of birds all: the first 1 of 2 images.",)
-    assert split_from_arguments(parsed("--dataset", birds, "--limit", 2)).warnings == ()
+    assert load_split(parsed("--dataset", birds, "--limit", 2)).warnings == ()
 
 
 def test_data_without_sentences_is_refused(birds):
@@ -157,23 +158,23 @@ def test_data_without_sentences_is_refused(birds):
         annotation["sentences"] = []
     birds.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="Expected sentences in birds all, got 2 refs"):
-        split_from_arguments(parsed("--dataset", birds))
+        load_split(parsed("--dataset", birds))
 
 
 # What is wrong with its images.
 
 
-def test_faults_are_kept_as_data_and_named(of_refcoco, caplog):
-    first, second, third = split_from_arguments(of_refcoco()).images
-    path = split_from_arguments(of_refcoco()).image_path
+def test_image_errors_are_kept_as_data_and_named(of_refcoco, caplog):
+    first, second, third = load_split(of_refcoco()).images
+    path = load_split(of_refcoco()).image_path
     path(first).unlink()
     path(second).write_bytes(b"")
     Image.new("RGB", (5, 7)).save(path(third))
     caplog.clear()
     with pytest.raises(FileNotFoundError):
-        split_from_arguments(of_refcoco("--limit", "2"))
+        load_split(of_refcoco("--limit", "2"))
     with caplog.at_level(logging.WARNING):
-        split = split_from_arguments(of_refcoco())
+        split = load_split(of_refcoco())
     assert split.image_errors == ImageErrors((first,), (second,), {third: (7, 5)})
     lines = split.warnings[-3:]
     for line, name, what in zip(
@@ -190,17 +191,15 @@ def test_faults_are_kept_as_data_and_named(of_refcoco, caplog):
 
 
 def test_all_images_missing_is_an_error_that_names_the_first(of_refcoco, root):
-    first = split_from_arguments(of_refcoco()).image_path(
-        next(iter(split_from_arguments(of_refcoco()).images))
-    )
+    first = load_split(of_refcoco()).image_path(next(iter(load_split(of_refcoco()).images)))
     shutil.rmtree(root / "images")
-    with pytest.raises(FileNotFoundError, match=r"3 images .*3 are missing .*README") as caught:
-        split_from_arguments(of_refcoco())
+    with pytest.raises(FileNotFoundError, match=r"3 images .*3 missing .*README") as caught:
+        load_split(of_refcoco())
     assert str(first) in str(caught.value)
 
 
 def test_only_images_of_the_limit_are_looked_for(of_refcoco):
-    split = split_from_arguments(of_refcoco())
+    split = load_split(of_refcoco())
     split.image_path(list(split.images)[2]).unlink()
-    assert split_from_arguments(of_refcoco("--limit", "2")).image_errors == ImageErrors()
-    assert len(split_from_arguments(of_refcoco()).image_errors.missing) == 1
+    assert load_split(of_refcoco("--limit", "2")).image_errors == ImageErrors()
+    assert len(load_split(of_refcoco()).image_errors.missing) == 1
