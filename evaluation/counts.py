@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.records import PredictionCounts
-from hybridgl.masks import resize_nearest
-from hybridgl.metrics import intersection_and_union
+from hybridgl.masks import mask_areas, resize_nearest
+from hybridgl.metrics import intersections
 
 __all__ = ["ImageCounts"]
 
@@ -112,9 +112,6 @@ class ImageCounts:
 def _counts(
     masks_NHW: NDArray[np.bool_], gt_masks_SHW: NDArray[np.bool_]
 ) -> tuple[_Counts, _Counts, _Counts]:
-    """Areas of both kinds of masks, and of what they share."""
-    areas_N, gt_areas_S = (
-        np.count_nonzero(masks, axis=(1, 2)).astype(np.int64) for masks in (masks_NHW, gt_masks_SHW)
-    )
-    intersections_NS, _ = intersection_and_union(masks_NHW, gt_masks_SHW)
-    return areas_N, gt_areas_S, intersections_NS
+    """Count the pixels of both kinds of masks, and those that they share."""
+    shared_NS = intersections(masks_NHW, gt_masks_SHW)
+    return mask_areas(masks_NHW), mask_areas(gt_masks_SHW), shared_NS

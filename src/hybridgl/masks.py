@@ -36,6 +36,7 @@ __all__ = [
     "decode_polygon",
     "decode_rle",
     "encode_rle",
+    "mask_areas",
     "mask_boxes_xywh",
     "resize_nearest",
     "without_small_regions",
@@ -156,6 +157,20 @@ def mask_boxes_xywh(masks_NHW: NDArray[np.bool_]) -> NDArray[np.int64]:
     return boxes_xywh
 
 
+def mask_areas(masks_NHW: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Count the pixels of every mask.
+
+    One call a mask: NumPy counts a whole array ten times faster than along axes.
+
+    Args:
+        masks_NHW: bool, (N, H, W).
+
+    Returns:
+        int64, (N,).
+    """
+    return np.fromiter(map(np.count_nonzero, masks_NHW), dtype=np.int64, count=len(masks_NHW))
+
+
 def resize_nearest(masks_NHW: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     """Resize masks to a square: each pixel is the one under its center.
 
@@ -173,7 +188,7 @@ def resize_nearest(masks_NHW: NDArray[np.bool_], side: int) -> NDArray[np.bool_]
     rows, columns = (
         ((2 * np.arange(side) + 1) * extent) // (2 * side) for extent in masks_NHW.shape[1:]
     )
-    return masks_NHW[:, rows[:, None], columns]
+    return masks_NHW.take(rows, axis=1).take(columns, axis=2)
 
 
 def encode_rle(masks_NHW: NDArray[np.bool_]) -> list[str]:

@@ -9,19 +9,20 @@ Shapes: N predictions, S ground truths or samples, H x W image pixels, B resampl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridgl.masks import mask_areas
+
 __all__ = [
     "PROTOCOLS",
     "EvaluationProtocol",
-    "PixelCounts",
     "bootstrap_intervals",
     "intersection_and_union",
+    "intersections",
     "scores",
 ]
 
@@ -68,19 +69,6 @@ PROTOCOLS: Mapping[str, EvaluationProtocol] = {
 which large models follow; PhraseCut's, at the annotated size of the image."""
 
 
-@dataclass(frozen=True, slots=True)
-class PixelCounts:
-    """Pixel counts of one prediction and its ground truth.
-
-    Attributes:
-        intersection: pixels in both.
-        union: pixels in either.
-    """
-
-    intersection: int
-    union: int
-
-
 def intersection_and_union(
     predictions_NHW: NDArray[np.bool_], gt_masks_SHW: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -106,15 +94,32 @@ def intersection_and_union(
             f"Expected predictions and ground truths of one size, got {predictions_NHW.shape[1:]} "
             f"and {gt_masks_SHW.shape[1:]}; resize the predictions."
         )
-    pixels = math.prod(gt_masks_SHW.shape[1:])
-    flat_N = predictions_NHW.reshape(len(predictions_NHW), pixels)
-    flat_S = gt_masks_SHW.reshape(len(gt_masks_SHW), pixels)
-    intersections = np.zeros((len(flat_N), len(flat_S)), dtype=np.int64)
-    for column, gt_mask in enumerate(flat_S):
-        intersections[:, column] = np.count_nonzero(flat_N[:, gt_mask], axis=1)
-    areas_N1 = np.count_nonzero(flat_N, axis=1)[:, None]
-    areas_1S = np.count_nonzero(flat_S, axis=1)[None]
-    return intersections, areas_N1 + areas_1S - intersections
+    intersections_NS = intersections(predictions_NHW, gt_masks_SHW)
+    areas_N1, areas_1S = mask_areas(predictions_NHW)[:, None], mask_areas(gt_masks_SHW)[None]
+    return intersections_NS, areas_N1 + areas_1S - intersections_NS
+
+
+def intersections(
+    predictions_NHW: NDArray[np.bool_], gt_masks_SHW: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Count the pixels that every prediction shares with every ground truth.
+
+    Only the box of a ground truth is looked at: objects are small.
+
+    Args:
+        predictions_NHW: bool, (N, H, W).
+        gt_masks_SHW: bool, (S, H, W).
+
+    Returns:
+        int64, (N, S), in pixels.
+    """
+    shared_NS = np.zeros((len(predictions_NHW), len(gt_masks_SHW)), dtype=np.int64)
+    for column, gt_mask_HW in enumerate(gt_masks_SHW):
+        rows, columns = (np.flatnonzero(gt_mask_HW.any(axis=axis)) for axis in (1, 0))
+        if len(rows):
+            box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+            shared_NS[:, column] = mask_areas(predictions_NHW[:, *box] & gt_mask_HW[box])
+    return shared_NS
 
 
 def scores(
