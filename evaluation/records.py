@@ -246,7 +246,7 @@ def _record(line: bytes, place: str) -> Record:
         if isinstance(row, dict) and "schema" not in row and "picks" in row:
             raise DataError(
                 f"Expected a record of schema {SCHEMA} in {place}, got one of schema 1, which an "
-                f"earlier version wrote; repeat the run, whose store holds the heavy work."
+                f"earlier version wrote; repeat the run with another --output, or --overwrite."
             )
         return msgspec.convert(row, Record)
     except DataError:
