@@ -123,22 +123,46 @@ class ProposalConfig(Settings):
     """Settings of SAM's automatic mask generator, named as there."""
 
     points_per_side: int = setting(
-        8, low=1, flag=False, help="point prompts along each side of the image"
+        8,
+        low=1,
+        flag=False,
+        source="released program",
+        help="point prompts along each side of the image",
     )
     pred_iou_thresh: float = setting(
-        0.7, flag=False, help="least IoU that the mask decoder predicts for a mask"
+        0.7,
+        flag=False,
+        source="released program",
+        help="least IoU that the mask decoder predicts for a mask",
     )
     stability_score_thresh: float = setting(
-        0.7, low=0, high=1, flag=False, help="least IoU of a mask cut at a higher and a lower logit"
+        0.7,
+        low=0,
+        high=1,
+        flag=False,
+        source="released program",
+        help="least IoU of a mask cut at a higher and a lower logit",
     )
     crop_n_layers: int = setting(
-        0, low=0, flag=False, help="layers of image crops besides the whole image"
+        0,
+        low=0,
+        flag=False,
+        source="released program",
+        help="layers of image crops besides the whole image",
     )
     crop_n_points_downscale_factor: int = setting(
-        1, low=1, flag=False, help="divides the point prompts along each side per layer of crops"
+        1,
+        low=1,
+        flag=False,
+        source="released program",
+        help="divides the point prompts along each side per layer of crops",
     )
     min_mask_region_area: int = setting(
-        800, low=0, flag=False, help="smaller holes are filled, smaller islands removed, in pixels"
+        800,
+        low=0,
+        flag=False,
+        source="released program",
+        help="smaller holes are filled, smaller islands removed, in pixels",
     )
 
 
@@ -213,15 +237,32 @@ class GemConfig(Settings):
     """Settings of the GEM maps (GEM paper, section 3)."""
 
     depth: int = setting(
-        7, low=1, flag=False, help="depth - 1 last blocks carry the self-self attention stream"
+        7,
+        low=1,
+        flag=False,
+        source="GEM section 3; released program",
+        help="depth - 1 last blocks carry the self-self attention stream",
     )
     iterations: int = setting(
-        1, low=0, flag=False, help="self-self attention steps before tokens select values"
+        1,
+        low=0,
+        flag=False,
+        source="GEM section 3; released program",
+        help="self-self attention steps before tokens select values",
     )
     resolution_factor: int = setting(
-        2, low=1, flag=False, help="side of the input over CLIP's own: 448 pixels for 224"
+        2,
+        low=1,
+        flag=False,
+        source="GEM section 3; released program",
+        help="side of the input over CLIP's own: 448 pixels for 224",
     )
-    prompt: str = setting("a photo of a {}.", flag=False, help="prompt of the noun phrase")
+    prompt: str = setting(
+        "a photo of a {}.",
+        flag=False,
+        source="GEM section 3; released program",
+        help="prompt of the noun phrase",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,8 +353,8 @@ class GlobalLocalConfig(MethodConfig):
         low=0,
         high=1,
         metavar="V",
-        help="of global_local: share of the feature in the image, the crop's has the rest "
-        "(default: 0.85 for refcocog, else 0.95)",
+        help="of global_local: share of the feature in the image, the crop's has the rest; where "
+        "not given, 0.85 for refcocog, else 0.95",
         source="released program",
     )
 

@@ -64,7 +64,7 @@ def setting(
     Args:
         default: its value where none is given.
         help: what it is, with its unit; shown by ``--help``.
-        source: where the default comes from: a paper's section, or a released program.
+        source: where the default comes from, a paper's section or a released program; shown too.
         low: least value of a number, or of each number of a tuple.
         high: largest value.
         choices: the values that a text, or each text of a tuple, may have.
@@ -219,7 +219,9 @@ def _add_flag(group: Any, name: str, kind: Any, default: Any, declaration: _Decl
         return
     options: dict[str, Any] = {"dest": name, "default": default, "metavar": declaration.metavar}
     shown = _shown(default)
-    options["help"] = declaration.help + (f" (default: {shown})" if shown else "")
+    notes = [f"default: {shown}"] if shown else []
+    notes += [f"source: {declaration.source}"] if declaration.source else []
+    options["help"] = declaration.help + (f" ({'; '.join(notes)})" if notes else "")
     if typing.get_origin(kind) is tuple:
         kind, *others = typing.get_args(kind)
         options["nargs"] = "+" if Ellipsis in others else 1 + len(others)
