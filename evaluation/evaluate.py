@@ -109,7 +109,6 @@ class _Opened:
     image_id: int
     key: str
     image: RgbImage | None
-    error: str = ""
 
 
 class Evaluation:
@@ -154,7 +153,6 @@ class Evaluation:
         self._drops_overlaps = overlapping_polygons_dropped
         self._limit_shrinks = top_k_shrinks_across_images
         self._may_score = may_score
-        self._errors: dict[int, str] = {}
         self._refs_by_image = split.refs_by_image()
         self._unreadable = set(split.image_errors.unreadable)
         self._cached_result = lru_cache(maxsize=_RESULTS_KEPT)(self._result)
@@ -202,8 +200,8 @@ class Evaluation:
                 key = self._key(image_id)
                 image = self.split.open_image(image_id)
                 _ = image.pixels_HW3  # decoded here, while the device works on the image before
-        except ImageError as error:
-            return _Opened(image_id, key, None, str(error))
+        except ImageError:  # named when its records are made
+            return _Opened(image_id, key, None)
         return _Opened(image_id, key, image)
 
     def _submitted(
@@ -226,9 +224,7 @@ class Evaluation:
     def _save(self, scored: tuple[_Opened, Proposals | None, Sequence[Scores]]) -> int:
         opened, proposals, scores = scored
         if proposals is None:
-            # Not stored: what cannot be read today may be read tomorrow.
-            self._errors[opened.image_id] = opened.error
-            return opened.image_id
+            return opened.image_id  # nothing is stored: it may be readable tomorrow
         with timer("counts"):
             gt_masks = [self.gt_mask(ref) for ref in self._refs_by_image[opened.image_id]]
             counts = ImageCounts.of(proposals.masks_NHW, np.stack(gt_masks))
@@ -289,7 +285,10 @@ class Evaluation:
         if image_id in self._unreadable:
             return ImageResult((), None, "the file is missing or corrupt")
         entry = self.store.load(_KIND, self._key(image_id))
-        if entry is None and image_id not in self._errors:
+        if entry is None:
+            error = self.reading_error(image_id)
+            if error:
+                return ImageResult((), None, error)
             if not self._may_score:
                 raise DataError(
                     f"Expected the scores of image {image_id} in {self.store.root}, got a damaged "
@@ -298,8 +297,7 @@ class Evaluation:
             for _ in self.score_images([image_id]):
                 pass
             entry = self.store.load(_KIND, self._key(image_id))
-        if entry is None:
-            return ImageResult((), None, self._errors[image_id])
+            assert entry is not None
         return ImageResult.from_entry(entry)
 
     def _record(
@@ -359,6 +357,14 @@ class Evaluation:
             counts = ImageCounts.of(masks_1HW, self.gt_mask(ref)[None])
             return msgspec.structs.replace(counts.prediction(0, 0), proposal=None)
         return counts.prediction(prediction.proposals.get(variant), column)
+
+    def reading_error(self, image_id: int) -> str:
+        """Say why an image cannot be decoded; empty where it can."""
+        try:
+            _ = self.split.open_image(image_id).pixels_HW3
+        except ImageError as error:
+            return str(error)
+        return ""
 
     def images_sha256(self) -> str:
         """Hash the content of all image files that are there."""

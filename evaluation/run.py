@@ -415,16 +415,16 @@ class Run:
             return
         total = len(self.split.images) - len(self.split.image_errors.unreadable)
         for manifest in other_devices(self.store, self.manifest):
-            missing = len(self._evaluation(manifest).missing())
-            if not missing:
+            left = self._evaluation(manifest).missing()
+            if all(self.evaluation.reading_error(image_id) for image_id in left):
                 self._use(manifest)
                 return
-            if missing < min(len(own), total):
+            if len(left) < min(len(own), total):
                 _logger.warning(
                     "%s holds scores of %d of %d images that were made on %s; on %s all are made "
                     "again.",
                     self.store.root,
-                    total - missing,
+                    total - len(left),
                     total,
                     manifest.device,
                     self.manifest.device,
