@@ -100,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", nargs="+", choices=list(SPLITS), default=["shapes"])
     parser.add_argument("--splits", nargs="+", help="(default: the dataset's evaluation splits)")
     parser.add_argument(
-        "--protocol", choices=list(PROTOCOLS), default="zero-shot", help="(default: zero-shot)"
+        "--protocol",
+        "--convention",
+        choices=list(PROTOCOLS),
+        default="zero-shot",
+        help="(default: zero-shot)",
     )
     parser.add_argument("--freesolo", type=Path, metavar="FILE", help="FreeSOLO's masks of a split")
     parser.add_argument("--plan", action="store_true", help="print the plan, run nothing")
