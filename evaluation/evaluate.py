@@ -358,6 +358,10 @@ class Evaluation:
             return msgspec.structs.replace(counts.prediction(0, 0), proposal=None)
         return counts.prediction(prediction.proposals.get(variant), column)
 
+    def any_readable(self, image_ids: Iterable[int]) -> bool:
+        """Tell whether one of some images can be decoded."""
+        return not all(self.reading_error(image_id) for image_id in image_ids)
+
     def reading_error(self, image_id: int) -> str:
         """Say why an image cannot be decoded; empty where it can."""
         try:

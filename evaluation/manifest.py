@@ -55,10 +55,10 @@ class Manifest:
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
-    """Leave a manifest in the store, unless it is there."""
+    """Leave a manifest in the store, unless it is there and whole."""
     meta = {"names": manifest.names, **manifest.made_by()}
     key = entry_key(_KIND, meta)
-    if not store.has(_KIND, key):
+    if store.load(_KIND, key) is None:
         store.save(_KIND, key, {}, meta)
 
 

@@ -83,15 +83,19 @@ class SamSource(ProposalSource):
         models: hold SAM.
         config: settings of its mask generator.
         store: keeps the masks.
+        device: kind of device whose masks are wanted, as for ``SamProposals``.
     """
 
     models: tuple[str, ...] = ("sam",)
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, models: Models, config: ProposalConfig, store: Store) -> None:
+    def __init__(
+        self, models: Models, config: ProposalConfig, store: Store, *, device: str | None = None
+    ) -> None:
         self.name = f"SAM {models.weights.sam_checkpoint.name}"
         self.batch_size = models.images_at_once
-        self._sam = SamProposals(models, config, store)
+        self._config = config
+        self._sam = SamProposals(models, config, store, device=device)
 
     def submit(self, images: Sequence[tuple[int, RgbImage]]) -> list[Finish]:
         """Run SAM on those images whose masks the store lacks."""
@@ -99,7 +103,7 @@ class SamSource(ProposalSource):
 
     def settings(self) -> dict[str, Any]:
         """Return the generator's settings; the weights are named with the models."""
-        return self._sam.settings()
+        return {"source": "sam", **self._config.json()}
 
 
 class FileSource(ProposalSource):

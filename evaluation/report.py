@@ -92,6 +92,7 @@ class ReportContext:
         setting: what the run was made with, in a line.
         counts: of the run; ``sentences`` and ``without_proposals`` are shown.
         warnings: what speaks against taking the scores as they are, a line each.
+        notes: what else should be known of the run, a line each.
     """
 
     dataset: str
@@ -101,6 +102,7 @@ class ReportContext:
     setting: str
     counts: Mapping[str, int]
     warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ class Report:
             + (f", {self.left_out} of them left out (Q8)" if self.left_out else "")
             + f"; protocol {self.protocol.name}",
         )
-        yield from ((0, f"note: {warning}") for warning in context.warnings)
+        yield from ((0, f"note: {line}") for line in (*context.warnings, *context.notes))
         yield 0, f"this run: {context.setting}"
         yield from _published_lines(context)
 

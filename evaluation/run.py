@@ -40,7 +40,7 @@ from hybridgl.config import (
     ReferenceQuirks,
 )
 from hybridgl.errors import DataError, HybridGLError, SettingError
-from hybridgl.files import atomic_write_bytes, check_folder
+from hybridgl.files import atomic_write_bytes, check_folder, file_sha256
 from hybridgl.methods import Method
 from hybridgl.metrics import PROTOCOLS
 from hybridgl.models import Models, select_device
@@ -48,6 +48,7 @@ from hybridgl.settings import Settings, add_arguments, setting, setting_names
 from hybridgl.store import Store
 from refer.config import SplitConfig, load_split
 from refer.dataset import ReferSplit
+from refer.entries import first_few
 from refer.splits import DATASETS
 from utils.runtime import Stopwatch, peak_memory_bytes, progress
 
@@ -69,6 +70,7 @@ Methods = Mapping[str, type[Method]]
 _COCO = "coco:"
 
 _SUMMARY = "summary.json"
+_RECORDS = "records.jsonl"
 
 _PACKAGES = ("hybridgl", "torch", "torchvision", "open_clip_torch", "segment-anything", "spacy")
 
@@ -290,14 +292,15 @@ class Run:
         self.method: Method = kind(self.models, config.method, self.store)
         self.split = load_split(config.data) if split is None else split
         self.source = self._source(proposal_file)
-        needed = (*self.method.models_needed, *self.source.models)
-        self.manifest = find_manifest(self.store, self.models, needed)
+        self._needed = (*self.method.models_needed, *self.source.models)
+        self._own_manifest = find_manifest(self.store, self.models, self._needed)
+        self.manifest = self._own_manifest
         self.evaluation = self._evaluation(self.manifest)
         self._images_sha256 = self.evaluation.images_sha256()
         self.warnings = [
             *self.split.warnings,
             *self.source.warnings,
-            *self.models.warnings(*needed),
+            *self.models.warnings(*self._needed),
         ]
         self._use_other_device()
 
@@ -316,6 +319,16 @@ class Run:
     def folder(self) -> Path:
         """Where the results go."""
         return self.config.folder
+
+    @property
+    def notes(self) -> list[str]:
+        """What else should be known of the run: one line each."""
+        device = self.manifest.device
+        elsewhere = device != self._own_manifest.device
+        return [
+            *self.models.notes(*self._needed),
+            *([f"All images were scored on another device: {device}."] if elsewhere else []),
+        ]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -344,10 +357,10 @@ class Run:
         Those of the same models on another kind of device, which has filled the store, count too.
         """
         summary = read_summary(self.folder)
-        path = self.folder / "records.jsonl"
+        path = self.folder / _RECORDS
         if summary is None or summary.get("images_sha256") != self._images_sha256:
             return None
-        if not path.is_file() or _sha256(path) != summary.get("records_sha256"):
+        if not path.is_file() or file_sha256(path) != summary.get("records_sha256"):
             return None
         for manifest in (self.manifest, *other_devices(self.store, self.manifest)):
             if summary["settings"] == self._settings(manifest):
@@ -374,6 +387,9 @@ class Run:
         self.check_folder_settings()
         check_ground_truth(self.split)
         watch = Stopwatch()
+        if storage.shard and storage.overwrite:
+            # Otherwise the run without --shard would give back what it had made before.
+            (self.folder / _SUMMARY).unlink(missing_ok=True)
         with watch.measure("scores"):
             self._score(executor)
         if storage.shard:
@@ -394,8 +410,9 @@ class Run:
         shard = self.config.storage.shard
         asked = shard.of(self.split.images) if shard else None
         missing = self.evaluation.missing(asked)
-        if missing:
-            self.method.load()
+        if not self.evaluation.any_readable(missing):
+            return
+        self.method.load()
         for place, _ in enumerate(
             progress(
                 self.evaluation.score_images(missing, executor),
@@ -411,12 +428,12 @@ class Run:
         """Take what another kind of device has made, if that is all there is to make."""
         storage = self.config.storage
         own = self.evaluation.missing()
-        if storage.shard or storage.overwrite or not own:
+        if storage.shard or storage.overwrite or not self.evaluation.any_readable(own):
             return
         total = len(self.split.images) - len(self.split.image_errors.unreadable)
         for manifest in other_devices(self.store, self.manifest):
             left = self._evaluation(manifest).missing()
-            if all(self.evaluation.reading_error(image_id) for image_id in left):
+            if not self.evaluation.any_readable(left):
                 self._use(manifest)
                 return
             if len(left) < min(len(own), total):
@@ -432,10 +449,11 @@ class Run:
 
     def _use(self, manifest: Manifest) -> None:
         """Take the results that a manifest names."""
-        if manifest != self.manifest:
-            self.evaluation = self._evaluation(manifest)
-            self.manifest = manifest
-            self.warnings.append(f"All images were scored on another device: {manifest.device}.")
+        if isinstance(self.source, SamSource):
+            proposals = self.config.models.proposals
+            self.source = SamSource(self.models, proposals, self.store, device=manifest.device)
+        self.evaluation = self._evaluation(manifest)
+        self.manifest = manifest
 
     def _evaluation(self, manifest: Manifest) -> Evaluation:
         quirks = self.config.method.quirks
@@ -447,7 +465,7 @@ class Run:
             manifest.made_by(),
             overlapping_polygons_dropped=quirks.overlapping_polygons_dropped,
             top_k_shrinks_across_images=quirks.top_k_shrinks_across_images,
-            may_score=manifest == self.manifest,
+            may_score=manifest == self._own_manifest,
         )
 
     def check_folder_settings(self) -> None:
@@ -460,8 +478,7 @@ class Run:
         if self.config.storage.overwrite or summary is None:
             return
         found, wanted = summary["settings"], self.settings
-        # Images that have come back, or are gone, make the records again in the same folder.
-        names = sorted({*wanted, *found} - {"images"})
+        names = sorted({*wanted, *found})
         others = [name for name in names if found.get(name) != wanted.get(name)]
         if others:
             raise FileExistsError(
@@ -471,24 +488,21 @@ class Run:
 
     def _write(self, made: Sequence[tuple[Record, int | None]], watch: Stopwatch) -> str:
         """Write records, figures, report and summary; returns what to print."""
-        # The summary, written last, vouches for the files beside it; an earlier run's no longer
-        # does.
+        # The summary, written last, vouches for all else here; an earlier run's no longer does.
         (self.folder / _SUMMARY).unlink(missing_ok=True)
         records = [record for record, _ in made]
-        write_records(self.folder / "records.jsonl", records)
+        write_records(self.folder / _RECORDS, records)
         found, missed = dict(self.store.hits), dict(self.store.misses)
-        text = self._write_scores(
-            records,
-            {
-                "store": {"found": found, "made": missed},
-                "seconds": watch.seconds,
-                "peak_memory_bytes": peak_memory_bytes(),
-            },
-        )
+        costs = {
+            "store": {"found": found, "made": missed},
+            "seconds": dict(watch.seconds),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
         try:
             draw_samples(self.evaluation, made, self.folder / "figures")
         except (HybridGLError, OSError) as error:
             _logger.warning("The figures could not be drawn: %s", error)
+        text = self._write_scores(records, costs)
         return "\n".join(
             [
                 text,
@@ -516,6 +530,7 @@ class Run:
             setting=self._setting(),
             counts=self._counts(records, report),
             warnings=tuple(warnings),
+            notes=tuple(self.notes),
         )
         summary = {
             "settings": self.settings,
@@ -526,9 +541,10 @@ class Run:
             "images_sha256": self._images_sha256,
             "versions": {name: _version(name) for name in _PACKAGES},
             "warnings": warnings,
+            "notes": list(context.notes),
             **report.json(),
             **made,
-            "records_sha256": _sha256(self.folder / "records.jsonl"),
+            "records_sha256": file_sha256(self.folder / _RECORDS),
         }
         markdown = f"{report.markdown(context)}\n"
         atomic_write_bytes(self.folder / "report.md", markdown.encode())
@@ -555,7 +571,7 @@ class Run:
         later = [i for i in ids if i not in errors.unreadable]
         if not later:
             return []
-        names = ", ".join(self.split.images[image_id].file_name for image_id in later[:5])
+        names = first_few(self.split.images[image_id].file_name for image_id in later)
         return [
             f"{len(later)} images cannot be decoded or are too large: {names}. Fetch them again."
         ]
@@ -594,10 +610,6 @@ class Run:
             "refs_without_mask": len(split.refs_without_mask),
             "refs_without_sentences": len(split.refs_without_sentences),
         }
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _image_errors(split: ReferSplit) -> dict[str, Any]:

@@ -279,7 +279,7 @@ def _download(items: str, root: Path) -> str:
 
 def _missing(name: str, error: Exception, root: Path, dataset: str) -> Check:
     """Make a check of a reader's message about files that it did not find."""
-    found = _line(error).partition(" See refer/README.md")[0]
+    found = _line(error).partition("; see refer/README.md")[0]
     return Check("data", name, "missing", found, fix=_annotations_fix(root, dataset))
 
 

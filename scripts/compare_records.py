@@ -58,7 +58,8 @@ def comparable(row: Mapping[str, Any]) -> dict[str, Any]:
     form["chance_iou"] = row["chance_iou"] if schema_2 else row["random_iou"]
     if schema_2:
         inside = row["oracle_intersection"]
-        form["oracle"] = [inside, row["oracle_area"] + gt_area - inside]
+        area = row["oracle_area"]
+        form["oracle"] = None if inside is None else [inside, area + gt_area - inside]
         form["predictions"] = {
             name: {
                 "proposal": one["proposal"],

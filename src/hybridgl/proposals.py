@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from hybridgl.config import ProposalConfig
+from hybridgl.errors import DataError
 from hybridgl.images import RgbImage
 from hybridgl.masks import Proposals
 from hybridgl.models import Models
@@ -22,12 +22,22 @@ class SamProposals:
         models: hold SAM.
         config: settings of its mask generator.
         store: keeps the masks; None computes them every time.
+        device: kind of device whose masks are wanted; None is that of the models. Another's masks
+            are only loaded: they cannot be made here.
     """
 
-    def __init__(self, models: Models, config: ProposalConfig, store: Store | None) -> None:
-        self.config = config
+    def __init__(
+        self,
+        models: Models,
+        config: ProposalConfig,
+        store: Store | None,
+        *,
+        device: str | None = None,
+    ) -> None:
+        self._config = config
         self._models = models
         self._store = store
+        self._device = device or models.device.type
 
     def propose(self, image: RgbImage) -> Proposals:
         """Load or compute the masks of one image."""
@@ -39,20 +49,24 @@ class SamProposals:
         Returns:
             For every image a function that does the host's part, in any thread: it loads the
             masks, or cleans and stores them.
+
+        Raises:
+            DataError: the store lacks masks that another kind of device has made.
         """
         keys = [self._key(image) for image in images]
         finishers: list[Callable[[], Proposals] | None] = [self._loaded(key) for key in keys]
         missing = [row for row, finish in enumerate(finishers) if finish is None]
+        if missing and self._device != self._models.device.type:
+            raise DataError(
+                f"Expected the masks that were made on {self._device} in the store, got none of "
+                f"{len(missing)} images; copy the store they were made with over this one."
+            )
         if missing:  # otherwise SAM need not be loaded
             pixels = [images[row].pixels_HW3 for row in missing]
-            unfinished = self._models.sam.submit(pixels, self.config)
+            unfinished = self._models.sam.submit(pixels, self._config)
             for row, finish in zip(missing, unfinished, strict=True):
                 finishers[row] = partial(self._finish, keys[row], finish)
         return [finish for finish in finishers if finish is not None]
-
-    def settings(self) -> dict[str, Any]:
-        """Return the generator's settings as JSON values; the weights are named with the models."""
-        return {"source": "sam", **self.config.json()}
 
     def _loaded(self, key: str) -> Callable[[], Proposals] | None:
         entry = self._store.load("proposals", key) if self._store is not None else None
@@ -68,8 +82,8 @@ class SamProposals:
         inputs = {
             "image": image.sha256,
             "sam": self._models.sha256("sam"),
-            "device": self._models.device.type,
+            "device": self._device,
             "numerics": self._models.numerics("sam"),
-            "config": self.config.json(),
+            "config": self._config.json(),
         }
         return entry_key("proposals", inputs)

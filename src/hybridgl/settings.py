@@ -215,7 +215,8 @@ def _add_flag(group: Any, name: str, kind: Any, default: Any, declaration: _Decl
     flags = [f"--{name}", *declaration.aliases]
     kind = _without_none(kind)
     if kind is bool:
-        group.add_argument(*flags, dest=name, action="store_true", help=declaration.help)
+        action = argparse.BooleanOptionalAction if default else "store_true"
+        group.add_argument(*flags, dest=name, action=action, default=default, help=declaration.help)
         return
     options: dict[str, Any] = {"dest": name, "default": default, "metavar": declaration.metavar}
     shown = _shown(default)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from evaluation.evaluate import Evaluation
 from evaluation.manifest import find_manifest, other_devices, write_manifest
 from hybridgl.config import ModelConfig
 from hybridgl.errors import DataError, WeightsError
@@ -99,6 +100,15 @@ def test_damaged_manifest_is_none(store, here, gone, caplog):
     assert str(path) in caplog.text
 
 
+def test_damaged_manifest_is_written_again(store, here):
+    write_manifest(store, here)
+    (path,) = store.root.rglob("*.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    write_manifest(Store(store.root), here)
+    assert path.read_bytes() == content
+
+
 def test_manifest_is_written_once(store, here, monkeypatch):
     write_manifest(store, here)
     monkeypatch.setattr(store, "save", None)
@@ -144,6 +154,7 @@ def test_records_are_written_where_models_are_missing(toy, stored, gone, monkeyp
     assert content_of(folder) == content
     names = summary_of(folder)["settings"]["models"]["names"]
     assert names == {"clip": "clip.npz", "parser": "spacy"}
+    assert "clip.npz is not here" in summary_of(folder)["notes"][0]
 
 
 def test_finished_run_is_scored_again_where_models_are_missing(toy, tmp_path, gone):
@@ -183,7 +194,8 @@ def test_complete_store_of_another_device_is_used(toy, moved_to_a_gpu, monkeypat
     assert content_of(folder) == content
     summary = summary_of(folder)
     assert summary["settings"]["models"]["device"] == "cuda"
-    assert "All images were scored on another device: cuda." in summary["warnings"]
+    assert "All images were scored on another device: cuda." in summary["notes"]
+    assert not any("device" in line for line in summary["warnings"])
     assert "cuda" in (folder / "run" / "report.md").read_text()
 
 
@@ -195,6 +207,15 @@ def test_incomplete_store_of_another_device_is_not(toy, moved_to_a_gpu, caplog):
     assert summary_of(folder)["settings"]["models"]["device"] == "cpu"
     assert summary_of(folder)["store"]["made"]["scores"] == 3
     assert "holds scores of 2 of 3 images that were made on cuda" in caplog.text
+
+
+def test_image_that_cannot_be_decoded_is_no_reason_for_another_device(
+    toy, moved_to_a_gpu, monkeypatch
+):
+    folder, _ = moved_to_a_gpu
+    monkeypatch.setattr(Evaluation, "missing", lambda self, _=None: [min(self.split.images)])
+    monkeypatch.setattr(Evaluation, "reading_error", lambda *_: "It is cut off.")
+    assert toy.prepare(folder).manifest.device == "cpu"
 
 
 def test_run_finished_on_another_device_is_scored_again(toy, moved_to_a_gpu, monkeypatch):

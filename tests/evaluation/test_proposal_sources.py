@@ -452,6 +452,20 @@ def test_stored_masks_do_not_load_sam(split, tmp_path):
         assert_same(proposed(stored, split, image_id), proposals)
 
 
+def test_masks_of_another_device_are_loaded_and_never_made(split, ids, tmp_path):
+    class OnAGpu(OnlySam):
+        device = SimpleNamespace(type="cuda")
+
+    store = Store(tmp_path)
+    expected = proposed(SamSource(OnAGpu(TwoHalves()), ProposalConfig(), store), split, ids[0])
+    sam = TwoHalves()
+    source = SamSource(OnlySam(sam), ProposalConfig(), store, device="cuda")
+    assert_same(proposed(source, split, ids[0]), expected)
+    with pytest.raises(DataError, match="made on cuda in the store, got none of 1 images"):
+        proposed(source, split, ids[2])
+    assert sam.groups == []
+
+
 def test_only_images_whose_masks_are_not_stored_are_given_to_sam(split, ids, tmp_path):
     sam = TwoHalves()
     source = SamSource(OnlySam(sam), ProposalConfig(), Store(tmp_path))

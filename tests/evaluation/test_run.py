@@ -187,8 +187,7 @@ def test_interrupted_anywhere_the_next_run_gives_the_same_records(
             patch.setattr(f"evaluation.run.{name}", stop)
         with pytest.raises(KeyboardInterrupt):
             toy.run(tmp_path)
-    # Figures are drawn last: what else there is, is whole by then.
-    assert (tmp_path / "run" / "summary.json").exists() == (stopped_at == "draw_samples")
+    assert not (tmp_path / "run" / "summary.json").exists()
     assert not list(tmp_path.rglob("*.partial"))
     toy.run(tmp_path)
     assert content_of(tmp_path) == content_of(finished)
@@ -316,6 +315,10 @@ def test_image_that_proves_corrupt_is_counted_and_named(toy, copied_root, tmp_pa
     (line,) = [line for line in summary["warnings"] if path.name in line]
     assert f"note: {line}" in printed
     assert found or "cannot be decoded" in line
+    # There is nothing to compute, so no model is asked for.
+    shutil.rmtree(tmp_path / "run")
+    toy.run(tmp_path, *given, "--clip_weights", tmp_path / "clip.npz")
+    assert summary_of(tmp_path)["scores"] == summary["scores"]
 
 
 @pytest.mark.parametrize("profile", ["reference", "corrected"])

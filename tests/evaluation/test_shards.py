@@ -173,6 +173,15 @@ def test_finished_run_and_shards_may_follow_each_other(toy, whole, tmp_path):
     assert content_of(tmp_path) == content
 
 
+def test_run_after_shards_that_overwrite_writes_its_records_again(toy, whole, tmp_path):
+    shutil.copytree(whole["reference"], tmp_path, dirs_exist_ok=True)
+    content = content_of(tmp_path)
+    for index in (1, 2):
+        toy.run(tmp_path, "--shard", f"{index}/2", "--overwrite")
+    assert "the records were there" not in toy.run(tmp_path)
+    assert content_of(tmp_path) == content
+
+
 def test_shard_of_a_machine_that_lacks_an_image_fills_in_the_others(toy, data_root, tmp_path):
     """The key of an image's result hashes its own file alone."""
     root = shutil.copytree(data_root, tmp_path / "data")

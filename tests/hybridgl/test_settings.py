@@ -70,7 +70,16 @@ def test_a_setting_of_one_line_has_a_flag_a_check_and_a_place_in_json(capsys):
         parse("--help", of=(ToyConfig,))
     shown = capsys.readouterr().out
     assert "toys:" in shown
-    assert "share of the toy (default: 0.5)" in shown
+    assert "share of the toy (default: 0.5; source: section 3)" in shown
+
+
+def test_setting_that_is_on_by_default_can_be_turned_off():
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class OnConfig(Settings):
+        loud: bool = setting(True, help="sound")
+
+    assert OnConfig.from_arguments(parse(of=(OnConfig,))).loud
+    assert not OnConfig.from_arguments(parse("--no-loud", of=(OnConfig,))).loud
 
 
 def test_without_flags_everything_is_as_declared():

@@ -222,20 +222,24 @@ class Models:
         return IMAGES_AT_ONCE[self.device.type]
 
     def warnings(self, *names: str) -> list[str]:
-        """Return one line for every model that is not as its name says, or not here.
+        """Return one line for every model that is not as its name says.
 
         Args:
             names: those of "clip", "sam" and "parser" that take part.
         """
-        here = [name for name in names if name not in self._assumed]
+        return self.weights.warnings(*(name for name in names if name not in self._assumed))
+
+    def notes(self, *names: str) -> list[str]:
+        """Return one line for every model that is not here.
+
+        Args:
+            names: as for ``warnings``.
+        """
         return [
-            *self.weights.warnings(*here),
-            *(
-                f"{self.name(name)} is not here; by the store's manifest its sha256 is "
-                f"{self._sha256[name][:12]}."
-                for name in names
-                if name in self._assumed
-            ),
+            f"{self.name(name)} is not here; by the store's manifest its sha256 is "
+            f"{self._sha256[name][:12]}."
+            for name in names
+            if name in self._assumed
         ]
 
     def numerics(self, name: str) -> str:
