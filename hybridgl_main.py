@@ -19,7 +19,7 @@ from hybridgl.methods.hybridgl import HybridGL
 from hybridgl.program import run_program
 
 METHODS: Methods = {method.name: method for method in (HybridGL, GlobalLocalClip)}
-"""The methods of the suite, by their names on the command line."""
+"""The methods that can be evaluated, by their names on the command line."""
 
 
 def build_parser() -> argparse.ArgumentParser:

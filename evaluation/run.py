@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import logging
@@ -125,8 +126,14 @@ class StoreConfig(Settings):
         check_folder(self.store, "--store")
         store = Store(self.store, overwrite=self.overwrite, keep_tokens=keep_tokens)
         for line in store.warnings():
-            _logger.warning(line)
+            _warn_once(line)
         return store
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    """Log what every run of a process would say again."""
+    _logger.warning(line)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from evaluation.published import ROWS, SOURCES, Cell, Metric, PublishedRow
 from evaluation.report import Report
-from hybridgl.config import FusionMode, GuidanceConfig
+from hybridgl.config import TERMS, FusionMode, GuidanceConfig
 from hybridgl.metrics import EvaluationProtocol
 from utils.tables import Table
 
@@ -164,11 +164,10 @@ def _fusion() -> tuple[TableRow, ...]:
 
 
 def _guidance() -> tuple[TableRow, ...]:
-    terms = ("relationship", "coherence", "position")
-    kept = (terms[:1], terms[1:2], terms[1:], terms[:2], terms)
+    kept = (TERMS[:1], TERMS[1:2], TERMS[1:], TERMS[:2], TERMS)
     rows = [_ours("no guidance", variant="features")]
     for names in kept:
-        left_out = [term for term in terms if term not in names]
+        left_out = [term for term in TERMS if term not in names]
         rows.append(_ours(", ".join(names), *(["--without", *left_out] if left_out else [])))
     return tuple(rows)
 

@@ -29,17 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("download", help="published datasets, and the library's weights")
     add_download_arguments(command)
-    command.set_defaults(run=_download)
+    command.set_defaults(run=download)
     command = commands.add_parser("doctor", help="what is missing or damaged, and what fixes it")
     add_doctor_arguments(command)
     command.set_defaults(run=_doctor)
     arguments = parser.parse_args(argv)
     return run_program(lambda: arguments.run(arguments, functools.partial(print, flush=True)))
-
-
-def _download(arguments: argparse.Namespace, report: Callable[[str], None]) -> bool:
-    download(arguments, report)
-    return True
 
 
 def _doctor(arguments: argparse.Namespace, report: Callable[[str], None]) -> bool:

@@ -167,8 +167,8 @@ def checked(split: ReferSplit, path: Path, *, check_counts: bool) -> ReferSplit:
         DataError: the counts are off, and ``check_counts``.
     """
     warnings = [*split.warnings]
-    lacking = {"a mask": split.refs_without_mask, "sentences": split.refs_without_sentences}
-    for what, ref_ids in lacking.items():
+    missing = {"a mask": split.refs_without_mask, "sentences": split.refs_without_sentences}
+    for what, ref_ids in missing.items():
         if ref_ids:
             of = f"{len(split.refs)} refs of {split.dataset} {split.split}"
             warnings.append(f"{len(ref_ids)} of {of} lack {what}: {first_few(ref_ids)}.")

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, about, add_arguments, run in (
         ("segment", "mask of what an expression refers to", _add_segment_arguments, _segment),
-        ("download", "published weights", add_download_arguments, _download),
+        ("download", "published weights", add_download_arguments, download),
         ("doctor", "what is missing or damaged, and what fixes it", add_doctor_arguments, doctor),
     ):
         command = commands.add_parser(name, help=about)
@@ -56,11 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             add_arguments(command)
     arguments = parser.parse_args(words)
     return run_program(lambda: arguments.run(arguments, functools.partial(print, flush=True)))
-
-
-def _download(arguments: argparse.Namespace, report: Report) -> bool:
-    download(arguments, report)
-    return True
 
 
 def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:

@@ -221,7 +221,7 @@ def _bundled() -> Check:
     folder = tiny.clip_weights.parent
     if not wrong:
         return Check("weights", "tiny (bundled)", "ok", f"in {folder}")
-    fix = f"{_INSTALL} --force-reinstall --no-deps hybridgl"
+    fix = f"{_INSTALL} --force-reinstall --no-deps .  # in a clone of the repository"
     if (_ROOT / ".git").exists():
         fix = shlex.join(["git", "-C", str(_ROOT), "checkout", "--", str(folder)])
     return Check("weights", "tiny (bundled)", "wrong", ", ".join(wrong), "whole files", fix)

@@ -168,7 +168,7 @@ def download(
     arguments: argparse.Namespace,
     report: Callable[[str], None],
     items: Mapping[str, Item] = ITEMS,
-    fix: str = "for datasets run `python -m refer download {}` in a clone of the repository",
+    fix: str = "check the spelling; datasets: `python -m refer download {}` in a clone",
 ) -> None:
     """Fetch what the arguments name, in the order of the items; what is whole is left as it is.
 

@@ -34,7 +34,7 @@ class SamProposals:
         *,
         device: str | None = None,
     ) -> None:
-        self._config = config
+        self.config = config
         self._models = models
         self._store = store
         self._device = device or models.device.type
@@ -63,7 +63,7 @@ class SamProposals:
             )
         if missing:  # otherwise SAM need not be loaded
             pixels = [images[row].pixels_HW3 for row in missing]
-            unfinished = self._models.sam.submit(pixels, self._config)
+            unfinished = self._models.sam.submit(pixels, self.config)
             for row, finish in zip(missing, unfinished, strict=True):
                 finishers[row] = partial(self._finish, keys[row], finish)
         return [finish for finish in finishers if finish is not None]
@@ -84,6 +84,6 @@ class SamProposals:
             "sam": self._models.sha256("sam"),
             "device": self._device,
             "numerics": self._models.numerics("sam"),
-            "config": self._config.json(),
+            "config": self.config.json(),
         }
         return entry_key("proposals", inputs)

@@ -508,7 +508,10 @@ def test_dataset_names_the_command_that_fetches_it(capsys):
     assert main(["download", "paper", "refcoco"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: Expected items among paper, sam-vit_h")
-    assert "got 'refcoco'; for datasets run `python -m refer download paper refcoco` in" in line
+    assert (
+        "got 'refcoco'; check the spelling; datasets: `python -m refer download paper refcoco`"
+        in line
+    )
 
 
 def test_no_item_lists_the_right_ones(arguments):

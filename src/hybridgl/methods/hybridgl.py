@@ -211,10 +211,10 @@ class HybridGL(Method):
         )
         needed = max(fusion.masking_block + 1 + leaves_out_last, self.config.gem.depth)
         if blocks < needed:
+            lower = ", or a lower --masking_block" if blocks >= self.config.gem.depth else ""
             raise WeightsError(
                 f"Expected a CLIP of at least {needed} vision blocks in "
-                f"{self.models.weights.clip_weights}, got {blocks}; use ViT-B-16, or a lower "
-                f"--masking_block."
+                f"{self.models.weights.clip_weights}, got {blocks}; use ViT-B-16{lower}."
             )
         return clip
 

@@ -275,6 +275,6 @@ def select_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingError(
             f"Expected a device that is there, got {name!r} with {torch.cuda.device_count()} "
-            f"GPUs; use --device cpu."
+            f"GPUs; use --device auto or --device cpu."
         )
     return device

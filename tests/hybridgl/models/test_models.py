@@ -101,7 +101,9 @@ def test_unknown_device_is_refused(name):
 
 
 def test_device_that_is_not_there_is_refused():
-    with pytest.raises(SettingError, match=r"'cuda:99' with \d+ GPUs; use --device cpu"):
+    with pytest.raises(
+        SettingError, match=r"'cuda:99' with \d+ GPUs; use --device auto or --device cpu"
+    ):
         select_device("cuda:99")
 
 
