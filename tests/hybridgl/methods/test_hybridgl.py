@@ -595,8 +595,9 @@ def test_expression_that_cannot_be_parsed_is_refused(quarters, image, expression
 
 def test_long_expression_is_cut_and_counted(clip_file, image, caplog, monkeypatch):
     model = quarters_model(clip_file)
-    monkeypatch.setattr(model.clip, "_truncated", set())  # other tests share the loaded CLIP
-    model.segment(image.pixels_HW3, "the red star " * 33)
+    # Other tests share the loaded CLIP, which says it once and keeps the features of texts.
+    monkeypatch.setattr(model.clip, "_truncated", set())
+    model.segment(image.pixels_HW3, "the red star that is cut " * 33)
     assert model.clip.num_truncated > 0
     assert "longer than CLIP's 77 tokens" in caplog.text
 
