@@ -261,8 +261,9 @@ def test_former_names_of_flags_stay(options):
 
 
 def test_choices_of_the_flags_stay(options):
-    found = {flag: list(options[flag].choices) for flag in CHOICES if flag in options}
-    assert found == {flag: CHOICES[flag] for flag in found}
+    for flag in CHOICES.keys() & options.keys():
+        choices = list(options[flag].choices)
+        assert [choice for choice in choices if choice in CHOICES[flag]] == CHOICES[flag]
 
 
 def test_every_flag_is_explained(options):
