@@ -456,6 +456,8 @@ class Run:
 
     def _use(self, manifest: Manifest) -> None:
         """Take the results that a manifest names."""
+        if manifest == self.manifest:
+            return
         if isinstance(self.source, SamSource):
             proposals = self.config.models.proposals
             self.source = SamSource(self.models, proposals, self.store, device=manifest.device)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from evaluation.run import Run, RunConfig, add_run_arguments
+from refer.refer import load_refer
 from tests.evaluation.factories import MaskMethod, ToyMethod
 from tests.refer_factories import mini_refer
 
@@ -20,6 +21,12 @@ def data_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
     mini_refer().write(root)
     return root
+
+
+@pytest.fixture(scope="module")
+def split(data_root):
+    """Three images; first a ref of each image's left object, then of the right ones, backwards."""
+    return load_refer(data_root, "refcoco", "val", check_counts=False)
 
 
 @pytest.fixture

@@ -24,19 +24,6 @@ from tests.evaluation.factories import Blocks, MaskMethod, ToyConfig, ToyMethod
 from tests.refer_factories import HW, LEFT_SENTENCES, RIGHT_SENTENCES, mini_refer
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    mini_refer().write(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def split(root):
-    """Three images; first a ref of each image's left object, then of the right ones, backwards."""
-    return load_refer(root, "refcoco", "val", check_counts=False)
-
-
 def evaluation_of(split, folder, method=None, source=None, **changes):
     quirks = {"overlapping_polygons_dropped": True, "top_k_shrinks_across_images": True}
     made_by = changes.pop("made_by", {"device": "cpu"})
@@ -504,9 +491,9 @@ def test_images_elsewhere_are_the_same_data(split, whole, tmp_path):
 
 
 @pytest.fixture
-def unreadable(root, tmp_path):
+def unreadable(data_root, tmp_path):
     """The split without the file of its first image, and with half of that of its third."""
-    folder = shutil.copytree(root, tmp_path / "data")
+    folder = shutil.copytree(data_root, tmp_path / "data")
     split = load_refer(folder, "refcoco", "val", check_counts=False)
     first, _, third = split.images
     split.image_path(first).unlink()
@@ -544,10 +531,10 @@ def test_image_that_is_known_to_be_unreadable_is_not_scored_and_has_no_predictio
 
 
 def test_image_that_turns_out_to_be_unreadable_is_named_once_and_has_no_prediction(
-    split, expected, root, tmp_path, caplog
+    split, expected, data_root, tmp_path, caplog
 ):
     """Its end is whole, so that it is found when it is decoded."""
-    folder = shutil.copytree(root, tmp_path / "data")
+    folder = shutil.copytree(data_root, tmp_path / "data")
     this_split = load_refer(folder, "refcoco", "val", check_counts=False)
     _, second, _ = this_split.images
     path = this_split.image_path(second)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from hybridgl.errors import DataError, WeightsError
 from hybridgl.models import Models
 from hybridgl.store import Store
 from tests.evaluation.factories import ToyMethod
+from tests.run_folders import content_of, summary_of
 
 NEEDED = ("clip", "parser")
 
@@ -127,14 +127,6 @@ def test_other_devices_are_those_that_filled_the_store_with_the_same_models(stor
 
 
 # Runs.
-
-
-def summary_of(folder):
-    return json.loads((folder / "run" / "summary.json").read_text())
-
-
-def content_of(folder):
-    return (folder / "run" / "records.jsonl").read_bytes()
 
 
 @pytest.fixture

@@ -75,18 +75,6 @@ def slow_box(mask_HW):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    mini_refer().write(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def split(root):
-    return load_refer(root, "refcoco", "val", check_counts=False)
-
-
-@pytest.fixture(scope="module")
 def ids(split):
     """Of the three images, in the order of the split."""
     return list(split.images)
@@ -204,9 +192,9 @@ def test_images_without_an_entry_have_no_proposals_and_are_named(read, split, id
     assert split.images[ids[1]].file_name not in warning
 
 
-def test_masks_of_other_images_are_let_be(read, root, split, ids):
+def test_masks_of_other_images_are_let_be(read, data_root, split, ids):
     """One file serves all splits, whatever is wrong with the masks of others."""
-    other = next(iter(load_refer(root, "refcoco", "testA", check_counts=False).images))
+    other = next(iter(load_refer(data_root, "refcoco", "testA", check_counts=False).images))
     assert other not in split.images
     rows = [result(other, {"size": [7, 7], "counts": "0"})]
     rows += [result(i, compressed(random_masks(0)[0])) for i in ids]

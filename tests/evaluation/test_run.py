@@ -14,7 +14,6 @@ import pytest
 
 import hybridgl_main
 from evaluation.evaluate import Evaluation
-from evaluation.records import read_records
 from evaluation.run import RunConfig
 from evaluation.samples import draw_samples
 from hybridgl.errors import DataError, SettingError
@@ -22,20 +21,9 @@ from hybridgl.metrics import PROTOCOLS
 from hybridgl.store import Store
 from tests.evaluation.factories import ToyMethod
 from tests.refer_factories import HW, mini_refer
+from tests.run_folders import content_of, records_of, summary_of
 
 pytestmark = pytest.mark.usefixtures("without_figures")
-
-
-def content_of(folder):
-    return (folder / "run" / "records.jsonl").read_bytes()
-
-
-def records_of(folder):
-    return read_records(folder / "run" / "records.jsonl")
-
-
-def summary_of(folder):
-    return json.loads((folder / "run" / "summary.json").read_text())
 
 
 def files_of(folder):

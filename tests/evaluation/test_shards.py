@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import shutil
 
@@ -13,6 +12,7 @@ from evaluation.records import read_records
 from evaluation.shards import Shard
 from hybridgl.errors import SettingError
 from tests.evaluation.factories import ToyMethod
+from tests.run_folders import content_of, summary_of
 
 IMAGES = [70, 30, 50, 10]
 
@@ -58,14 +58,6 @@ def test_shard_takes_every_nth_image_in_the_order_of_the_split():
 # Runs.
 
 pytestmark = pytest.mark.usefixtures("without_figures")
-
-
-def content_of(folder):
-    return (folder / "run" / "records.jsonl").read_bytes()
-
-
-def summary_of(folder):
-    return json.loads((folder / "run" / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")

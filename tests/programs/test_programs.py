@@ -29,26 +29,11 @@ from tests.factories_clip import clip_state, save_npz, save_torchscript
 from tests.programs.conftest import NUM_IMAGES
 from tests.programs.interrupted import FIGURE, run_on_a_slow_disk
 from tests.refer_factories import mini_refer
+from tests.run_folders import content_of, made_in, records_of, summary_of
 
 BUNDLED = Path(hybridgl.__file__).parent / "weights" / "tiny"
 
 pytestmark = pytest.mark.usefixtures("without_figures", "each_model_loaded_once")
-
-
-def content_of(folder):
-    return (folder / "run" / "records.jsonl").read_bytes()
-
-
-def records_of(folder):
-    return read_records(folder / "run" / "records.jsonl")
-
-
-def summary_of(folder):
-    return json.loads((folder / "run" / "summary.json").read_text())
-
-
-def made_in(folder):
-    return summary_of(folder)["store"]["made"]
 
 
 def entries(folder, kind="*"):

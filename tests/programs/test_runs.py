@@ -20,6 +20,7 @@ from hybridgl.metrics import PROTOCOLS
 from tests.factories_clip import resnet_clip_state, save_npz
 from tests.programs.conftest import NUM_IMAGES, refcoco_arguments
 from tests.refer_factories import HW, custom_coco, mini_phrasecut, mini_refer, write_images
+from tests.run_folders import content_of, made_in, records_of, summary_of
 
 METHODS = ("hybridgl", "global_local")
 PROFILES = ("reference", "corrected")
@@ -46,22 +47,6 @@ def prepared(argv):
     """The run of some arguments, ready to start."""
     arguments = hybridgl_main.build_parser().parse_args([*map(str, argv)])
     return Run(RunConfig.from_arguments(arguments, hybridgl_main.METHODS), hybridgl_main.METHODS)
-
-
-def content_of(folder):
-    return (folder / "run" / "records.jsonl").read_bytes()
-
-
-def records_of(folder):
-    return read_records(folder / "run" / "records.jsonl")
-
-
-def summary_of(folder):
-    return json.loads((folder / "run" / "summary.json").read_text())
-
-
-def made_in(folder):
-    return summary_of(folder)["store"]["made"]
 
 
 def predictions_of(folder, variant="guided"):
