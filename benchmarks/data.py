@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from segment_anything import sam_model_registry
 
+from hybridgl.devices import select_device
 from hybridgl.masks import Proposals, encode_rle, mask_boxes_xywh
-from hybridgl.models import select_device
 from hybridgl.weights.registry import WeightSet, weight_set
 from refer.shapes.scene import COLORS
 from refer.splits import SPLITS, ExpectedCounts

@@ -43,9 +43,9 @@ from evaluation import run as runs
 from evaluation.proposals import Finish, SamSource
 from evaluation.records import read_records
 from hybridgl.config import HybridGLConfig
+from hybridgl.devices import select_device
 from hybridgl.images import RgbImage
 from hybridgl.masks import Proposals
-from hybridgl.models import select_device
 from hybridgl.program import keep_freed_memory
 from hybridgl.timing import collect
 from refer.refer import load_refer

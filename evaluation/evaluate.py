@@ -10,11 +10,13 @@ Shapes: N proposals, S ground truths of one image, H x W image pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +30,7 @@ from evaluation.counts import ImageCounts
 from evaluation.executors import Executor, serial
 from evaluation.proposals import ProposalSource
 from evaluation.records import Record
+from hybridgl.devices import BatchSizes
 from hybridgl.errors import DataError, ImageError
 from hybridgl.files import file_sha256
 from hybridgl.images import RgbImage
@@ -70,11 +73,14 @@ class ImageResult:
         scores: of every sentence, refs and sentences in the order of the dataset; none where the
             image cannot be read.
         counts: of its proposals and its refs' ground truths; None where the image cannot be read.
+        batch_sizes: that its method worked with; None where the image cannot be read, or an earlier
+            version scored it.
         error: why the image cannot be read; empty where it can.
     """
 
     scores: Sequence[Scores]
     counts: ImageCounts | None
+    batch_sizes: BatchSizes | None = None
     error: str = ""
 
     def content(self) -> Content:
@@ -86,7 +92,10 @@ class ImageResult:
         }
         if self.counts is not None:
             arrays |= self.counts.arrays()
-        return arrays, {"scores": [dict(one.meta) for one in self.scores]}
+        meta: dict[str, Any] = {"scores": [dict(one.meta) for one in self.scores]}
+        if self.batch_sizes is not None:
+            meta["batch_sizes"] = dataclasses.asdict(self.batch_sizes)
+        return arrays, meta
 
     @classmethod
     def from_entry(cls, entry: Entry) -> ImageResult:
@@ -99,6 +108,7 @@ class ImageResult:
         return cls(
             scores=[Scores(*one) for one in zip(arrays, entry.meta["scores"], strict=True)],
             counts=ImageCounts.from_arrays(entry.arrays),
+            batch_sizes=_batch_sizes(entry),
         )
 
 
@@ -109,6 +119,19 @@ class _Opened:
     image_id: int
     key: str
     image: RgbImage | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scored:
+    """The same, before it is stored."""
+
+    opened: _Opened
+    proposals: Proposals | None
+    scores: Sequence[Scores]
+    batch_sizes: BatchSizes
+
+
+_Finish = Callable[[], Proposals]
 
 
 class Evaluation:
@@ -124,6 +147,9 @@ class Evaluation:
         overlapping_polygons_dropped: quirk Q9.
         top_k_shrinks_across_images: quirk Q5.
         may_score: whether an entry that proves damaged may be made again here.
+
+    Attributes:
+        batch_sizes: those that the images of the records so far were scored with, counted.
     """
 
     def __init__(
@@ -153,6 +179,8 @@ class Evaluation:
         self._drops_overlaps = overlapping_polygons_dropped
         self._limit_shrinks = top_k_shrinks_across_images
         self._may_score = may_score
+        self._overlaps = made_by.get("device") == "cuda"
+        self.batch_sizes: Counter[BatchSizes] = Counter()
         self._refs_by_image = split.refs_by_image()
         self._unreadable = set(split.image_errors.unreadable)
         self._cached_result = lru_cache(maxsize=_RESULTS_KEPT)(self._result)
@@ -187,12 +215,34 @@ class Evaluation:
         return executor(self._work, image_ids)
 
     def _work(self, image_ids: Iterable[int]) -> Iterator[int]:
-        """Score a stream of images; reading, the device and writing overlap."""
+        """Score a stream of images; reading, the device and writing overlap.
+
+        On a GPU the masks of the next images are made from a thread of their own, so that it has
+        work while the host prepares what the method needs, and the other way round.
+        """
+        batches = self.method.models.batches
+        batches.sizes = self._batch_sizes_so_far() or batches.sizes
         with self.store.background_writes():
-            opened = prefetch(self._open, image_ids)
-            proposed = prefetch(_finished, self._submitted(opened), threads=_FINISHERS)
+            groups = self._grouped(prefetch(self._open, image_ids))
+            submitted = (
+                prefetch(self._submit, groups) if self._overlaps else map(self._submit, groups)
+            )
+            each = itertools.chain.from_iterable(submitted)
+            proposed = prefetch(_finished, each, threads=_FINISHERS)
             scored = (self._score(one, proposals) for one, proposals in proposed)
             yield from prefetch(self._save, scored)
+
+    def _batch_sizes_so_far(self) -> BatchSizes | None:
+        """Return the batch sizes of the first image that has been scored; None without one.
+
+        Others round otherwise, so whoever resumes or shards a run takes up those it was begun with.
+        """
+        for image_id in self.split.images:
+            if image_id not in self._unreadable and self.store.has(_KIND, self._key(image_id)):
+                entry = self.store.load(_KIND, self._key(image_id))
+                if entry is not None and (sizes := _batch_sizes(entry)):
+                    return sizes
+        return None
 
     def _open(self, image_id: int) -> _Opened:
         try:
@@ -204,36 +254,46 @@ class Evaluation:
             return _Opened(image_id, key, None)
         return _Opened(image_id, key, image)
 
-    def _submitted(
-        self, opened: Iterator[_Opened]
-    ) -> Iterator[tuple[_Opened, Callable[[], Proposals] | None]]:
-        """Run the proposals' part on the device, a group of images at a time."""
+    def _grouped(self, opened: Iterator[_Opened]) -> Iterator[list[_Opened]]:
+        """Group images that are worth giving to the source together."""
         while group := list(itertools.islice(opened, self.source.batch_size)):
-            readable = [(one.image_id, one.image) for one in group if one.image is not None]
-            with timer("proposals"):
-                finishers = iter(self.source.submit(readable))
-            for one in group:
-                yield one, next(finishers) if one.image is not None else None
+            yield group
 
-    def _score(self, opened: _Opened, proposals: Proposals | None) -> tuple[_Opened, Any, Any]:
+    def _submit(self, group: Sequence[_Opened]) -> list[tuple[_Opened, _Finish | None]]:
+        """Run the proposals' part on the device."""
+        readable = [(one.image_id, one.image) for one in group if one.image is not None]
+        with timer("proposals"):
+            finishers = iter(self.source.submit(readable))
+        return [(one, next(finishers) if one.image is not None else None) for one in group]
+
+    def _score(self, opened: _Opened, proposals: Proposals | None) -> _Scored:
         sentences = [sentence.raw for _, sentence in self._samples(opened.image_id)]
-        if opened.image is None or proposals is None or not sentences:
-            return opened, proposals, []
-        return opened, proposals, self.method.score(opened.image, sentences, proposals)
+        scores: Sequence[Scores] = []
+        if opened.image is not None and proposals is not None and sentences:
+            scores = self.method.score(opened.image, sentences, proposals)
+        return _Scored(opened, proposals, scores, self.method.models.batches.sizes)
 
-    def _save(self, scored: tuple[_Opened, Proposals | None, Sequence[Scores]]) -> int:
-        opened, proposals, scores = scored
+    def _save(self, scored: _Scored) -> int:
+        opened, proposals = scored.opened, scored.proposals
         if proposals is None:
             return opened.image_id  # nothing is stored: it may be readable tomorrow
         with timer("counts"):
             gt_masks = [self.gt_mask(ref) for ref in self._refs_by_image[opened.image_id]]
             counts = ImageCounts.of(proposals.masks_NHW, np.stack(gt_masks))
-        self.store.save(_KIND, opened.key, *ImageResult(scores, counts).content())
+        result = ImageResult(scored.scores, counts, scored.batch_sizes)
+        self.store.save(_KIND, opened.key, *result.content())
         return opened.image_id
 
     def gt_mask(self, ref: Ref) -> NDArray[np.bool_]:
         """Return the ground truth of a ref, bool, (H, W)."""
         return self.split.gt_mask(ref, overlapping_polygons_dropped=self._drops_overlaps)
+
+    def batch_sizes_json(self) -> list[dict[str, int]]:
+        """Return the batch sizes that images were scored with, the usual first, as JSON values."""
+        return [
+            {**dataclasses.asdict(sizes), "scored": count}
+            for sizes, count in self.batch_sizes.most_common()
+        ]
 
     # ---- second pass
 
@@ -248,8 +308,13 @@ class Evaluation:
         """
         limit: int | None = None
         reported: set[int] = set()
+        counted: set[int] = set()
+        self.batch_sizes.clear()
         for ref in self.split.refs:
             result = self.result(ref.image_id)
+            if result.batch_sizes and ref.image_id not in counted:
+                counted.add(ref.image_id)
+                self.batch_sizes[result.batch_sizes] += 1
             if result.error and ref.image_id not in {*self._unreadable, *reported}:
                 reported.add(ref.image_id)
                 _logger.warning("%s Nothing is predicted for it.", result.error)
@@ -283,12 +348,12 @@ class Evaluation:
 
     def _result(self, image_id: int) -> ImageResult:
         if image_id in self._unreadable:
-            return ImageResult((), None, "the file is missing or corrupt")
+            return ImageResult((), None, error="the file is missing or corrupt")
         entry = self.store.load(_KIND, self._key(image_id))
         if entry is None:
             error = self.reading_error(image_id)
             if error:
-                return ImageResult((), None, error)
+                return ImageResult((), None, error=error)
             if not self._may_score:
                 raise DataError(
                     f"Expected the scores of image {image_id} in {self.store.root}, got a damaged "
@@ -395,8 +460,13 @@ class Evaluation:
         return entry_key(_KIND, inputs)
 
 
+def _batch_sizes(entry: Entry) -> BatchSizes | None:
+    sizes = entry.meta.get("batch_sizes")
+    return None if sizes is None else BatchSizes(**sizes)
+
+
 def _finished(
-    submitted: tuple[_Opened, Callable[[], Proposals] | None],
+    submitted: tuple[_Opened, _Finish | None],
 ) -> tuple[_Opened, Proposals | None]:
     opened, finish = submitted
     with timer("proposals"):

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hybridgl import views
 from hybridgl.errors import DataError, WeightsError
 from hybridgl.models import Models
 from hybridgl.store import Store, entry_key
@@ -32,16 +31,12 @@ class Manifest:
         sha256: of their content, by model.
         numerics: number formats and whether the encoders are compiled, by model.
         device: kind of device: "cpu" or "cuda".
-        masks_per_chunk: masks that are worked on at once, which decides rounding.
-        images_at_once: images that go through SAM's encoder together, likewise.
     """
 
     names: dict[str, str]
     sha256: dict[str, str]
     numerics: dict[str, str]
     device: str
-    masks_per_chunk: int
-    images_at_once: int
 
     def made_by(self) -> dict[str, Any]:
         """Return what takes part in the keys of results, as JSON values."""
@@ -49,9 +44,10 @@ class Manifest:
             "sha256": self.sha256,
             "numerics": self.numerics,
             "device": self.device,
-            "masks_per_chunk": self.masks_per_chunk,
-            "images_at_once": self.images_at_once,
         }
+
+
+_FIELDS = dataclasses.fields(Manifest)
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
@@ -116,8 +112,6 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
         sha256={name: sha256[name] for name in needed},
         numerics=numerics,
         device=models.device.type,
-        masks_per_chunk=views.masks_per_chunk((1, 1), models.device.type),
-        images_at_once=models.images_at_once,
     )
 
 
@@ -142,4 +136,5 @@ def _manifests(store: Store) -> Iterator[Manifest]:
     for key in store.keys(_KIND):
         entry = store.load(_KIND, key)
         if entry is not None:
-            yield Manifest(**entry.meta)
+            # Earlier versions wrote more than a manifest is of today.
+            yield Manifest(**{one.name: entry.meta[one.name] for one in _FIELDS})

@@ -37,13 +37,16 @@ class ProposalSource(Protocol):
         name: for people.
         models: of "clip" and "sam", those that it computes with.
         warnings: one line for each warning about it.
-        batch_size: images that are worth giving to ``submit`` together.
     """
 
     name: str
     models: tuple[str, ...]
     warnings: tuple[str, ...]
-    batch_size: int
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are worth giving to ``submit`` together."""
+        return 1
 
     def submit(self, images: Sequence[tuple[int, RgbImage]]) -> list[Finish]:
         """Do the device's part of proposing masks.
@@ -65,7 +68,6 @@ class NoSource(ProposalSource):
     name = "none"
     models: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    batch_size = 1
 
     def submit(self, images: Sequence[tuple[int, RgbImage]]) -> list[Finish]:
         """Propose nothing."""
@@ -93,9 +95,13 @@ class SamSource(ProposalSource):
         self, models: Models, config: ProposalConfig, store: Store, *, device: str | None = None
     ) -> None:
         self.name = f"SAM {models.weights.sam_checkpoint.name}"
-        self.batch_size = models.images_at_once
-        self._config = config
+        self._models, self._config = models, config
         self._sam = SamProposals(models, config, store, device=device)
+
+    @property
+    def batch_size(self) -> int:
+        """Images that go through SAM's encoder together."""
+        return self._models.batches.sizes.images
 
     def submit(self, images: Sequence[tuple[int, RgbImage]]) -> list[Finish]:
         """Run SAM on those images whose masks the store lacks."""
@@ -121,7 +127,6 @@ class FileSource(ProposalSource):
     """
 
     models: tuple[str, ...] = ()
-    batch_size = 1
 
     def __init__(self, path: Path, split: ReferSplit) -> None:
         self.name = path.name
@@ -170,7 +175,6 @@ class GroundTruthSource(ProposalSource):
 
     name = "ground truth"
     models: tuple[str, ...] = ()
-    batch_size = 1
     warnings: tuple[str, ...] = ()
 
     def __init__(self, split: ReferSplit, *, overlapping_polygons_dropped: bool) -> None:

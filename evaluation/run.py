@@ -40,11 +40,12 @@ from hybridgl.config import (
     ProfileConfig,
     ReferenceQuirks,
 )
+from hybridgl.devices import select_device
 from hybridgl.errors import DataError, HybridGLError, SettingError
 from hybridgl.files import atomic_write_bytes, check_folder, file_sha256
 from hybridgl.methods import Method
 from hybridgl.metrics import PROTOCOLS
-from hybridgl.models import Models, select_device
+from hybridgl.models import Models
 from hybridgl.settings import Settings, add_arguments, setting, setting_names
 from hybridgl.store import Store
 from refer.config import SplitConfig, load_split
@@ -506,6 +507,7 @@ class Run:
             "store": {"found": found, "made": missed},
             "seconds": dict(watch.seconds),
             "peak_memory_bytes": peak_memory_bytes(),
+            "batch_sizes": self.evaluation.batch_sizes_json(),
         }
         try:
             draw_samples(self.evaluation, made, self.folder / "figures")
@@ -524,6 +526,7 @@ class Run:
         """Write report and summary again from an earlier run's records; returns what to print."""
         summary = read_summary(self.folder) or {}
         made = {name: summary[name] for name in ("store", "seconds", "peak_memory_bytes")}
+        made["batch_sizes"] = summary.get("batch_sizes", [])
         text = self._write_scores(records, made)
         return f"{text}\nthe records were there, and are scored again: {self.folder}"
 
@@ -539,7 +542,7 @@ class Run:
             setting=self._setting(),
             counts=self._counts(records, report),
             warnings=tuple(warnings),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *_other_batch_sizes(made["batch_sizes"])),
         )
         summary = {
             "settings": self.settings,
@@ -619,6 +622,22 @@ class Run:
             "refs_without_mask": len(split.refs_without_mask),
             "refs_without_sentences": len(split.refs_without_sentences),
         }
+
+
+def _other_batch_sizes(scored_with: Sequence[Mapping[str, int]]) -> list[str]:
+    """Return a line on images that were scored with other batch sizes than most were."""
+    if len(scored_with) < 2:
+        return []
+    usual, *others = scored_with
+    counted = ", ".join(
+        f"{one['scored']} with {one['masks']} masks, {one['points']} points and {one['images']} "
+        f"images at a time"
+        for one in others
+    )
+    return [
+        f"{usual['scored']} images were scored with the usual batch sizes, {counted}, as memory "
+        f"ran out or other machines took part: last digits may differ."
+    ]
 
 
 def _image_errors(split: ReferSplit) -> dict[str, Any]:

@@ -409,6 +409,11 @@ class ModelConfig(Settings):
         help="number format of the matrix products in SAM's image encoder; with bfloat16 it is "
         "faster and its masks are nearly the same; CLIP has float32",
     )
+    tf32: bool = setting(
+        False,
+        help="let a GPU round the factors of float32 products to ten bits (TF32), which is several "
+        "times as fast; of no effect on a CPU",
+    )
     compile: bool = setting(
         False,
         help="let torch compile the encoders: minutes at the start, which long runs on a GPU win "

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridgl.config import GuidanceConfig
+from hybridgl.devices import send
 from hybridgl.gem import min_max
 from hybridgl.language import Position, Relation
 
@@ -113,7 +114,7 @@ def weighted_attention(attention_SHW: Tensor, priors: list[Tensor]) -> Tensor:
     """
     scaled_SHW = min_max(attention_SHW)
     for attention_HW, prior in zip(scaled_SHW, priors, strict=True):
-        attention_HW *= prior.to(attention_HW.device)
+        attention_HW *= send(prior, attention_HW.device)
     mean_S11 = scaled_SHW.mean(dim=(1, 2), keepdim=True)
     return scaled_SHW / torch.where(mean_S11 > 0, mean_S11, torch.ones_like(mean_S11))
 
@@ -139,7 +140,7 @@ def coherence_scores(
     """
     # All pixels in one axis: (H * W, S) and (N, H * W).
     attention = weighted_SHW.flatten(1).T
-    b_S1 = torch.tensor(outside_weights, device=attention.device)[:, None]
+    b_S1 = send(torch.tensor(outside_weights), attention.device)[:, None]
     inside = masks_NHW.flatten(1).float()
     outside = 1 - inside
     inside_SN = ((inside @ attention) / inside.sum(1, keepdim=True).clamp(min=1)).T

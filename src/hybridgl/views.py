@@ -10,6 +10,8 @@ G patch-grid side.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "blur_background",
+    "channels",
     "global_views",
     "local_views",
     "masks_per_chunk",
@@ -42,9 +45,6 @@ _BLUR_KERNEL = (15, 15)
 
 _VIEW_BYTES = 512 * 2**20
 """Memory for the full-size views or attention maps of one chunk."""
-
-_MOST_MASKS = {"cpu": 16, "cuda": 128}
-"""Masks of one chunk, whatever the memory: more do not make a chunk faster."""
 
 
 def blur_background(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -73,7 +73,7 @@ def local_views(image_3HW: Tensor, masks_NHW: Tensor, side: int, quirks: Referen
     """
     if quirks.local_view_imagenet_unnormalised_fill:
         pixels_3HW = normalise(image_3HW.float() / 255, IMAGENET_MEAN, IMAGENET_STD)
-        fill_311 = _channels(CLIP_MEAN, image_3HW.device)
+        fill_311 = channels(CLIP_MEAN, image_3HW.device)
     else:
         pixels_3HW = normalise(image_3HW.float() / 255, CLIP_MEAN, CLIP_STD)
         fill_311 = torch.zeros(3, 1, 1, device=image_3HW.device)
@@ -115,15 +115,15 @@ def patch_coverage(masks_NHW: Tensor, grid: int) -> Tensor:
     return resize(masks_NHW[:, None].float(), (grid, grid)).flatten(1)
 
 
-def masks_per_chunk(hw: tuple[int, ...], device: str) -> int:
+def masks_per_chunk(hw: tuple[int, ...], most: int) -> int:
     """Decide how many masks of an image are worked on at once.
 
     Args:
         hw: height and width of the image: full-size float views, of three channels, must fit in
             the memory set aside.
-        device: type of the device: "cpu" or "cuda".
+        most: limit whatever the image, as ``BatchSizes.masks``.
     """
-    return min(max(_VIEW_BYTES // (3 * 4 * hw[0] * hw[1]), 1), _MOST_MASKS[device])
+    return min(max(_VIEW_BYTES // (3 * 4 * hw[0] * hw[1]), 1), most)
 
 
 def resize(images_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -143,8 +143,14 @@ def normalise(
 ) -> Tensor:
     """Subtract the mean and divide by std per channel; any leading axes."""
     device = images_3HW.device
-    return (images_3HW - _channels(mean, device)) / _channels(std, device)
+    return (images_3HW - channels(mean, device)) / channels(std, device)
 
 
-def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device)[:, None, None]
+@lru_cache(maxsize=32)
+def channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Return one value a channel, (C, 1, 1), float32, kept on the device for the next call.
+
+    To copy them there each time, the host would wait for it.
+    """
+    with torch.inference_mode(mode=False):  # kept for whoever trains, too
+        return torch.tensor(values, device=device)[:, None, None]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 
 from evaluation.proposals import ProposalSource
 from evaluation.records import PredictionCounts, Record
@@ -14,7 +15,9 @@ from hybridgl.config import MethodConfig
 from hybridgl.language import ParsedExpression, Position, Relation
 from hybridgl.masks import Proposals, mask_boxes_xywh
 from hybridgl.methods import Method, Prediction, Scores
+from hybridgl.models import Models
 from hybridgl.settings import setting
+from hybridgl.weights.registry import weight_set
 
 # Records: ground truths of 100 pixels, predictions by intersection and union.
 
@@ -96,6 +99,7 @@ class ToyMethod(Method):
     Config = ToyConfig
 
     def __init__(self, models=None, config=None, store=None):
+        models = models or Models(weight_set("tiny"), device=torch.device("cpu"))
         super().__init__(models, config or ToyConfig(), store)
         self.scored = []
 

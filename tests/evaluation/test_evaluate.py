@@ -6,15 +6,18 @@ import dataclasses
 import itertools
 import random
 import shutil
+import threading
 from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from evaluation.evaluate import Evaluation, check_ground_truth
 from evaluation.executors import serial
 from evaluation.proposals import GroundTruthSource, NoSource
+from hybridgl.devices import BatchSizes
 from hybridgl.errors import DataError
 from hybridgl.store import Store
 from refer.dataset import Ref, Sentence
@@ -369,6 +372,62 @@ def test_killed_at_any_image_and_stage_the_rest_is_made_later(
     assert len(missing) + len(scored(tmp_path)) == 3
     assert records_of(filled(this)) == expected
     assert len(again.scored) == len(missing)
+
+
+def test_on_a_gpu_masks_are_made_from_a_thread_of_their_own(split, tmp_path):
+    """The same records, while two threads have work for the device."""
+    threads = {}
+
+    class Noted(Blocks):
+        def submit(self, images):
+            threads["masks"] = threading.current_thread()
+            return super().submit(images)
+
+    class NotedMethod(ToyMethod):
+        def score(self, *arguments):
+            threads["scores"] = threading.current_thread()
+            return super().score(*arguments)
+
+    found = {}
+    for device in ("cpu", "cuda"):
+        made_by = {"device": device}
+        this = evaluation_of(split, tmp_path, NotedMethod(), Noted(), made_by=made_by)
+        found[device] = records_of(filled(this))
+        assert (threads["masks"] is threads["scores"]) == (device == "cpu")
+        assert threads["scores"] is threading.main_thread()
+    assert found["cpu"] == found["cuda"]
+
+
+def test_whoever_goes_on_takes_up_the_batch_sizes_of_the_run(split, tmp_path):
+    first, *rest = split.images
+    begun = evaluation_of(split, tmp_path)
+    begun.method.models.batches.sizes = BatchSizes(64, 32, 4)
+    filled(begun, [first])
+
+    other = filled(evaluation_of(split, tmp_path))
+
+    assert other.method.models.batches.sizes == BatchSizes(64, 32, 4)
+    records_of(other)
+    scored_with = {"masks": 64, "points": 32, "images": 4, "scored": 1 + len(rest)}
+    assert other.batch_sizes_json() == [scored_with]
+
+
+def test_images_for_which_memory_ran_out_are_counted(split, tmp_path):
+    class Narrow(ToyMethod):
+        """Has no room for more than 8 masks from its second image on."""
+
+        def score(self, *arguments):
+            if self.scored:
+                self.models.batches.run(self._room, "masks")
+            return super().score(*arguments)
+
+        def _room(self, sizes):
+            if sizes.masks > 8:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    this = filled(evaluation_of(split, tmp_path, Narrow()))
+    records_of(this)
+    assert [(one["masks"], one["scored"]) for one in this.batch_sizes_json()] == [(8, 2), (16, 1)]
 
 
 def test_second_pass_makes_what_the_first_has_not(split, expected, tmp_path):

@@ -39,7 +39,7 @@ def here():
 
 def on_a_gpu(manifest):
     """The manifest of the same models on a GPU."""
-    return replace(manifest, device="cuda", masks_per_chunk=4 * manifest.masks_per_chunk)
+    return replace(manifest, device="cuda")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from evaluation.proposals import FileSource, GroundTruthSource, SamSource
 from hybridgl.config import ProposalConfig
+from hybridgl.devices import Batches, BatchSizes
 from hybridgl.errors import DataError, HybridGLError
 from hybridgl.masks import Proposals
 from hybridgl.store import Store
@@ -397,7 +398,7 @@ class TwoHalves:
 class OnlySam:
     """Models without any file."""
 
-    images_at_once = 2
+    batches = Batches(BatchSizes(masks=1, points=1, images=2))
     device = SimpleNamespace(type="cpu")
     weights = SimpleNamespace(sam_checkpoint=SimpleNamespace(name="sam.pth"))
 

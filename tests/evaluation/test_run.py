@@ -16,6 +16,7 @@ import hybridgl_main
 from evaluation.evaluate import Evaluation
 from evaluation.run import RunConfig
 from evaluation.samples import draw_samples
+from hybridgl.devices import BatchSizes
 from hybridgl.errors import DataError, SettingError
 from hybridgl.metrics import PROTOCOLS
 from hybridgl.store import Store
@@ -575,6 +576,7 @@ VALUES = {
     "spacy_model": ["en_core_web_sm"],
     "profile": ["corrected"],
     "dtype": ["bfloat16"],
+    "tf32": [""],
     "compile": [""],
     "method": ["global_local"],
     "proposals": ["gt", "coco:a/masks.json", "coco:gt.json", "coco:a-masks.json"],
@@ -754,3 +756,26 @@ def test_arguments_need_no_parser_of_the_program(toy, tmp_path):
     plain = RunConfig.from_arguments(arguments, hybridgl_main.METHODS)
     assert plain == config_of()
     assert pickle.loads(pickle.dumps(plain)) == plain
+
+
+def test_summary_tells_the_batch_sizes_and_a_note_those_that_differ(toy, tmp_path):
+    this = toy.prepare(tmp_path)
+    first = min(this.split.images)
+    this.models.batches.sizes = BatchSizes(2, 16, 1)
+    list(this.evaluation.score_images([first]))
+    usual = {"masks": 2, "points": 16, "images": 1, "scored": 3}
+    toy.run(tmp_path)
+    assert summary_of(tmp_path)["batch_sizes"] == [usual]
+    assert summary_of(tmp_path)["notes"] == []
+    toy.run(tmp_path, "--protocol", "lavt")
+    assert summary_of(tmp_path)["batch_sizes"] == [usual]
+
+    toy.run(tmp_path, "--overwrite")
+    this = toy.prepare(tmp_path, "--overwrite")
+    this.models.batches.sizes = BatchSizes(2, 16, 1)
+    next(iter(this.evaluation.score_images([first])))
+    (tmp_path / "run" / "summary.json").unlink()
+    toy.run(tmp_path)
+    (note,) = summary_of(tmp_path)["notes"]
+    assert note.startswith("2 images were scored with the usual batch sizes, 1 with 2 masks, 16 po")
+    assert note in (tmp_path / "run" / "report.md").read_text()

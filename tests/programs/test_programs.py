@@ -21,7 +21,8 @@ import hybridgl
 import hybridgl_main
 import save_attn_gem
 from evaluation.records import read_records
-from hybridgl import views
+from hybridgl import devices, views
+from hybridgl.devices import BatchSizes
 from hybridgl.methods import hybridgl as hybridgl_method
 from hybridgl.models.sam import Sam
 from hybridgl.store import Store
@@ -156,10 +157,13 @@ def test_shards_of_the_method_in_stores_of_their_own(arguments, stocked, tmp_pat
 @pytest.mark.parametrize(
     "sizes",
     [
-        {(views, "_MOST_MASKS"): {"cpu": 3}, (hybridgl_method, "_MAPS_PER_CHUNK"): 2},
+        {(devices, "SMALL_BATCHES"): BatchSizes(3, 5, 2), (hybridgl_method, "_MAPS_PER_CHUNK"): 2},
         {(views, "_VIEW_BYTES"): 2 * 3 * 4 * 224 * 256},
         pytest.param(
-            {(views, "_MOST_MASKS"): {"cpu": 1}, (hybridgl_method, "_MAPS_PER_CHUNK"): 1},
+            {
+                (devices, "SMALL_BATCHES"): BatchSizes(1, 1, 1),
+                (hybridgl_method, "_MAPS_PER_CHUNK"): 1,
+            },
             marks=pytest.mark.slow,
         ),
     ],

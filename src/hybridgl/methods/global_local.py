@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hybridgl import views
 from hybridgl.config import FusionConfig, FusionMode, GlobalLocalConfig
+from hybridgl.devices import BatchSizes, send
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.fusion import mask_features
 from hybridgl.guidance import similarity_scores
@@ -84,7 +85,7 @@ def mask_boxes(masks_NHW: Tensor) -> Tensor:
     x2 = columns_NW.shape[1] - columns_NW.flip(1).argmax(dim=1)
     y2 = rows_NH.shape[1] - rows_NH.flip(1).argmax(dim=1)
     boxes_N4 = torch.stack([x1, y1, x2, y2], dim=1)
-    pixel_4 = torch.tensor([0, 0, 1, 1], device=masks_NHW.device)
+    pixel_4 = torch.arange(4, device=masks_NHW.device) // 2
     return torch.where(columns_NW.any(dim=1)[:, None], boxes_N4, pixel_4)
 
 
@@ -107,7 +108,7 @@ def crop_views(
         float32, (N, 3, R, R).
     """
     fill = views.IMAGENET_MEAN if unnormalised_fill else (0.0, 0.0, 0.0)
-    fill_1311 = torch.tensor(fill, device=image_3HW.device)[None, :, None, None]
+    fill_1311 = views.channels(fill, image_3HW.device)[None]
     x1_N, y1_N, x2_N, y2_N = mask_boxes(masks_NHW).unbind(dim=1)
     left_NR, right_NR, to_right_NR = _bilinear_taps(x1_N, x2_N, side)
     upper_NR, lower_NR, to_lower_NR = _bilinear_taps(y1_N, y2_N, side)
@@ -276,7 +277,7 @@ class GlobalLocalClip(Method):
 
         entry = cached(self.store, "global-local", inputs, compute)
         parts_2NE = torch.from_numpy(entry.arrays["global_and_crop_2NE"])
-        global_NE, crop_NE = parts_2NE.to(self.models.device)
+        global_NE, crop_NE = send(parts_2NE, self.models.device)
         weight = self.config.mixing_weight
         if weight is None:
             raise SettingError(
@@ -308,23 +309,27 @@ class GlobalLocalClip(Method):
     def _compute_features(self, image: RgbImage, masks_NHW: NDArray[np.bool_]) -> Tensor:
         """Both features of masks, float32, (2, N, E), in chunks of bounded memory."""
         device, side = self.models.device, self.clip.image_size
-        scaled_13hw = resized_image(image.pil).to(device)[None]
+        scaled_13hw = send(resized_image(image.pil)[None], device)
         image_3HW = views.resize(scaled_13hw, image.hw)[0]
         image_13RR = views.resize(scaled_13hw, (side, side))
-        unnormalised_fill = self.config.quirks.crop_unnormalised_fill
-        chunks = []
-        at_once = views.masks_per_chunk(image.hw, device.type)
-        for chunk_NHW in torch.from_numpy(masks_NHW).split(at_once):
-            masks = chunk_NHW.to(device)
-            with timer("views"):
-                crops_N3RR = crop_views(image_3HW, masks, side, unnormalised_fill=unnormalised_fill)
-                coverage_NP = views.patch_coverage(masks, self.clip.grid)
-            with timer("features"):
-                global_NE = global_features(
-                    self.clip, image_13RR, coverage_NP, self.config.blocks.masking_block
-                )
-                chunks.append(torch.stack([global_NE, crop_features(self.clip, crops_N3RR)]))
-        return torch.cat(chunks, dim=1)
+        fills = self.config.quirks.crop_unnormalised_fill
+
+        def compute(sizes: BatchSizes) -> Tensor:
+            chunks = []
+            at_once = views.masks_per_chunk(image.hw, sizes.masks)
+            for chunk_NHW in torch.from_numpy(masks_NHW).split(at_once):
+                masks = send(chunk_NHW, device)
+                with timer("views"):
+                    crops_N3RR = crop_views(image_3HW, masks, side, unnormalised_fill=fills)
+                    coverage_NP = views.patch_coverage(masks, self.clip.grid)
+                with timer("features"):
+                    global_NE = global_features(
+                        self.clip, image_13RR, coverage_NP, self.config.blocks.masking_block
+                    )
+                    chunks.append(torch.stack([global_NE, crop_features(self.clip, crops_N3RR)]))
+            return torch.cat(chunks, dim=1)
+
+        return self.models.batches.run(compute, "masks")
 
 
 def _bilinear_taps(start_N: Tensor, stop_N: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:

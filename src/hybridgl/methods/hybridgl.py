@@ -31,6 +31,7 @@ from hybridgl.config import (
     ProposalConfig,
     ReferenceQuirks,
 )
+from hybridgl.devices import BatchSizes, send
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.fusion import fuse, stream_tokens
 from hybridgl.images import ImageSource, RgbImage
@@ -327,7 +328,7 @@ class HybridGL(Method):
             if count and expression.other_noun_phrases:
                 arrays["other_noun_similarity_N"] = other_SN[row]
             if sim_Sgg is not None:
-                arrays["patch_similarity_gg"] = sim_Sgg[row].cpu().numpy()
+                arrays["patch_similarity_gg"] = sim_Sgg[row].numpy()
             meta = {
                 "expression": expression.json(),
                 "truncated": self.clip.is_truncated(expression.sentence),
@@ -405,7 +406,7 @@ class HybridGL(Method):
             "skips_last_block": self.config.quirks.attention_masking_skips_last_block,
         }
         entry = cached(self.store, "features", inputs, compute)
-        return torch.from_numpy(entry.arrays["features_NE"]).to(self.models.device)
+        return send(torch.from_numpy(entry.arrays["features_NE"]), self.models.device)
 
     @torch.inference_mode()
     def compute_features(
@@ -420,12 +421,16 @@ class HybridGL(Method):
         Returns:
             float32, (N, E), un-normalised.
         """
-        views_of = [self._views(image_HW3, stream) for stream in self._streams]
-        chunks = []
-        for masks in self._chunks(masks_NHW):
-            tokens = [self._tokens(of_masks, masks) for of_masks in views_of]
-            chunks.append(self._fused(masks, *tokens))
-        return torch.cat(chunks)
+
+        def compute(sizes: BatchSizes) -> Tensor:
+            views_of = [self._views(image_HW3, stream) for stream in self._streams]
+            chunks = []
+            for masks in self._chunks(masks_NHW, sizes):
+                tokens = [self._tokens(of_masks, masks) for of_masks in views_of]
+                chunks.append(self._fused(masks, *tokens))
+            return torch.cat(chunks)
+
+        return self.models.batches.run(compute, "masks")
 
     @torch.inference_mode()
     def patch_similarity(self, image: RgbImage, phrases: Sequence[str]) -> Tensor:
@@ -435,7 +440,7 @@ class HybridGL(Method):
         are missing.
 
         Returns:
-            float32, (S, g, g).
+            float32, (S, g, g), on the CPU.
         """
         inputs = {
             "image": image.sha256,
@@ -457,17 +462,23 @@ class HybridGL(Method):
             keyed = {**inputs, "phrase": phrase}
             entry = cached(self.store, "gem", keyed, partial(compute, phrase))
             sim_of[phrase] = torch.from_numpy(entry.arrays["sim_gg"])
-        return torch.stack([sim_of[phrase] for phrase in phrases]).to(self.models.device)
+        return torch.stack([sim_of[phrase] for phrase in phrases])
 
     @torch.inference_mode()
     def _features_of_tokens(self, image: RgbImage, proposals: Proposals) -> Tensor:
         """Compute features through the store's tokens, which are made if it lacks them."""
         tokens = [self._stored_tokens(image, proposals, stream) for stream in self._streams]
-        chunks, start = [], 0
-        for masks in self._chunks(proposals.masks_NHW):
-            some = slice(start, start := start + len(masks))
-            chunks.append(self._fused(masks, *(t[some].to(self.models.device) for t in tokens)))
-        return torch.cat(chunks)
+
+        def compute(sizes: BatchSizes) -> Tensor:
+            chunks, start = [], 0
+            for masks in self._chunks(proposals.masks_NHW, sizes):
+                some = slice(start, start := start + len(masks))
+                chunks.append(
+                    self._fused(masks, *(send(t[some], self.models.device) for t in tokens))
+                )
+            return torch.cat(chunks)
+
+        return self.models.batches.run(compute, "masks")
 
     @property
     def _streams(self) -> tuple[str, ...]:
@@ -478,10 +489,13 @@ class HybridGL(Method):
     def _stored_tokens(self, image: RgbImage, proposals: Proposals, stream: str) -> Tensor:
         """Tokens of one stream before the masked blocks, float32, (N, T, D), on the CPU."""
 
+        def make(sizes: BatchSizes) -> Tensor:
+            views_of, masks_NHW = self._views(image.pixels_HW3, stream), proposals.masks_NHW
+            chunks = [self._tokens(views_of, masks) for masks in self._chunks(masks_NHW, sizes)]
+            return torch.cat(chunks).cpu()
+
         def compute() -> Content:
-            views_of = self._views(image.pixels_HW3, stream)
-            made = [self._tokens(views_of, masks) for masks in self._chunks(proposals.masks_NHW)]
-            return {"tokens_NTD": torch.cat([tokens.cpu() for tokens in made]).numpy()}, {}
+            return {"tokens_NTD": self.models.batches.run(make, "masks").numpy()}, {}
 
         inputs = {**self._tokens_inputs(image, proposals), "stream": stream}
         entry = cached(self.store, "tokens", inputs, compute)
@@ -521,18 +535,18 @@ class HybridGL(Method):
                 attention_masking_skips_last_block=skips,
             )
 
-    def _chunks(self, masks_NHW: NDArray[np.bool_]) -> Iterator[Tensor]:
+    def _chunks(self, masks_NHW: NDArray[np.bool_], sizes: BatchSizes) -> Iterator[Tensor]:
         """Masks on the device, as many at a time as are worked on at once."""
-        at_once = views.masks_per_chunk(masks_NHW.shape[1:], self.models.device.type)
+        at_once = views.masks_per_chunk(masks_NHW.shape[1:], sizes.masks)
         for chunk_NHW in torch.from_numpy(masks_NHW).split(at_once):
-            yield chunk_NHW.to(self.models.device)
+            yield send(chunk_NHW, self.models.device)
 
     @timer("gem")
     def _compute_similarity(self, image: RgbImage, phrases: Sequence[str]) -> Tensor:
         """GEM's cosines without the store; on the CPU."""
         config = self.config.gem
         texts_SE = self.clip.encode_texts([config.prompt.format(phrase) for phrase in phrases])
-        images_13RR = gem.gem_input(image.pil, self._gem_side)[None].to(self.models.device)
+        images_13RR = send(gem.gem_input(image.pil, self._gem_side)[None], self.models.device)
         patches_BPE = self._patch_features(self.clip.visual, images_13RR, config)
         return gem.patch_similarity(patches_BPE[0], texts_SE).cpu()
 
@@ -544,19 +558,24 @@ class HybridGL(Method):
         sim_Sgg: Tensor,
         expressions: Sequence[ParsedExpression],
     ) -> NDArray[np.float64]:
-        rows = []
-        step = min(_MAPS_PER_CHUNK, views.masks_per_chunk(hw, self.models.device.type))
-        for start in range(0, len(expressions), step):
-            some = expressions[start : start + step]
-            some_Sgg = sim_Sgg[start : start + len(some)]
-            attention_SHW = self._attention(some_Sgg, self._gem_side, hw, some)
-            weights = [guidance.outside_weight(e.relation, self.config.guidance) for e in some]
-            columns = [
-                guidance.coherence_scores(attention_SHW, chunk_NHW, weights)
-                for chunk_NHW in self._chunks(masks_NHW)
-            ]
-            rows.append(torch.cat(columns, dim=1))
-        return _doubles(torch.cat(rows))
+        sim_Sgg = send(sim_Sgg, self.models.device)
+
+        def compute(sizes: BatchSizes) -> Tensor:
+            rows = []
+            step = min(_MAPS_PER_CHUNK, views.masks_per_chunk(hw, sizes.masks))
+            for start in range(0, len(expressions), step):
+                some = expressions[start : start + step]
+                some_Sgg = sim_Sgg[start : start + len(some)]
+                attention_SHW = self._attention(some_Sgg, self._gem_side, hw, some)
+                weights = [guidance.outside_weight(e.relation, self.config.guidance) for e in some]
+                columns = [
+                    guidance.coherence_scores(attention_SHW, chunk_NHW, weights)
+                    for chunk_NHW in self._chunks(masks_NHW, sizes)
+                ]
+                rows.append(torch.cat(columns, dim=1))
+            return torch.cat(rows)
+
+        return _doubles(self.models.batches.run(compute, "masks"))
 
     def _attention(
         self,
@@ -608,7 +627,7 @@ class HybridGL(Method):
         )
 
     def _channels_first(self, image_HW3: NDArray[np.uint8]) -> Tensor:
-        return torch.from_numpy(image_HW3).permute(2, 0, 1).to(self.models.device)
+        return send(torch.from_numpy(image_HW3), self.models.device).permute(2, 0, 1)
 
     @property
     def _gem_side(self) -> int:

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from hybridgl.config import ModelConfig
+from hybridgl.devices import Batches, BatchSizes, select_device, set_tf32
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.models.clip import ClipEncoder
 from hybridgl.models.parser import SpacyParser
-from hybridgl.models.sam import Sam
-from hybridgl.models.sam_generator import IMAGES_AT_ONCE
+from hybridgl.models.sam import Sam, image_and_point_bytes
 from hybridgl.timing import timer
 from hybridgl.weights.registry import WeightSet, weight_set
 
-__all__ = ["LOADERS", "Models", "load", "select_device"]
+__all__ = ["LOADERS", "Models", "load"]
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def load(name: str, weights: Path | str, **options: Any) -> Any:
         name: "clip", "sam" or "parser".
         weights: its file; of the parser, a folder or the name of an installed pipeline.
         options: those of its loader: ``device`` of CLIP and SAM, ``architecture`` of CLIP,
-            ``sam_type``, ``dtype`` and ``compiles`` of SAM.
+            ``sam_type``, ``dtype``, ``compiles`` and ``batches`` of SAM.
 
     Returns:
         A ``ClipEncoder``, a ``Sam`` or a ``SpacyParser``.
@@ -99,7 +99,8 @@ class Models:
         """Take the models that the settings name; no file is read.
 
         Args:
-            config: resolved: what depends on dataset and method is filled in.
+            config: resolved: what depends on dataset and method is filled in. Whether a GPU rounds
+                to TF32 is torch's setting, and so is set for the whole process.
 
         Raises:
             SettingError: a wrong name, or a device that is not there.
@@ -112,9 +113,11 @@ class Models:
             sam_checkpoint=config.sam_checkpoint,
             spacy_model=config.spacy_model,
         )
+        device = select_device(config.device)
+        set_tf32(enabled=config.tf32)
         return cls(
             weights,
-            device=select_device(config.device),
+            device=device,
             dtype=getattr(torch, config.dtype),
             compiles=config.compile,
         )
@@ -148,6 +151,7 @@ class Models:
             device=self.device,
             dtype=self.dtype,
             compiles=self.compiles,
+            batches=self.batches,
         )
         return sam
 
@@ -216,10 +220,17 @@ class Models:
         """Return the name of a model's file, folder or package."""
         return self.weights.path(name).name
 
-    @property
-    def images_at_once(self) -> int:
-        """Images that are worth giving to SAM together."""
-        return IMAGES_AT_ONCE[self.device.type]
+    @cached_property
+    def batches(self) -> Batches:
+        """How many items go through a model together, by the memory of the device."""
+        total = 0
+        if self.device.type == "cuda":
+            total = torch.cuda.get_device_properties(self.device).total_memory
+        image_bytes, point_bytes = image_and_point_bytes(self.weights.sam_type)
+        sizes = BatchSizes.of(
+            self.device.type, total, point_bytes=point_bytes, image_bytes=image_bytes
+        )
+        return Batches(sizes)
 
     def warnings(self, *names: str) -> list[str]:
         """Return one line for every model that is not as its name says.
@@ -243,38 +254,18 @@ class Models:
         ]
 
     def numerics(self, name: str) -> str:
-        """Return the numeric settings of a model (dtype, compiled): part of its store keys.
+        """Return the numeric settings of a model: part of its store keys.
 
         Args:
             name: "clip" or "sam".
+
+        Returns:
+            The number format, whether a GPU rounds to TF32 as torch is set, whether torch compiles.
         """
         dtype = self.dtype if name == "sam" else torch.float32
-        return f"{dtype}{' compiled' if self.compiles else ''}"
+        rounded = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        return f"{dtype}{' tf32' if rounded else ''}{' compiled' if self.compiles else ''}"
 
     def compiled(self, function: Callable[_Parameters, Tensor]) -> Callable[_Parameters, Tensor]:
         """Compile a function with torch, if that was asked for."""
         return torch.compile(function, dynamic=True) if self.compiles else function
-
-
-def select_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" is the first GPU, or else the CPU.
-
-    Raises:
-        SettingError: no device has this name, or it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise SettingError(
-            f"Expected the device auto, cpu, cuda or cuda:i, got {name!r}; choose one of them."
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingError(
-            f"Expected a device that is there, got {name!r} with {torch.cuda.device_count()} "
-            f"GPUs; use --device auto or --device cpu."
-        )
-    return device

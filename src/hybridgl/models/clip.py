@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridgl.devices import send
 from hybridgl.errors import WeightsError
 from hybridgl.models.transformer import linear, mlp, patch_tokens, quick_gelu_
 from hybridgl.timing import timer
@@ -395,7 +396,7 @@ class ClipEncoder:
 
     def _encode_tokens(self, tokens_LT: Tensor, end_L: Tensor) -> Tensor:
         """Encode texts of about one length at the last token of each, (L, E)."""
-        tokens_LT, end_L = tokens_LT.to(self.device), end_L.to(self.device)
+        tokens_LT, end_L = send(tokens_LT, self.device), send(end_L, self.device)
         length, model = tokens_LT.shape[1], self._model
         x_LTD = model.token_embedding(tokens_LT) + model.positional_embedding[:length]
         causal_TT = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridgl.config import ProposalConfig
+from hybridgl.devices import SMALL_BATCHES, Batches
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.masks import Proposals
 from hybridgl.models.sam_encoder import encode
@@ -27,7 +28,7 @@ from hybridgl.models.sam_generator import MaskGenerator
 from hybridgl.models.transformer import set_product_dtype
 from hybridgl.weights.registry import SAM_FILES
 
-__all__ = ["SAM_TYPES", "Sam", "build_tiny_sam"]
+__all__ = ["SAM_TYPES", "Sam", "build_tiny_sam", "image_and_point_bytes"]
 
 _MASKS_PER_POINT = 3
 
@@ -75,11 +76,15 @@ class _SamType:
         name: of the registry of segment_anything, or "tiny".
         width: of the image encoder.
         depth: blocks of the image encoder.
+        grid: patches along each side of its input.
+        embedding: channels of what it gives.
     """
 
     name: str
     width: int
     depth: int
+    grid: int = 64
+    embedding: int = 256
 
     @property
     def fix(self) -> str:
@@ -103,12 +108,26 @@ _TYPES = {
         _SamType("vit_h", 1280, 32),
         _SamType("vit_l", 1024, 24),
         _SamType("vit_b", 768, 12),
-        _SamType("tiny", 96, 4),
+        _SamType("tiny", 96, 4, grid=16, embedding=64),
     )
 }
 
 SAM_TYPES = tuple(_TYPES)
 """Names of the architectures."""
+
+_IMAGE_COPIES, _POINT_COPIES = 20, 10
+"""Copies that memory holds at once: of an image's tokens in the encoder, and of the embedded image
+for each point prompt in the decoder."""
+
+
+def image_and_point_bytes(sam_type: str) -> tuple[int, int]:
+    """Return the memory, about, that an image takes in the encoder, and a prompt in the decoder."""
+    known = _TYPES[sam_type]
+    per_channel = 4 * known.grid**2
+    return (
+        _IMAGE_COPIES * per_channel * known.width,
+        _POINT_COPIES * per_channel * known.embedding,
+    )
 
 
 class Sam:
@@ -125,8 +144,10 @@ class Sam:
         dtype: torch.dtype = torch.float32,
         *,
         compiles: bool = False,
+        batches: Batches | None = None,
     ) -> None:
         self.device = torch.device(device)
+        self._batches = batches or Batches(SMALL_BATCHES)
         self._sam = sam.eval().requires_grad_(False).to(self.device)
         set_product_dtype(self._sam.image_encoder.modules(), dtype)
         self._encode = torch.compile(encode) if compiles else encode
@@ -140,6 +161,7 @@ class Sam:
         dtype: torch.dtype = torch.float32,
         *,
         compiles: bool = False,
+        batches: Batches | None = None,
     ) -> Sam:
         """Load weights.
 
@@ -150,6 +172,7 @@ class Sam:
             device: where the model computes.
             dtype: number format of the image encoder's products.
             compiles: whether torch compiles the image encoder.
+            batches: how many images and point prompts go together; None takes few.
 
         Raises:
             SettingError: unknown type.
@@ -167,7 +190,7 @@ class Sam:
         sam = expected.build()
         _check_entries(state, sam.state_dict(), path, expected)
         sam.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-        return cls(sam, device, dtype, compiles=compiles)
+        return cls(sam, device, dtype, compiles=compiles, batches=batches)
 
     def propose(self, image_HW3: NDArray[np.uint8], config: ProposalConfig) -> Proposals:
         """Propose masks of one image, in the order of SAM's automatic mask generator.
@@ -207,7 +230,8 @@ class Sam:
                     f"Expected image_HW3 to be uint8 of shape (H, W, 3), got {image_HW3.dtype} of "
                     f"shape {image_HW3.shape}; convert the image to 8-bit RGB."
                 )
-        return MaskGenerator(self._sam, config, self.device, self._encode).submit(images)
+        generator = MaskGenerator(self._sam, config, self.device, self._batches, self._encode)
+        return generator.submit(images)
 
 
 def _read_state(path: Path, expected: _SamType) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,14 @@ from PIL import Image
 from torch import Tensor
 
 from hybridgl.config import ProposalConfig
+from hybridgl.devices import Batches, BatchSizes, send
 from hybridgl.masks import Proposals, without_small_regions
 from hybridgl.models import sam_encoder
 from hybridgl.models.sam_decoder import DecodedPoints, PointDecoder
 from hybridgl.models.transformer import linear
 from hybridgl.timing import timer
 
-__all__ = ["IMAGES_AT_ONCE", "MaskGenerator", "crop_boxes", "point_grid"]
+__all__ = ["MaskGenerator", "crop_boxes", "point_grid"]
 
 _logger = logging.getLogger(__name__)
 
@@ -50,12 +51,6 @@ _CROP_OVERLAP = 512 / 1500
 
 _EDGE_PIXELS = 20.0
 """Masks that end so near to an edge of a crop that is none of the image are left out."""
-
-_POINTS_PER_BATCH = {"cpu": 16, "cuda": 128}
-"""Point prompts that are decoded at once."""
-
-IMAGES_AT_ONCE = {"cpu": 1, "cuda": 8}
-"""Images or crops that go through the encoder together; a CPU gains nothing from more."""
 
 _LOGIT_BYTES = 2**28
 """Memory for the masks, at the size of the crop, that are drawn at once."""
@@ -162,6 +157,7 @@ class MaskGenerator:
         sam: segment_anything's ``Sam``, ready to run.
         config: settings, named as there.
         device: where it runs.
+        batches: how many images and point prompts go together.
         encode: embeds images, as ``sam_encoder.encode`` does; may be a compiled one.
     """
 
@@ -170,9 +166,11 @@ class MaskGenerator:
         sam: Any,
         config: ProposalConfig,
         device: torch.device,
+        batches: Batches,
         encode: Callable[[Any, Tensor], Tensor] = sam_encoder.encode,
     ) -> None:
         self._sam, self._config, self._device, self._encode = sam, config, device, encode
+        self._batches = batches
         self._side: int = sam.image_encoder.img_size
 
     @torch.inference_mode()
@@ -192,13 +190,20 @@ class MaskGenerator:
             returns the proposals: it may run in another thread.
         """
         crops_of = [self._crops(image_HW3) for image_HW3 in images]
-        embeddings = self._embeddings([crop for crops in crops_of for crop in crops])
-        unfinished = []
-        for image_HW3, crops in zip(images, crops_of, strict=True):
-            hw = image_HW3.shape[:2]
-            found = [(crop, self._masks(next(embeddings), crop, hw)) for crop in crops]
-            unfinished.append(self._gather(found, hw))
-        return unfinished
+
+        def generate(sizes: BatchSizes) -> list[Callable[[], Proposals]]:
+            all_crops = [crop for crops in crops_of for crop in crops]
+            embeddings = self._embeddings(all_crops, sizes.images)
+            unfinished = []
+            for image_HW3, crops in zip(images, crops_of, strict=True):
+                hw = image_HW3.shape[:2]
+                found = [
+                    (crop, self._masks(next(embeddings), crop, hw, sizes.points)) for crop in crops
+                ]
+                unfinished.append(self._gather(found, hw))
+            return unfinished
+
+        return self._batches.run(generate, "images", "points")
 
     def _crops(self, image_HW3: NDArray[np.uint8]) -> list[_Crop]:
         """Scale the image and its crops; return none where the image cannot be scaled."""
@@ -228,9 +233,8 @@ class MaskGenerator:
         scale = self._side / max(width, height)
         return int(width * scale + 0.5), int(height * scale + 0.5)
 
-    def _embeddings(self, crops: Sequence[_Crop]) -> Iterator[Tensor]:
+    def _embeddings(self, crops: Sequence[_Crop], per_batch: int) -> Iterator[Tensor]:
         """Embed every crop, (C, G, G), a batch at a time."""
-        per_batch = IMAGES_AT_ONCE[self._device.type]
         for start in range(0, len(crops), per_batch):
             batch = torch.stack([self._padded(crop) for crop in crops[start : start + per_batch]])
             with timer("SAM encoder"):
@@ -238,12 +242,14 @@ class MaskGenerator:
             yield from embeddings
 
     def _padded(self, crop: _Crop) -> Tensor:
-        pixels_3hw = crop.scaled_3hw.to(self._device, non_blocking=True)
+        pixels_3hw = send(crop.scaled_3hw, self._device)
         height, width = pixels_3hw.shape[1:]
         normed_3hw = (pixels_3hw - self._sam.pixel_mean) / self._sam.pixel_std
         return F.pad(normed_3hw, (0, self._side - width, 0, self._side - height))
 
-    def _masks(self, embedding_CGG: Tensor, crop: _Crop, hw: tuple[int, int]) -> _Masks:
+    def _masks(
+        self, embedding_CGG: Tensor, crop: _Crop, hw: tuple[int, int], per_batch: int
+    ) -> _Masks:
         """Make the masks of a crop that pass the filters, without the duplicates among them."""
         config = self._config
         decoder = PointDecoder(self._sam, embedding_CGG)
@@ -251,7 +257,7 @@ class MaskGenerator:
         upsample = _Upsampler(self._sam, crop, self._device)
         drawn: list[_Masks] = []
         waiting: _Filtered | None = None
-        for some_Q2C in prompts_Q2C.split(_POINTS_PER_BATCH[self._device.type]):
+        for some_Q2C in prompts_Q2C.split(per_batch):
             # While the device decodes these prompts, the host learns which masks of the last ones
             # are to be drawn.
             decoded = _Filtered(decoder.decode(some_Q2C), config.pred_iou_thresh)
@@ -274,7 +280,7 @@ class MaskGenerator:
         scaled_h, scaled_w = crop.scaled_3hw.shape[1:]
         points_Q2 = point_grid(along) * (width, height)
         points_Q2 = points_Q2 * (scaled_w / width, scaled_h / height)
-        return torch.from_numpy(points_Q2).to(self._device)
+        return send(torch.from_numpy(points_Q2), self._device)
 
     def _draw(
         self, decoder: PointDecoder, upsample: _Upsampler, filtered: _Filtered
@@ -378,8 +384,8 @@ class _Filtered:
             self._ready.synchronize()
         points, device = self._points, self._points.iou_QM.device
         rows = self._on_host_QM.any(dim=1)
-        pairs_N2 = _sent(self._on_host_QM[rows].nonzero(), device)
-        kept = _sent(rows.nonzero()[:, 0], device)
+        pairs_N2 = send(self._on_host_QM[rows].nonzero(), device)
+        kept = send(rows.nonzero()[:, 0], device)
         if len(kept) == len(rows):
             return points, pairs_N2
         some = DecodedPoints(
@@ -388,13 +394,6 @@ class _Filtered:
             points.places_QPC[kept],
         )
         return some, pairs_N2
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device without making the host wait."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 class _Upsampler:
@@ -408,8 +407,8 @@ class _Upsampler:
         low, side = 4 * sam.image_encoder.img_size // _patch(sam), sam.image_encoder.img_size
         height, width = crop.hw
         scaled_h, scaled_w = crop.scaled_3hw.shape[1:]
-        self._rows_hg = _resampling(low, side, scaled_h, height).to(device)
-        self._columns_wg = _resampling(low, side, scaled_w, width).to(device)
+        self._rows_hg = send(_resampling(low, side, scaled_h, height), device)
+        self._columns_wg = send(_resampling(low, side, scaled_w, width), device)
         self.per_batch = max(_LOGIT_BYTES // (4 * height * width), 1)
 
     def __call__(self, low_Ngg: Tensor) -> Tensor:
@@ -422,6 +421,7 @@ def _patch(sam: Any) -> int:
     return sam.image_encoder.patch_embed.proj.stride[0]
 
 
+@lru_cache(maxsize=64)
 def _resampling(low: int, side: int, used: int, size: int) -> Tensor:
     """Make the matrix, (size, low), that resizes an axis to side, cuts it to used, resizes that.
 

@@ -21,6 +21,7 @@ from hybridgl.config import (
     ReferenceQuirks,
     TextConfig,
 )
+from hybridgl.devices import SMALL_BATCHES
 from hybridgl.errors import HybridGLError, SettingError, WeightsError
 from hybridgl.fusion import mask_features
 from hybridgl.images import RgbImage
@@ -233,7 +234,7 @@ def test_permuted_proposals_permute_scores_and_predictions(models, image, propos
 def test_chunks_of_masks_and_maps_do_not_matter(models, image, proposals, monkeypatch):
     model = HybridGL(models, HybridGLConfig())
     whole = model.score(image, SENTENCES, proposals)
-    monkeypatch.setattr("hybridgl.views._MOST_MASKS", {"cpu": 2})
+    monkeypatch.setattr(models.batches, "sizes", dataclasses.replace(SMALL_BATCHES, masks=2))
     monkeypatch.setattr("hybridgl.methods.hybridgl._MAPS_PER_CHUNK", 3)
     for one, other in zip(whole, model.score(image, SENTENCES, proposals), strict=True):
         for name, array in one.arrays.items():

@@ -10,8 +10,9 @@ import torch
 
 from hybridgl import models
 from hybridgl.config import ModelConfig
+from hybridgl.devices import select_device
 from hybridgl.errors import SettingError, WeightsError
-from hybridgl.models import Models, load, select_device
+from hybridgl.models import Models, load
 from hybridgl.models.clip import ClipEncoder
 from hybridgl.models.parser import SpacyParser
 from hybridgl.models.sam import Sam

@@ -30,6 +30,7 @@ from hybridgl.config import (
     SAM_SETTINGS,
     ProposalConfig,
 )
+from hybridgl.devices import SMALL_BATCHES, Batches
 from hybridgl.masks import Proposals
 from hybridgl.models import sam_generator
 from hybridgl.models.sam import build_tiny_sam
@@ -137,8 +138,13 @@ def assert_close(got, expected):
     )
 
 
-def generate(sam, config, *images):
-    return [finish() for finish in MaskGenerator(sam, config, CPU).submit(images)]
+def generator_of(sam, config, device=CPU, **sizes):
+    """A generator whose batches are of the usual sizes, but for those given."""
+    return MaskGenerator(sam, config, device, Batches(dataclasses.replace(SMALL_BATCHES, **sizes)))
+
+
+def generate(sam, config, *images, **sizes):
+    return [finish() for finish in generator_of(sam, config, **sizes).submit(images)]
 
 
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
@@ -215,13 +221,12 @@ def test_a_mask_of_the_least_stability_is_kept_as_in_the_library(sam):
 
 @pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize("config", [SAM_SETTINGS["shapes"], MANY], ids=["plain", "crops"])
-def test_images_together_get_what_each_gets_alone(sam, config, at_once, monkeypatch):
+def test_images_together_get_what_each_gets_alone(sam, config, at_once):
     images = [IMAGES[name]() for name in ("odd sides", "small and thin", "coarse noise")]
     images.insert(1, np.zeros((1, 1000, 3), np.uint8))
     alone = [generate(sam, config, image)[0] for image in images]
-    monkeypatch.setattr(sam_generator, "IMAGES_AT_ONCE", {"cpu": at_once})
 
-    together = generate(sam, config, *images)
+    together = generate(sam, config, *images, images=at_once)
 
     assert [len(proposals) > 0 for proposals in together] == [True, False, True, True]
     for got, expected in zip(together, alone, strict=True):
@@ -235,7 +240,7 @@ def test_no_images_get_no_proposals(sam):
 def test_the_hosts_part_may_run_in_any_thread_in_any_order_and_again(sam):
     images = [scene(0, (90, 100)), noise((60, 80), 10), scene(1, (50, 60))]
     expected = generate(sam, MANY, *images)
-    unfinished = MaskGenerator(sam, MANY, CPU).submit(images)
+    unfinished = generator_of(sam, MANY).submit(images)
     with ThreadPoolExecutor() as pool:
         backwards = list(pool.map(lambda finish: finish(), unfinished[::-1]))
     again = [finish() for finish in unfinished]
@@ -247,7 +252,7 @@ def test_the_hosts_part_may_run_in_any_thread_in_any_order_and_again(sam):
 def test_proposals_of_an_image_share_no_memory_with_it_or_each_other(sam):
     image = scene(0)
     before = image.copy()
-    generator = MaskGenerator(sam, SAM_SETTINGS["shapes"], CPU)
+    generator = generator_of(sam, SAM_SETTINGS["shapes"])
     first, second = (generator.submit([image])[0]() for _ in range(2))
     kept = [getattr(second, field.name).copy() for field in dataclasses.fields(Proposals)]
     for field in dataclasses.fields(Proposals):
@@ -322,22 +327,21 @@ class _Event:
             target.copy_(source)
 
 
-def submit_on_gpu(sam, config, images, monkeypatch):
+def submit_on_gpu(sam, config, scenes, monkeypatch, **sizes):
     with LateGpu() as gpu:
         gpu.attach(monkeypatch)
-        return MaskGenerator(sam, config, CUDA).submit(images)
+        return generator_of(sam, config, CUDA, **sizes).submit(scenes)
 
 
 @pytest.mark.parametrize("prompts", [128, 5], ids=["as set", "many batches"])
 @pytest.mark.parametrize("config", [SAM_SETTINGS["shapes"], MANY], ids=["plain", "crops"])
 def test_a_gpu_gives_what_a_cpu_does(sam, config, prompts, monkeypatch):
-    monkeypatch.setattr(sam_generator, "_POINTS_PER_BATCH", {"cpu": 16, "cuda": prompts})
     # The library's call orders ties among thousands of boxes by the kind of device.
     monkeypatch.setattr("torchvision.ops.batched_nms", lambda b, s, _, iou: nms(b, s, iou))
     images = [scene(0), np.zeros((1, 1000, 3), np.uint8), noise((60, 80), 10)]
     expected = generate(sam, config, *images)
 
-    unfinished = submit_on_gpu(sam, config, images, monkeypatch)
+    unfinished = submit_on_gpu(sam, config, images, monkeypatch, points=prompts, images=8)
 
     for finish, wanted in zip(unfinished, expected, strict=True):
         assert_close(finish(), wanted)
@@ -352,7 +356,6 @@ def test_a_gpu_without_a_filter_draws_every_mask(sam, monkeypatch):
 
 
 def test_the_next_prompts_are_decoded_before_the_host_learns_of_the_last(sam, monkeypatch):
-    monkeypatch.setattr(sam_generator, "_POINTS_PER_BATCH", {"cuda": 4})
     config = dataclasses.replace(SAM_SETTINGS["shapes"], points_per_side=4)
     order = []
 
@@ -368,14 +371,13 @@ def test_the_next_prompts_are_decoded_before_the_host_learns_of_the_last(sam, mo
     noted(PointDecoder, "decode")
     noted(sam_generator._Filtered, "survivors")
 
-    submit_on_gpu(sam, config, [scene(0)], monkeypatch)
+    submit_on_gpu(sam, config, [scene(0)], monkeypatch, points=4)
 
     assert order == ["decode", *["decode", "survivors"] * 3, "survivors"]
 
 
 def test_nothing_waits_for_the_device_between_the_first_and_the_last_prompt(sam, monkeypatch):
     """Every operation of the loop, but those on what an event has brought to the host."""
-    monkeypatch.setattr(sam_generator, "_POINTS_PER_BATCH", {"cuda": 9})
     loop, loops, drawn = None, [], []
     embed, survivors = PointDecoder.embed, sam_generator._Filtered.survivors
     near_inner_edge = sam_generator._near_inner_edge
@@ -403,12 +405,12 @@ def test_nothing_waits_for_the_device_between_the_first_and_the_last_prompt(sam,
     monkeypatch.setattr(sam_generator._Filtered, "survivors", on_host)
     monkeypatch.setattr(sam_generator, "_near_inner_edge", last)
 
-    submit_on_gpu(sam, MANY, [scene(0)], monkeypatch)
+    submit_on_gpu(sam, MANY, [scene(0)], monkeypatch, points=9)
 
     assert len(loops) == 5
     assert sum(drawn) > 20
     for one in loops:
-        assert len(one.names) > 500
+        assert len(one.names) > 300
         assert not one.waiting
 
 
@@ -449,7 +451,7 @@ def test_prompts_are_scaled_to_the_input_as_by_the_library(sam, hw):
     predictor = SamPredictor(sam)
     config = dataclasses.replace(CROPPED, crop_n_layers=2, crop_n_points_downscale_factor=3)
     grids = build_all_layer_point_grids(16, 2, 3)
-    generator = MaskGenerator(sam, config, CPU)
+    generator = generator_of(sam, config)
     for crop in generator._crops(np.zeros((*hw, 3), np.uint8)):
         points = grids[crop.layer] * crop.hw[::-1]
         expected = predictor.transform.apply_coords(points, crop.hw)
@@ -473,7 +475,7 @@ def test_crops_are_those_of_the_library_for_any_size(layers):
 def test_images_enter_the_encoder_as_by_the_library(sam, hw):
     image = np.random.default_rng(0).integers(0, 256, (*hw, 3), dtype=np.uint8)
     predictor = SamPredictor(sam)
-    generator = MaskGenerator(sam, dataclasses.replace(CROPPED, crop_n_layers=1), CPU)
+    generator = generator_of(sam, dataclasses.replace(CROPPED, crop_n_layers=1))
     for crop in generator._crops(image):
         x0, y0, x1, y1 = crop.box
         scaled = predictor.transform.apply_image(image[y0:y1, x0:x1])
