@@ -12,11 +12,13 @@ A folder of vectors holds any of these files, found by their names:
 * ``guidance.json`` and ``guidance.npz``: features and masks, scores and predictions;
 * ``metrics.json``: pairs of masks, their oIoU and mIoU.
 
-All are of the profile ``reference``. Exit status: 0 where everything agrees, 1 where a difference
-is beyond its tolerance, 2 where the folder cannot be read.
+All are of the profile ``reference``. What is computed with tensors is computed on the device that
+is asked for, without TF32. Exit status: 0 where everything agrees, 1 where a difference is beyond
+its tolerance, 2 where the folder cannot be read.
 
 Example:
     python -m scripts.check_golden tests/golden
+    python -m scripts.check_golden tests/golden --device cuda
 
 Shapes: N masks, S phrases, L texts, P patches, E embedding width, R side of CLIP's input,
 g patches along each side of GEM's input, H x W image pixels.
@@ -25,25 +27,26 @@ g patches along each side of GEM's input, H x W image pixels.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import spacy
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from spacy.tokens import Doc
 from torch import Tensor
 
 from hybridgl import gem, guidance, views
 from hybridgl.config import FusionConfig, FusionMode, GemConfig, GuidanceConfig, ReferenceQuirks
+from hybridgl.devices import select_device, set_tf32
 from hybridgl.errors import DataError, HybridGLError
 from hybridgl.fusion import mask_features
 from hybridgl.language import Position, Relation, parse_expression
@@ -53,8 +56,10 @@ from hybridgl.models.clip import ClipEncoder
 
 __all__ = ["Comparison", "FolderReport", "compare_folder", "main"]
 
-_TOLERANCE = 1e-4
-"""Largest error of a feature, map or score, and of a metric in percent."""
+_TOLERANCES = {"cpu": 1e-4, "cuda": 1e-3}
+"""Largest error of a feature, map or score, and of a metric in percent, by kind of device."""
+
+_CPU = torch.device("cpu")
 
 _QUIRKS = ReferenceQuirks()
 
@@ -105,6 +110,7 @@ class Comparison:
         total: how many numbers, or cases that must match exactly.
         matches: cases that match; None where errors were measured.
         error: largest absolute error; infinite or NaN where none can be measured.
+        tolerance: largest error that passes.
     """
 
     file: str
@@ -112,13 +118,14 @@ class Comparison:
     total: int
     matches: int | None = None
     error: float = 0.0
+    tolerance: float = _TOLERANCES["cpu"]
 
     @property
     def passed(self) -> bool:
         """Tell whether all cases match, or the error is within the tolerance."""
         if self.matches is not None:
             return self.matches == self.total
-        return self.error <= _TOLERANCE
+        return self.error <= self.tolerance
 
     @property
     def result(self) -> str:
@@ -159,11 +166,12 @@ class FolderReport:
         return "\n".join([*lines, *(f"not compared: {line}" for line in self.not_compared)])
 
 
-def compare_folder(folder: Path) -> FolderReport:
+def compare_folder(folder: Path, device: torch.device = _CPU) -> FolderReport:
     """Compare every file that the library has a counterpart of.
 
     Args:
         folder: laid out as the module describes.
+        device: where tensors are computed with.
 
     Raises:
         DataError: no such folder, nothing in it to compare, or a file that cannot be used.
@@ -173,13 +181,18 @@ def compare_folder(folder: Path) -> FolderReport:
         raise DataError(
             f"Expected a folder of golden vectors at {folder}, got no folder; check the path."
         )
-    clip = ClipEncoder.from_file(folder / _CLIP) if (folder / _CLIP).is_file() else None
+    set_tf32(enabled=False)
+    clip = None
+    if (folder / _CLIP).is_file():
+        clip = ClipEncoder.from_file(folder / _CLIP, device=device)
     comparisons: list[Comparison] = []
     not_compared: list[str] = []
     for path in sorted(folder.iterdir()):
         compare = next((c for name, c in _COMPARES.items() if re.fullmatch(name, path.name)), None)
-        if compare and (clip or compare not in _NEED_CLIP):
-            comparisons += _run(compare, path, clip)
+        if compare is compare_language and find_spec("spacy") is None:
+            not_compared.append(f"{path.name} (spaCy is not installed)")
+        elif compare and (clip or compare not in _NEED_CLIP):
+            comparisons += _run(compare, path, clip, device)
         elif compare:
             not_compared.append(f"{path.name} (the folder lacks its weights {_CLIP})")
         elif path.suffix in (".npz", ".json") and path.name not in _INPUTS:
@@ -195,13 +208,18 @@ def compare_folder(folder: Path) -> FolderReport:
             f"Expected golden vectors in {folder}, got nothing to compare; give a folder laid out "
             f"like tests/golden."
         )
-    return FolderReport(tuple(comparisons), tuple(not_compared))
+    tolerance = _TOLERANCES[device.type]
+    return FolderReport(
+        tuple(dataclasses.replace(row, tolerance=tolerance) for row in comparisons),
+        tuple(not_compared),
+    )
 
 
-def compare_hybrid(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
+def compare_hybrid(path: Path, clip: ClipEncoder, device: torch.device) -> Iterator[Comparison]:
     """Compare views and features of the masks of one image."""
     vectors = _read_npz(path)
     masks_NHW = torch.from_numpy(_unpack(vectors["masks"], vectors["mask_shape"].tolist()))
+    masks_NHW = masks_NHW.to(device)
     inputs = _Inputs.of(vectors["image"], masks_NHW, clip)
     for name, views_N3RR in (("local", inputs.local_N3RR), ("global", inputs.global_N3RR)):
         yield _errors(
@@ -219,7 +237,7 @@ def compare_hybrid(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
             yield _errors(path, f"{mode} from block {block}", (features_NE, vectors[key]))
 
 
-def compare_gem(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
+def compare_gem(path: Path, clip: ClipEncoder, device: torch.device) -> Iterator[Comparison]:
     """Compare attention maps of images at the size of GEM's input and of the image."""
     vectors = _read_npz(path)
     depth, iterations = map(int, re.findall(r"\d+", path.name))
@@ -230,7 +248,8 @@ def compare_gem(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
         if key.startswith("image_"):
             index = key.removeprefix("image_")
             image = Image.fromarray(vectors[key])
-            patches_1PE = gem.patch_features(clip.visual, gem.gem_input(image, side)[None], config)
+            input_13RR = gem.gem_input(image, side)[None].to(device)
+            patches_1PE = gem.patch_features(clip.visual, input_13RR, config)
             sim_Sgg = gem.patch_similarity(patches_1PE[0], texts_SE)
             input_SRR = gem.attention_map(sim_Sgg, side, (side, side))
             image_SHW = gem.attention_map(sim_Sgg, side, (image.height, image.width))
@@ -242,7 +261,7 @@ def compare_gem(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
             )
 
 
-def compare_text(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
+def compare_text(path: Path, clip: ClipEncoder, device: torch.device) -> Iterator[Comparison]:
     """Compare tokens and features of texts."""
     vectors = _read_npz(path)
     texts = [str(text) for text in vectors["texts"]]
@@ -252,8 +271,13 @@ def compare_text(path: Path, clip: ClipEncoder) -> Iterator[Comparison]:
     yield _errors(path, "features", (clip.encode_texts(texts), vectors["features"]))
 
 
-def compare_language(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
+def compare_language(
+    path: Path, _: ClipEncoder | None, device: torch.device
+) -> Iterator[Comparison]:
     """Compare what is read off parses."""
+    import spacy
+    from spacy.tokens import Doc
+
     vocabulary = spacy.blank("en").vocab
     cases = _read_json(path, list)
     matches = dict.fromkeys(
@@ -282,14 +306,16 @@ def compare_language(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
         yield Comparison(path.name, name.replace("_", " "), len(cases), count)
 
 
-def compare_guidance(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
+def compare_guidance(
+    path: Path, _: ClipEncoder | None, device: torch.device
+) -> Iterator[Comparison]:
     """Compare scores and predictions."""
     arrays = _read_npz(path.with_suffix(".npz"))
     cases = _read_json(path, list)
     exact: dict[str, list[bool]] = {}
     scores: dict[str, list[tuple[_Array, Any]]] = {}
     for case in cases:
-        similarity_N, choice = _choose(case, arrays)
+        similarity_N, choice = _choose(case, arrays, device)
         for subject, is_equal in (
             ("features", choice.features == case["pick_hybrid"]),
             ("candidates", choice.candidates_K.tolist() == case["top"]),
@@ -309,7 +335,9 @@ def compare_guidance(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
         yield _errors(path, subject, *pairs)
 
 
-def compare_metrics(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
+def compare_metrics(
+    path: Path, _: ClipEncoder | None, device: torch.device
+) -> Iterator[Comparison]:
     """Compare both metrics over all pairs of masks."""
     vectors = _read_json(path, dict)
     counts = []
@@ -327,22 +355,25 @@ def compare_metrics(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
         yield _errors(path, f"{name} of {len(counts)} pairs", (computed[name], vectors[name]))
 
 
-def compare_global_local(path: Path, _: ClipEncoder | None) -> Iterator[Comparison]:
+def compare_global_local(
+    path: Path, _: ClipEncoder | None, device: torch.device
+) -> Iterator[Comparison]:
     """Compare boxes, crops and both features of Global-Local CLIP."""
     vectors = _read_npz(path)
     towers = {
-        name: _with_vision_tower(path.parent, file)
+        name: _with_vision_tower(path.parent, file, device)
         for name, file in _TOWERS.items()
         if (path.parent / file).is_file() and (path.parent / _CLIP).is_file()
     }
     for key in sorted({name.partition("|")[0] for name in vectors}):
         count, *hw = vectors[f"{key}|mask_shape"].tolist()
-        masks_NHW = torch.from_numpy(_unpack(vectors[f"{key}|masks"], (count, *hw)))
+        masks_NHW = torch.from_numpy(_unpack(vectors[f"{key}|masks"], (count, *hw))).to(device)
         boxes_N4 = global_local.mask_boxes(masks_NHW)
-        pairs = zip(boxes_N4.numpy(), vectors[f"{key}|boxes_xyxy"], strict=True)
+        pairs = zip(boxes_N4.cpu().numpy(), vectors[f"{key}|boxes_xyxy"], strict=True)
         matches = sum(np.array_equal(*pair) for pair in pairs)
         yield Comparison(path.name, f"boxes of image {key}", count, matches)
-        scaled_13hw = global_local.resized_image(Image.fromarray(vectors[f"{key}|image"]))[None]
+        image = Image.fromarray(vectors[f"{key}|image"])
+        scaled_13hw = global_local.resized_image(image)[None].to(device)
         crops_N3RR = global_local.crop_views(
             views.resize(scaled_13hw, (hw[0], hw[1]))[0],
             masks_NHW,
@@ -363,15 +394,17 @@ def compare_global_local(path: Path, _: ClipEncoder | None) -> Iterator[Comparis
                 yield _errors(path, subject, (computed_NE, expected))
 
 
-def _with_vision_tower(folder: Path, name: str) -> ClipEncoder:
+def _with_vision_tower(folder: Path, name: str, device: torch.device) -> ClipEncoder:
     """Load the CLIP of the folder with another vision tower."""
     state = {key: value for key, value in _read_npz(folder / _CLIP).items() if "visual." not in key}
     state |= {f"visual.{key}": value for key, value in _read_npz(folder / name).items()}
     tensors = {key: torch.from_numpy(value) for key, value in state.items()}
-    return ClipEncoder(tensors, torch.device("cpu"))
+    return ClipEncoder(tensors, device)
 
 
-_COMPARES: Mapping[str, Callable[[Path, Any], Iterator[Comparison]]] = {
+_Compare = Callable[[Path, Any, torch.device], Iterator[Comparison]]
+
+_COMPARES: Mapping[str, _Compare] = {
     r"hybrid_.+\.npz": compare_hybrid,
     r"gem_depth\d+_iter\d+\.npz": compare_gem,
     r"text\.npz": compare_text,
@@ -402,8 +435,10 @@ class _Inputs:
     @classmethod
     def of(cls, image_HW3: _Array, masks_NHW: Tensor, clip: ClipEncoder) -> _Inputs:
         """Make all in chunks: a view is at the size of the image before it shrinks."""
-        image_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1)
-        blurred_3HW = torch.from_numpy(views.blur_background(image_HW3)).permute(2, 0, 1)
+        image_3HW, blurred_3HW = (
+            torch.from_numpy(pixels_HW3).permute(2, 0, 1).to(masks_NHW.device)
+            for pixels_HW3 in (image_HW3, views.blur_background(image_HW3))
+        )
         side = clip.image_size
         chunks = masks_NHW.split(_MASKS_PER_CHUNK)
         return cls(
@@ -432,11 +467,11 @@ class _Inputs:
 
 
 def _choose(
-    case: Mapping[str, Any], arrays: Mapping[str, _Array]
+    case: Mapping[str, Any], arrays: Mapping[str, _Array], device: torch.device
 ) -> tuple[_Array, guidance.Choice]:
     """Compute scores of every mask, (N,), and the choice of one case."""
     sentence, phrase, others, features, attention_HW = (
-        torch.from_numpy(arrays[f"{case['id']}/{name}"])
+        torch.from_numpy(arrays[f"{case['id']}/{name}"]).to(device)
         for name in ("sent", "np", "others", "feats", "heat")
     )
     hw = (case["height"], case["width"])
@@ -452,13 +487,13 @@ def _choose(
     )
     coherence_1N = guidance.coherence_scores(
         guidance.weighted_attention(attention_HW[None], [prior]),
-        torch.from_numpy(masks_NHW),
+        torch.from_numpy(masks_NHW).to(device),
         [guidance.outside_weight(relation, GuidanceConfig())],
     )
     choice = guidance.choose(
         similarity_N,
         other_noun_similarity_N,
-        coherence_1N[0].double().numpy(),
+        coherence_1N[0].double().cpu().numpy(),
         np.array(case["boxes"], dtype=np.float64),
         relation,
         GuidanceConfig(),
@@ -468,7 +503,7 @@ def _choose(
 
 def _scores(features_NE: Tensor, text_1E: Tensor) -> _Array:
     scores_1N = guidance.similarity_scores(features_NE, text_1E, _LOGIT_SCALE)
-    return np.asarray(scores_1N[0].double().numpy())
+    return np.asarray(scores_1N[0].double().cpu().numpy())
 
 
 def _errors(path: Path, subject: str, *pairs: tuple[Tensor | _Array | float, Any]) -> Comparison:
@@ -476,6 +511,8 @@ def _errors(path: Path, subject: str, *pairs: tuple[Tensor | _Array | float, Any
     errors = [0.0]
     total = 0
     for computed, expected in pairs:
+        if isinstance(computed, Tensor):
+            computed = computed.cpu()
         computed = np.asarray(computed, np.float64)
         expected = np.asarray(expected, np.float64)
         total += expected.size
@@ -506,10 +543,10 @@ def _read_json(path: Path, kind: type) -> Any:
 
 
 def _run(
-    compare: Callable[[Path, Any], Iterator[Comparison]], path: Path, clip: ClipEncoder | None
+    compare: _Compare, path: Path, clip: ClipEncoder | None, device: torch.device
 ) -> list[Comparison]:
     try:
-        return list(compare(path, clip))
+        return list(compare(path, clip, device))
     except _UNUSABLE as error:
         reason = str(error).partition("\n")[0]
         raise DataError(
@@ -524,9 +561,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of golden vectors")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:i (default: cpu)")
     arguments = parser.parse_args(argv)
     try:
-        report = compare_folder(arguments.folder)
+        report = compare_folder(arguments.folder, select_device(arguments.device))
     except (HybridGLError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
