@@ -416,8 +416,8 @@ class ModelConfig(Settings):
     )
     compile: bool = setting(
         False,
-        help="let torch compile the encoders: minutes at the start, which long runs on a GPU win "
-        "back (needs a C++ compiler)",
+        help="let torch compile the encoders and SAM's decoder: minutes at the start, which long "
+        "runs on a GPU win back (needs a C++ compiler)",
     )
 
     def resolved(self, dataset: str | None = None, *, published_clip: str) -> ModelConfig:

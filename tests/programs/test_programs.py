@@ -285,7 +285,13 @@ def test_compiled_encoders_are_those_that_were_asked_for(arguments, copied, monk
 
     monkeypatch.setattr(torch, "compile", compiler)
     assert hybridgl_main.main(arguments(copied, "--compile", "--limit", "1")) == 0
-    assert sorted(compiled) == ["encode", "fuse", "patch_features", "stream_tokens"]
+    assert sorted(compiled) == [
+        "decode",
+        "encoder_block",
+        "fuse",
+        "patch_features",
+        "stream_tokens",
+    ]
     numerics = summary_of(copied)["settings"]["models"]["numerics"]
     assert numerics == dict.fromkeys(("clip", "sam"), "torch.float32 compiled")
     assert made_in(copied)["proposals"] == made_in(copied)["features"] == 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from hybridgl.config import ProposalConfig
 from hybridgl.devices import SMALL_BATCHES, Batches
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.masks import Proposals
-from hybridgl.models.sam_encoder import encode
+from hybridgl.models.sam_decoder import DecodedPoints, PointDecoder
+from hybridgl.models.sam_encoder import encode, encoder_block
 from hybridgl.models.sam_generator import MaskGenerator
 from hybridgl.models.transformer import set_product_dtype
 from hybridgl.weights.registry import SAM_FILES
@@ -150,7 +152,11 @@ class Sam:
         self._batches = batches or Batches(SMALL_BATCHES)
         self._sam = sam.eval().requires_grad_(False).to(self.device)
         set_product_dtype(self._sam.image_encoder.modules(), dtype)
-        self._encode = torch.compile(encode) if compiles else encode
+        self._encode: Callable[[Any, Tensor], Tensor] = encode
+        self._decode: Callable[[PointDecoder, Tensor], DecodedPoints] | None = None
+        if compiles:
+            self._encode = partial(encode, run_block=torch.compile(encoder_block))
+            self._decode = torch.compile(PointDecoder.decode)
 
     @classmethod
     def from_checkpoint(
@@ -171,7 +177,7 @@ class Sam:
             sam_type: one of ``SAM_TYPES``.
             device: where the model computes.
             dtype: number format of the image encoder's products.
-            compiles: whether torch compiles the image encoder.
+            compiles: whether torch compiles the blocks of the encoder, and the decoder.
             batches: how many images and point prompts go together; None takes few.
 
         Raises:
@@ -230,7 +236,9 @@ class Sam:
                     f"Expected image_HW3 to be uint8 of shape (H, W, 3), got {image_HW3.dtype} of "
                     f"shape {image_HW3.shape}; convert the image to 8-bit RGB."
                 )
-        generator = MaskGenerator(self._sam, config, self.device, self._batches, self._encode)
+        generator = MaskGenerator(
+            self._sam, config, self.device, self._batches, self._encode, self._decode
+        )
         return generator.submit(images)
 
 

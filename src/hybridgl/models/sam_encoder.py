@@ -11,6 +11,7 @@ h heads, d head width, C channels of the embedding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from hybridgl.models.transformer import linear, mlp, patch_tokens
 
-__all__ = ["encode", "relative_attention"]
+__all__ = ["encode", "encoder_block", "relative_attention"]
 
 _CACHED_SCORES = 2**22
 """Attention scores that a CPU works on at once: 16 MB, so that they stay in its cache."""
@@ -28,13 +29,19 @@ _BIAS_SCORES = 2**29
 """Biases that a GPU holds at once: 2 GB in float32, which is two images of ViT-H."""
 
 
-def encode(encoder: Any, images_B3RR: Tensor) -> Tensor:
+def encode(
+    encoder: Any,
+    images_B3RR: Tensor,
+    run_block: Callable[[Any, Tensor], Tensor] | None = None,
+) -> Tensor:
     """Embed images.
 
     Args:
         encoder: segment_anything's ``ImageEncoderViT`` as its registry builds it, with relative
             positions; the weights of its linear layers decide the number format of the products.
         images_B3RR: normalised and padded, float32, (B, 3, R, R).
+        run_block: ``encoder_block``, or what torch has compiled of it: one block is compiled for
+            all, in seconds.
 
     Returns:
         float32, (B, C, G, G).
@@ -44,8 +51,7 @@ def encode(encoder: Any, images_B3RR: Tensor) -> Tensor:
     if encoder.pos_embed is not None:
         x_BGGD = x_BGGD + encoder.pos_embed
     for block in encoder.blocks:
-        x_BGGD = x_BGGD + _attention(block, block.norm1(x_BGGD))
-        x_BGGD += mlp(block.norm2(x_BGGD), block.mlp.lin1, block.mlp.act, block.mlp.lin2)
+        x_BGGD = (run_block or encoder_block)(block, x_BGGD)
     narrow, norm, smooth, last_norm = encoder.neck
     x_BGGC = linear(x_BGGD, narrow.weight.flatten(1))
     x_BCGG = norm(x_BGGC.permute(0, 3, 1, 2))
@@ -54,6 +60,18 @@ def encode(encoder: Any, images_B3RR: Tensor) -> Tensor:
     x_BTC = linear(neighbourhoods, smooth.weight.flatten(1))
     embedded_BCGG: Tensor = last_norm(x_BTC.transpose(1, 2).unflatten(2, x_BCGG.shape[2:]))
     return embedded_BCGG
+
+
+def encoder_block(block: Any, x_BGGD: Tensor) -> Tensor:
+    """Run a block of the encoder.
+
+    Args:
+        block: segment_anything's ``Block``.
+        x_BGGD: float32, (B, G, G, D).
+    """
+    x_BGGD = x_BGGD + _attention(block, block.norm1(x_BGGD))
+    x_BGGD += mlp(block.norm2(x_BGGD), block.mlp.lin1, block.mlp.act, block.mlp.lin2)
+    return x_BGGD
 
 
 def _attention(block: Any, normed_BGGD: Tensor) -> Tensor:

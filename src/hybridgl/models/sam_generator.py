@@ -159,6 +159,7 @@ class MaskGenerator:
         device: where it runs.
         batches: how many images and point prompts go together.
         encode: embeds images, as ``sam_encoder.encode`` does; may be a compiled one.
+        decode: predicts from point prompts, as ``PointDecoder.decode`` does; likewise.
     """
 
     def __init__(
@@ -168,9 +169,10 @@ class MaskGenerator:
         device: torch.device,
         batches: Batches,
         encode: Callable[[Any, Tensor], Tensor] = sam_encoder.encode,
+        decode: Callable[[PointDecoder, Tensor], DecodedPoints] | None = None,
     ) -> None:
-        self._sam, self._config, self._device, self._encode = sam, config, device, encode
-        self._batches = batches
+        self._sam, self._config, self._device, self._batches = sam, config, device, batches
+        self._encode, self._decode = encode, decode or PointDecoder.decode
         self._side: int = sam.image_encoder.img_size
 
     @torch.inference_mode()
@@ -260,7 +262,7 @@ class MaskGenerator:
         for some_Q2C in prompts_Q2C.split(per_batch):
             # While the device decodes these prompts, the host learns which masks of the last ones
             # are to be drawn.
-            decoded = _Filtered(decoder.decode(some_Q2C), config.pred_iou_thresh)
+            decoded = _Filtered(self._decode(decoder, some_Q2C), config.pred_iou_thresh)
             if waiting:
                 drawn += self._draw(decoder, upsample, waiting)
             waiting = decoded
