@@ -40,6 +40,7 @@ from refer.splits import SPLITS, ExpectedCounts
 
 __all__ = [
     "HW",
+    "SENTENCES",
     "Workload",
     "drawn_masks",
     "outlines",
@@ -80,6 +81,15 @@ PHRASES = (
     "the {own} disc at the top",
 )
 """Attributes, positions and relations, in words of the bundled parser's world."""
+
+_COLOR_PAIRS = tuple(itertools.product(COLORS, repeat=2))
+
+SENTENCES = tuple(
+    dict.fromkeys(
+        phrase.format(own=own, other=other) for phrase in PHRASES for own, other in _COLOR_PAIRS
+    )
+)
+"""All that a ``Workload`` can say."""
 
 _LOGIT_SCALE = 100.0
 """OpenAI's factor on cosines."""

@@ -38,7 +38,7 @@ import hybridgl_main
 import save_attn_gem
 from benchmarks.data import Workload, drawn_masks
 from benchmarks.reference import ReferenceSchedule
-from benchmarks.stages import forget_peaks, machine, peaks, table
+from benchmarks.stages import forget_peaks, joules, machine, peaks, table
 from evaluation import run as runs
 from evaluation.proposals import Finish, SamSource
 from evaluation.records import read_records
@@ -106,6 +106,7 @@ class Measurement:
         left_out: seconds that are not counted.
         peak_bytes: largest resident size of the process during the run, models included.
         device_peak_bytes: most memory that tensors took on the GPU; None without one.
+        joules: that the GPU took, those for loading models included; None where nothing tells.
         predictions: "ref sentence" -> proposals of the variants "features" and "guided".
     """
 
@@ -115,13 +116,21 @@ class Measurement:
     left_out: float
     peak_bytes: int
     device_peak_bytes: int | None
+    joules: float | None
     predictions: dict[str, tuple[int | None, int | None]]
 
 
-def run_reference(workload: Workload) -> Measurement:
-    """Run the reference schedule on all images."""
+def run_reference(workload: Workload, limit: int | None = None) -> Measurement:
+    """Run the reference schedule.
+
+    Args:
+        workload: the data and models.
+        limit: images, the first ones; None takes all.
+    """
     device = workload.torch_device
     split = load_refer(workload.folder / "data", "refcoco", "val", "unc", check_counts=False)
+    if limit is not None:
+        split = split.limited(limit)
     drawn = {image_id: drawn_masks(image_id, workload.masks) for image_id in split.images}
     start = _now(device)
     schedule = ReferenceSchedule(workload.weights, HybridGLConfig(), device)
@@ -129,6 +138,7 @@ def run_reference(workload: Workload) -> Measurement:
     with tempfile.TemporaryDirectory(dir=workload.folder) as folder:
         forget_peaks(device)
         with collect(_wait(device)) as stages:
+            energy = joules(device)
             start = _now(device)
             schedule.save_maps(split, Path(folder))
             middle = _now(device)
@@ -142,20 +152,30 @@ def run_reference(workload: Workload) -> Measurement:
         left_out=left_out,
         peak_bytes=peak,
         device_peak_bytes=device_peak,
+        joules=_since(energy, device),
         predictions={f"{ref} {sentence}": found for (ref, sentence), found in predictions.items()},
     )
 
 
-def run_ours(workload: Workload, kind: Kind, output: Path) -> Measurement:
-    """Run our programs on all images, in one of their kinds."""
+def run_ours(workload: Workload, kind: Kind, output: Path, *, staged: bool = True) -> Measurement:
+    """Run our programs on all images.
+
+    Args:
+        workload: the data and models.
+        kind: how they are run.
+        output: gets what the second program writes.
+        staged: on a GPU, run a cold kind again to time its stages.
+    """
     device = workload.torch_device
     store = workload.folder / "stores" / kind.store
     forget_peaks(device)
+    energy = joules(device)
     with collect() as stages:
         seconds, maps_seconds = _run_programs(workload, kind, store, output, stages)
+    taken = _since(energy, device)
     peak, device_peak = peaks(device)
     left_out = _pop_left_out(stages)
-    if kind.cold and device.type == "cuda":
+    if staged and kind.cold and device.type == "cuda":
         # On a GPU each stage is awaited to be timed: not in the run that counts.
         with (
             tempfile.TemporaryDirectory(dir=workload.folder) as name,
@@ -170,6 +190,7 @@ def run_ours(workload: Workload, kind: Kind, output: Path) -> Measurement:
         left_out=left_out,
         peak_bytes=peak,
         device_peak_bytes=device_peak,
+        joules=taken,
         predictions={
             f"{record.ref_id} {record.sent_id}": (
                 record.predictions["features"].proposal,
@@ -227,6 +248,12 @@ def _pop_left_out(stages: dict[str, float]) -> float:
     return sum(stages.pop(name, 0.0) for name in LEFT_OUT)
 
 
+def _since(energy: float | None, device: torch.device) -> float | None:
+    """Return the joules that a GPU has taken since."""
+    now = joules(device)
+    return None if energy is None or now is None else now - energy
+
+
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -238,8 +265,12 @@ def _wait(device: torch.device) -> Any:
 
 
 def equal_percent(first: Measurement, second: Measurement) -> list[float]:
-    """Return the share of sentences with equal predictions, by features alone and guided."""
-    pairs = [(first.predictions[key], found) for key, found in second.predictions.items()]
+    """Return the share of sentences with equal predictions, by features alone and guided.
+
+    Of the sentences that both have.
+    """
+    keys = first.predictions.keys() & second.predictions.keys()
+    pairs = [(first.predictions[key], second.predictions[key]) for key in keys]
     return [100 * sum(a[i] == b[i] for a, b in pairs) / len(pairs) for i in (0, 1)]
 
 

@@ -35,13 +35,13 @@ from torch import Tensor
 from hybridgl.config import GuidanceConfig, HybridGLConfig, ProposalConfig
 from hybridgl.language import ParsedExpression, Position, Relation
 from hybridgl.masks import Proposals
-from hybridgl.models.parser import SpacyParser
+from hybridgl.models import load
 from hybridgl.models.sam import build_tiny_sam
 from hybridgl.timing import timer
 from hybridgl.weights.registry import WeightSet
 from refer.dataset import Id, Ref, ReferSplit
 
-__all__ = ["ReferenceSchedule"]
+__all__ = ["ReferenceSchedule", "read_state"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -68,14 +68,14 @@ class ReferenceSchedule:
 
     def __init__(self, weights: WeightSet, config: HybridGLConfig, device: torch.device) -> None:
         self._config, self._device = config, device
-        self._parser = SpacyParser(weights.spacy_model)
+        self._parser = load("parser", weights.spacy_model)
         self._tokenizer = open_clip.SimpleTokenizer(context_length=77)
-        clip_state = _read_state(weights.clip_weights)
+        clip_state = read_state(weights.clip_weights)
         self._clip = _build_clip(clip_state)
         self._clip.load_state_dict(clip_state)
         tiny = weights.sam_type == "tiny"
         sam = build_tiny_sam() if tiny else sam_model_registry[weights.sam_type]()
-        sam.load_state_dict(_read_state(weights.sam_checkpoint))
+        sam.load_state_dict(read_state(weights.sam_checkpoint))
         for model in (self._clip, sam):
             model.eval().requires_grad_(False).to(device)
         sam.image_encoder.forward = timer("SAM encoder")(sam.image_encoder.forward)
@@ -439,7 +439,7 @@ def _build_clip(state: Mapping[str, Tensor]) -> Any:
     return open_clip.CLIP(state["text_projection"].shape[1], vision, text, quick_gelu=True)
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
     """Read the weights of a file, in float32."""
     if path.suffix == ".npz":
         with np.load(path) as arrays:

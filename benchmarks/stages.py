@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -69,7 +70,7 @@ from refer.refer import load_refer
 from refer.segmentation import MaskRule, check_segmentation
 from utils.tables import Table
 
-__all__ = ["forget_peaks", "machine", "peaks", "table"]
+__all__ = ["forget_peaks", "joules", "machine", "peaks", "table"]
 
 NUM_SENTENCES = 7
 """Sentences of one image: 2.54 refs of 2.84 sentences in RefCOCO."""
@@ -115,6 +116,26 @@ def peaks(device: torch.device) -> tuple[int, int | None]:
     """Return the most memory since then, in bytes: of the process, and of tensors on the GPU."""
     on_gpu = device.type == "cuda"
     return _status("VmHWM"), torch.cuda.max_memory_allocated(device) if on_gpu else None
+
+
+def joules(device: torch.device) -> float | None:
+    """Return the energy that a GPU has taken since its driver was loaded; None without NVML.
+
+    NVML is a library of the driver, called directly: its Python package is not everywhere.
+    """
+    if device.type != "cuda":
+        return None
+    energy, handle = ctypes.c_ulonglong(), ctypes.c_void_p()
+    with suppress(OSError, AttributeError):
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        calls = (
+            nvml.nvmlInit_v2,
+            partial(nvml.nvmlDeviceGetHandleByIndex_v2, device.index or 0, ctypes.byref(handle)),
+            partial(nvml.nvmlDeviceGetTotalEnergyConsumption, handle, ctypes.byref(energy)),
+        )
+        if all(call() == 0 for call in calls):
+            return energy.value / 1000
+    return None
 
 
 def machine(device: torch.device) -> dict[str, Any]:

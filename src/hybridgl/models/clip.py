@@ -386,12 +386,15 @@ class ClipEncoder:
         """
         tokens_LT = self.tokenize(texts)
         end_L = tokens_LT.argmax(dim=1)  # the end of a text has the highest id
-        length_L = (end_L // _LENGTH_STEP + 1) * _LENGTH_STEP
+        rows_of: dict[int, list[int]] = {}
+        for row, end in enumerate(end_L.tolist()):
+            rows_of.setdefault((end // _LENGTH_STEP + 1) * _LENGTH_STEP, []).append(row)
         features: dict[int, Tensor] = {}
-        for length in length_L.unique().tolist():
-            for rows in (length_L == length).nonzero()[:, 0].split(_TEXTS_PER_BATCH):
-                encoded_LE = self._encode_tokens(tokens_LT[rows, :length], end_L[rows])
-                features.update(zip(rows.tolist(), encoded_LE, strict=True))
+        for length, rows in rows_of.items():
+            for start in range(0, len(rows), _TEXTS_PER_BATCH):
+                some = rows[start : start + _TEXTS_PER_BATCH]
+                encoded_LE = self._encode_tokens(tokens_LT[some, :length], end_L[some])
+                features.update(zip(some, encoded_LE, strict=True))
         return (features[row] for row in range(len(texts)))
 
     def _encode_tokens(self, tokens_LT: Tensor, end_L: Tensor) -> Tensor:

@@ -11,52 +11,14 @@ from segment_anything.modeling import (
     Sam,
     TwoWayTransformer,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.gpu.waiting import RecordOperations
 from hybridgl.models.sam import build_tiny_sam
 from hybridgl.models.sam_decoder import DecodedPoints, PointDecoder
 from tests.pretend_gpu import PretendGpu
 
 TOLERANCE = 1e-4
 """float32 against float32 in another order; logits and qualities are of the order of 10."""
-
-WAITING = {
-    "_local_scalar_dense",
-    "is_nonzero",
-    "nonzero",
-    "nonzero_static",
-    "masked_select",
-    "unique_consecutive",
-    "unique_dim",
-    "_unique",
-    "_unique2",
-    "equal",
-    "repeat_interleave",
-}
-"""Operations of which a host must await the result, as it decides a value, a shape or a branch."""
-
-
-class RecordOperations(TorchDispatchMode):
-    """Names of all operations, and of those for whose results a host would wait for its GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.waiting = [], []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        with self:
-            parts = func.decompose(*args, **kwargs)
-        if parts is not NotImplemented:
-            return parts
-        name = func.overloadpacket.__name__
-        self.names.append(name)
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            part is not None and part.dtype in (torch.bool, torch.uint8) for part in args[1]
-        )
-        if name in WAITING or by_mask:
-            self.waiting.append(name)
-        return func(*args, **kwargs)
 
 
 def small_sam(*, grid, width, heads, masks, depth):

@@ -26,6 +26,7 @@ from segment_anything.utils.amg import (
 )
 from torchvision.ops import nms
 
+from benchmarks.gpu.waiting import RecordOperations
 from hybridgl.config import (
     SAM_SETTINGS,
     ProposalConfig,
@@ -38,7 +39,6 @@ from hybridgl.models.sam_decoder import DecodedPoints, PointDecoder
 from hybridgl.models.sam_generator import MaskGenerator, crop_boxes, point_grid
 from refer.shapes.world import training_scene
 from tests.hybridgl.models.test_sam import BUNDLED
-from tests.hybridgl.models.test_sam_decoder import RecordOperations
 from tests.pretend_gpu import PretendGpu
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

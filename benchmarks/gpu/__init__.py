@@ -1,0 +1,1 @@
+"""One command that proves CUDA; see ``benchmarks/gpu/__main__.py``."""

@@ -1,0 +1,470 @@
+"""Stages alone, each held against its floor: what its products and bytes take at least.
+
+The floor of a stage is its multiplications and additions at the rate of a large matrix product of
+the same number format, or the bytes that it must read and write (weights, inputs, outputs, each
+once) at the rate of a large copy, whichever takes longer; both rates are measured first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything import sam_model_registry
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.data import HW, Workload, drawn_masks
+from benchmarks.gpu.attention import FORMS, flex
+from benchmarks.gpu.figures import Figures, Later
+from benchmarks.reference import read_state
+from hybridgl import gem, guidance
+from hybridgl.config import SAM_SETTINGS, HybridGLConfig, ProposalConfig
+from hybridgl.devices import Batches, BatchSizes, set_tf32
+from hybridgl.methods.hybridgl import HybridGL
+from hybridgl.models import Models
+from hybridgl.models.sam import build_tiny_sam
+from hybridgl.models.sam_encoder import encode, encoder_block
+from hybridgl.models.sam_generator import MaskGenerator
+from hybridgl.models.transformer import set_product_dtype
+
+__all__ = ["Bench", "measure_stages", "seconds_of"]
+
+SENTENCES = 7
+"""Of an image: 2.54 refs of 2.84 sentences."""
+
+FORMATS = {
+    "float32": (torch.float32, False),
+    "TF32": (torch.float32, True),
+    "bfloat16": (torch.bfloat16, False),
+}
+"""Number format of the weights, and whether TF32 is on. Only SAM's encoder has bfloat16."""
+
+_LEAST_SECONDS = 0.2
+"""Of what is timed at once on a GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the device reaches.
+
+    Attributes:
+        operations: a second of a large matrix product, by number format.
+        bytes: a second of a large copy, read and written.
+    """
+
+    operations: dict[str, float]
+    bytes: float
+
+    def floor(self, number_format: str, operations: float, moved: float) -> float:
+        """Return the least seconds of a stage."""
+        return max(operations / self.operations[number_format], moved / self.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage, ready to run.
+
+    Attributes:
+        run: does it.
+        handled: items that it handles.
+        unit: of the items.
+        holds: modules whose weights it reads.
+        inputs: tensors that it reads.
+    """
+
+    run: Callable[[], Any]
+    handled: int
+    unit: str
+    holds: Sequence[nn.Module]
+    inputs: Sequence[Tensor] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Sizes of a batch.
+
+    Attributes:
+        masks: through CLIP.
+        points: through SAM's decoder.
+        images: through SAM's encoder.
+    """
+
+    masks: Sequence[int]
+    points: Sequence[int]
+    images: Sequence[int]
+
+
+class Bench:
+    """Models at real size, on the device, and what goes through them.
+
+    Args:
+        workload: written; decides models, masks of an image and device.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self.device = workload.torch_device
+        self.masks_NHW = drawn_masks(0, workload.masks).masks_NHW
+        self.image_HW3 = np.random.default_rng(0).integers(0, 256, (*HW, 3), dtype=np.uint8)
+        self.models = Models(workload.weights, device=self.device)
+
+    @cached_property
+    def method(self) -> HybridGL:
+        """The method, without a store."""
+        return HybridGL(self.models, HybridGLConfig())
+
+    @cached_property
+    def sam(self) -> Any:
+        """SAM as segment_anything builds it, float32."""
+        return self._sam(torch.float32)
+
+    def _sam(self, dtype: torch.dtype) -> Any:
+        weights = self.workload.weights
+        tiny = weights.sam_type == "tiny"
+        sam = build_tiny_sam() if tiny else sam_model_registry[weights.sam_type]()
+        sam.load_state_dict(read_state(weights.sam_checkpoint), assign=True)
+        sam = sam.eval().requires_grad_(False).to(self.device)
+        set_product_dtype(sam.image_encoder.modules(), dtype)
+        return sam
+
+    @cached_property
+    def sam_bfloat16(self) -> Any:
+        """SAM whose encoder multiplies in bfloat16."""
+        return self._sam(torch.bfloat16)
+
+    def images(self, count: int) -> Tensor:
+        """Return inputs of SAM's encoder."""
+        side = self.sam.image_encoder.img_size
+        return torch.randn(count, 3, side, side, device=self.device)
+
+    def generator(self, settings: ProposalConfig, **sizes: int) -> MaskGenerator:
+        """Return SAM's mask generator, with batches of some sizes."""
+        batches = Batches(replace(self.models.batches.sizes, **sizes))
+        return MaskGenerator(self.sam, settings, self.device, batches)
+
+    def decoder(self, points_per_side: int, **sizes: int) -> MaskGenerator:
+        """Return SAM's mask generator for an image that its encoder has embedded before."""
+        config = replace(SAM_SETTINGS["refcoco"], points_per_side=points_per_side)
+        embedding = encode(self.sam.image_encoder, self.images(1))
+        batches = Batches(replace(self.models.batches.sizes, **sizes))
+        return MaskGenerator(self.sam, config, self.device, batches, lambda *_: embedding)
+
+    def features(self, masks_NHW: Any, most: int | None = None) -> Tensor:
+        """Compute features of masks, at most so many at once."""
+        batches, usual = self.models.batches, self.models.batches.sizes
+        batches.sizes = usual if most is None else replace(usual, masks=most)
+        try:
+            return self.method.compute_features(self.image_HW3, masks_NHW)
+        finally:
+            batches.sizes = usual
+
+
+@contextmanager
+def numbers(number_format: str) -> Iterator[None]:
+    """Compute in a number format, as far as torch's own settings decide it."""
+    set_tf32(enabled=FORMATS[number_format][1])
+    try:
+        yield
+    finally:
+        set_tf32(enabled=False)
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Time a call, the median of some repetitions after one that is not counted."""
+    on_gpu = device.type == "cuda"
+
+    def once(times: int) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) / times
+
+    first = once(1) if not on_gpu else min(once(1), once(1))
+    times = max(round(_LEAST_SECONDS / max(first, 1e-6)), 1) if on_gpu else 1
+    return median(once(times) for _ in range(repeats))
+
+
+def rates(device: torch.device, repeats: int) -> Rates:
+    """Measure what the device reaches."""
+    side = 8192 if device.type == "cuda" else 1024
+    reached = {}
+    for name, (dtype, _) in FORMATS.items():
+        factors = [torch.randn(side, side, device=device, dtype=dtype) for _ in range(2)]
+        with numbers(name):
+            seconds = seconds_of(partial(torch.mm, *factors), device, repeats)
+        reached[name] = 2 * side**3 / seconds
+    count = 2**30 if device.type == "cuda" else 2**26
+    source = torch.ones(count // 4, device=device)
+    target = torch.empty_like(source)
+    copied = seconds_of(partial(target.copy_, source), device, repeats)
+    return Rates(reached, 2 * count / copied)
+
+
+def measure_stages(figures: Figures, bench: Bench, sweep: Sweep, repeats: int) -> list[Later]:
+    """Take all figures of this part, and return those of compiled stages."""
+    device = bench.device
+    reached: list[Rates] = []
+
+    def measure_rates() -> dict[str, Any]:
+        reached.append(rates(device, repeats))
+        teraflops = {name: rate / 1e12 for name, rate in reached[0].operations.items()}
+        return {"TFLOP/s": teraflops, "GB/s": reached[0].bytes / 1e9}
+
+    figures.measure("stages", "rates", measure_rates)
+    if not reached:
+        figures.leave_out("stages", "all others", "without rates there is no floor")
+        return []
+
+    def row(
+        stage: Stage, number_format: str, call: Callable[[], Any] | None = None
+    ) -> dict[str, Any]:
+        with torch.inference_mode(), numbers(number_format):
+            with FlopCounterMode(display=False) as counter:
+                result = stage.run()
+            taken = seconds_of(call or stage.run, device, repeats)
+        operations, moved = counter.get_total_flops(), _bytes(stage, result)
+        floor = reached[0].floor(number_format, operations, moved)
+        return {
+            f"{stage.unit}/s": stage.handled / taken,
+            "seconds": taken,
+            "GFLOP": operations / 1e9,
+            "% of floor": 100 * floor / taken,
+            "% of matrix rate": 100 * operations / taken / reached[0].operations[number_format],
+        }
+
+    def plain(name: str, number_format: str) -> dict[str, Any]:
+        return row(_STAGES[name](bench, number_format), number_format)
+
+    def compiled(name: str, number_format: str) -> dict[str, Any]:
+        stage, call = _STAGES[name](bench, number_format), _compiled(bench, name, number_format)
+        return row(stage, number_format, call)
+
+    for name in _STAGES:
+        for number_format in _FORMATS_OF.get(name, ("float32", "TF32")):
+            subject = f"{name}, {number_format}"
+            if number_format == "TF32" and figures.leave_out_tf32("stages", subject, device):
+                continue
+            figures.measure("stages", subject, partial(plain, name, number_format))
+    _measure_attention(figures, bench, repeats)
+    _measure_sweeps(figures, bench, sweep, repeats)
+    return [
+        Later("stages", f"{name}, {one}, compiled", partial(compiled, name, one), 60)
+        for name, one in _COMPILED
+    ]
+
+
+# ---- stages
+
+
+_numbers = itertools.count()
+
+
+def _encoder(bench: Bench, number_format: str) -> Stage:
+    sam = bench.sam_bfloat16 if number_format == "bfloat16" else bench.sam
+    images_B3RR = bench.images(bench.models.batches.sizes.images)
+    return Stage(
+        lambda: encode(sam.image_encoder, images_B3RR),
+        len(images_B3RR),
+        "images",
+        [sam.image_encoder],
+        [images_B3RR],
+    )
+
+
+def _decoder(bench: Bench, _: str) -> Stage:
+    """Everything after the encoder: prompts, decoding, drawing, filters."""
+    generator = bench.decoder(SAM_SETTINGS["refcoco"].points_per_side)
+    return Stage(lambda: generator.submit([bench.image_HW3]), 1, "images", [bench.sam.mask_decoder])
+
+
+def _whole_sam(bench: Bench, _: str) -> Stage:
+    images = [bench.image_HW3] * bench.models.batches.sizes.images
+
+    def run() -> Any:
+        generator = bench.generator(SAM_SETTINGS["refcoco"])
+        return [finish() for finish in generator.submit(images)]
+
+    return Stage(run, len(images), "images", [bench.sam])
+
+
+def _features(bench: Bench, _: str) -> Stage:
+    def run() -> Tensor:
+        return bench.features(bench.masks_NHW)
+
+    return Stage(run, len(bench.masks_NHW), "masks", [_vision(bench)])
+
+
+def _gem(bench: Bench, _: str) -> Stage:
+    config, clip = bench.method.config.gem, bench.method.clip
+    side = config.resolution_factor * clip.image_size
+    image_13RR = torch.randn(1, 3, side, side, device=bench.device)
+    return Stage(
+        lambda: gem.patch_features(clip.visual, image_13RR, config),
+        1,
+        "images",
+        [_vision(bench)],
+        [image_13RR],
+    )
+
+
+def _texts(bench: Bench, _: str) -> Stage:
+    count = 3 * SENTENCES
+
+    def run() -> Tensor:  # other texts each time: a text is encoded once
+        texts = [f"a photo of thing {number}" for number in itertools.islice(_numbers, count)]
+        return bench.method.clip.encode_texts(texts)
+
+    return Stage(run, count, "texts", [])
+
+
+def _coherence(bench: Bench, _: str) -> Stage:
+    masks_NHW = torch.from_numpy(bench.masks_NHW).to(bench.device)
+    maps_SHW = torch.rand(SENTENCES, *HW, device=bench.device)
+    return Stage(
+        lambda: guidance.coherence_scores(maps_SHW, masks_NHW, [1.8] * SENTENCES),
+        SENTENCES,
+        "sentences",
+        [],
+        [masks_NHW, maps_SHW],
+    )
+
+
+def _vision(bench: Bench) -> nn.Module:
+    visual: Any = bench.method.clip.visual
+    return visual
+
+
+_STAGES: dict[str, Callable[[Bench, str], Stage]] = {
+    "SAM encoder": _encoder,
+    "SAM decoder": _decoder,
+    "SAM": _whole_sam,
+    "features": _features,
+    "GEM": _gem,
+    "texts": _texts,
+    "coherence": _coherence,
+}
+
+_FORMATS_OF = {"SAM encoder": ("float32", "TF32", "bfloat16")}
+
+_COMPILED = (
+    ("SAM encoder", "bfloat16"),
+    ("SAM encoder", "float32"),
+    ("features", "TF32"),
+    ("GEM", "TF32"),
+)
+
+
+def _bytes(stage: Stage, result: Any) -> int:
+    """Return the bytes that a stage must read and write."""
+    tensors = [*stage.inputs, *(weight for held in stage.holds for weight in held.parameters())]
+    tensors += [result] if isinstance(result, Tensor) else []
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _compiled(bench: Bench, name: str, number_format: str) -> Callable[[], Any]:
+    """Return a stage with its compiled function, compiled."""
+    if name == "SAM encoder":
+        sam = bench.sam_bfloat16 if number_format == "bfloat16" else bench.sam
+        images_B3RR = bench.images(bench.models.batches.sizes.images)
+        block = torch.compile(encoder_block)
+        return lambda: encode(sam.image_encoder, images_B3RR, block)
+    models = Models(bench.workload.weights, device=bench.device, compiles=True)
+    models.clip = bench.models.clip
+    method = HybridGL(models, HybridGLConfig())
+    if name == "features":
+        return lambda: method.compute_features(bench.image_HW3, bench.masks_NHW)
+    config, clip = method.config.gem, method.clip
+    side = config.resolution_factor * clip.image_size
+    image_13RR = torch.randn(1, 3, side, side, device=bench.device)
+    patch_features = models.compiled(gem.patch_features)
+    return lambda: patch_features(clip.visual, image_13RR, config)
+
+
+# ---- attention and batch sizes
+
+
+def _measure_attention(figures: Figures, bench: Bench, repeats: int) -> None:
+    """Time the forms of SAM's attention over a whole image."""
+    encoder = bench.sam.image_encoder
+    side, heads = encoder.patch_embed.proj.stride[0], encoder.blocks[0].attn.num_heads
+    grid, width = encoder.img_size // side, encoder.blocks[0].attn.qkv.in_features // heads
+    for number_format in ("float32", "bfloat16"):
+        dtype = FORMATS[number_format][0]
+        q, k, v = (
+            torch.randn(1, heads, grid**2, width, device=bench.device, dtype=dtype)
+            for _ in range(3)
+        )
+        rows, columns = (torch.randn(grid, grid, width, device=bench.device) for _ in range(2))
+
+        def form(attend: Callable[..., Tensor], *given: Tensor) -> dict[str, float]:
+            with torch.inference_mode():
+                exact = FORMS["the product's"](*(tensor.float() for tensor in given))
+                error = (attend(*given).float() - exact).abs()
+                seconds = seconds_of(partial(attend, *given), bench.device, repeats)
+            return {"seconds": seconds, "largest error": float(error.max())}
+
+        for name, attend in FORMS.items():
+            subject = f"attention of an image, {number_format}, {name}"
+            if attend is flex and bench.device.type != "cuda":
+                figures.leave_out("stages", subject, "it has a kernel on a GPU alone")
+                continue
+            measure = partial(form, attend, q, k, v, rows, columns)
+            figures.measure("stages", subject, measure)
+
+
+def _measure_sweeps(figures: Figures, bench: Bench, sweep: Sweep, repeats: int) -> None:
+    """Time batch sizes, and hold the best against the one that the program chooses."""
+    usual: BatchSizes = bench.models.batches.sizes
+
+    def masks(most: int) -> float:
+        masks_NHW = np.resize(bench.masks_NHW, (max(sweep.masks), *HW))
+        call = partial(bench.features, masks_NHW, most)
+        return len(masks_NHW) / seconds_of(call, bench.device, repeats)
+
+    def points(most: int) -> float:
+        generator = bench.decoder(int(max(sweep.points) ** 0.5), points=most)
+        call = partial(generator.submit, [bench.image_HW3])
+        return max(sweep.points) / seconds_of(call, bench.device, repeats)
+
+    def images(most: int) -> float:
+        sam = bench.sam_bfloat16 if bench.device.type == "cuda" else bench.sam
+        call = partial(encode, sam.image_encoder, bench.images(most))
+        return most / seconds_of(call, bench.device, repeats)
+
+    for name, measure, sizes in (
+        ("masks", masks, sweep.masks),
+        ("points", points, sweep.points),
+        ("images", images, sweep.images),
+    ):
+        figures.measure(
+            "stages",
+            f"{name} at once",
+            partial(_swept, measure, sizes, getattr(usual, name)),
+        )
+
+
+@torch.inference_mode()
+def _swept(measure: Callable[[int], float], sizes: Sequence[int], chosen: int) -> dict[str, Any]:
+    per_second: dict[str, float | str] = {}
+    for size in sizes:
+        try:
+            per_second[str(size)] = measure(size)
+        except torch.cuda.OutOfMemoryError:
+            per_second[str(size)] = "memory ran out"
+    reached = {size: one for size, one in per_second.items() if isinstance(one, float)}
+    return {
+        "items/s by size": per_second,
+        "best": int(max(reached, key=lambda size: reached[size])),
+        "the program chooses": chosen,
+    }
