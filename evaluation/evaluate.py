@@ -50,6 +50,9 @@ _KIND = "scores"
 _FINISHERS = min(os.cpu_count() or 1, 4)
 """Threads that clean and store masks."""
 
+_READERS = _FINISHERS
+"""Threads that decode images for a GPU; a CPU has its cores for the models."""
+
 _RESULTS_KEPT = 64
 """Images whose results stay in memory: refs of one image may be far apart in a dataset."""
 
@@ -223,10 +226,11 @@ class Evaluation:
         batches = self.method.models.batches
         batches.sizes = self._batch_sizes_so_far() or batches.sizes
         with self.store.background_writes():
-            groups = self._grouped(prefetch(self._open, image_ids))
-            submitted = (
-                prefetch(self._submit, groups) if self._overlaps else map(self._submit, groups)
-            )
+            if self._overlaps:
+                groups = self._grouped(prefetch(self._open, image_ids, threads=_READERS))
+                submitted = prefetch(self._submit, groups)
+            else:
+                submitted = map(self._submit, self._grouped(prefetch(self._open, image_ids)))
             each = itertools.chain.from_iterable(submitted)
             proposed = prefetch(_finished, each, threads=_FINISHERS)
             scored = (self._score(one, proposals) for one, proposals in proposed)

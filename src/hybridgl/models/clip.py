@@ -372,11 +372,12 @@ class ClipEncoder:
         if not texts:
             return torch.empty(0, self._model.text_projection.shape[1], device=self.device)
         if len(self._text_features) > _MOST_KEPT_TEXTS:
-            self._text_features.clear()
-        missing = [text for text in dict.fromkeys(texts) if text not in self._text_features]
+            self._text_features = {}
+        kept = self._text_features  # another thread may have begun anew meanwhile
+        missing = [text for text in dict.fromkeys(texts) if text not in kept]
         if missing:
-            self._text_features.update(zip(missing, self._encode(missing), strict=True))
-        return torch.stack([self._text_features[text] for text in texts])
+            kept.update(zip(missing, self._encode(missing), strict=True))
+        return torch.stack([kept[text] for text in texts])
 
     def _encode(self, texts: Sequence[str]) -> Iterator[Tensor]:
         """Encode distinct texts, each to (E,).

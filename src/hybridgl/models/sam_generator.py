@@ -16,7 +16,9 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -51,6 +53,9 @@ _CROP_OVERLAP = 512 / 1500
 
 _EDGE_PIXELS = 20.0
 """Masks that end so near to an edge of a crop that is none of the image are left out."""
+
+_SCALERS = min(os.cpu_count() or 1, 4)
+"""Threads that scale images."""
 
 _LOGIT_BYTES = 2**28
 """Memory for the masks, at the size of the crop, that are drawn at once."""
@@ -191,7 +196,8 @@ class MaskGenerator:
             For every image, a function that does what is left, which is the host's alone, and
             returns the proposals: it may run in another thread.
         """
-        crops_of = [self._crops(image_HW3) for image_HW3 in images]
+        with ThreadPoolExecutor(_SCALERS) as pool:
+            crops_of = list(pool.map(self._crops, images))
 
         def generate(sizes: BatchSizes) -> list[Callable[[], Proposals]]:
             all_crops = [crop for crops in crops_of for crop in crops]
