@@ -114,7 +114,7 @@ def save_torchscript(path, state):
     for name, value in (("input_resolution", 224), ("context_length", 77), ("vocab_size", 49408)):
         root.register_buffer(name, torch.tensor(value))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.*")
         torch.jit.script(root).save(str(path))
     return path
 

@@ -440,7 +440,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         elif _is_torchscript(path):
             with warnings.catch_warnings():
                 # The format of OpenAI's files is not ours to choose.
-                warnings.filterwarnings("ignore", ".*torch.jit.load.*", FutureWarning)
+                warnings.filterwarnings("ignore", ".*torch.jit.load.*")
                 state = torch.jit.load(str(path), map_location="cpu").state_dict()
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
