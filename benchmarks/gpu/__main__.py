@@ -31,7 +31,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -169,8 +168,6 @@ def measure(
     from hybridgl.models import LOADERS
     from refer.shapes.world import write_world
 
-    # The counts of generated data are not the published ones, and need no warning.
-    logging.getLogger("refer").setLevel(logging.ERROR)
     header = {**machine(select_device(device)), "models": plan.sizes, "SAM": plan.sam_type}
     figures = Figures(output, seconds, header)
     with tempfile.TemporaryDirectory() as name, patch.dict(LOADERS, parser=StoredParser):

@@ -373,7 +373,7 @@ class ClipEncoder:
             return torch.empty(0, self._model.text_projection.shape[1], device=self.device)
         if len(self._text_features) > _MOST_KEPT_TEXTS:
             self._text_features = {}
-        kept = self._text_features  # another thread may have begun anew meanwhile
+        kept = self._text_features  # another thread may replace it meanwhile
         missing = [text for text in dict.fromkeys(texts) if text not in kept]
         if missing:
             kept.update(zip(missing, self._encode(missing), strict=True))
