@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.gpu.waiting import RecordOperations
 from hybridgl import gem, guidance, views
 from hybridgl.config import (
     FusionConfig,
@@ -32,6 +33,7 @@ from hybridgl.methods.hybridgl import HybridGL
 from hybridgl.store import Store
 from refer.shapes.world import training_scene
 from tests.factories_clip import clip_state, models_of, resnet_clip_state, save_npz
+from tests.pretend_gpu import PretendGpu
 
 HW = (40, 56)
 
@@ -239,6 +241,43 @@ def test_chunks_of_masks_and_maps_do_not_matter(models, image, proposals, monkey
     for one, other in zip(whole, model.score(image, SENTENCES, proposals), strict=True):
         for name, array in one.arrays.items():
             np.testing.assert_allclose(other.arrays[name], array, rtol=0, atol=1e-4)
+
+
+class Waits(PretendGpu):
+    """Counts the calls in which a host would wait for its GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        blocking = func is torch.Tensor.to and isinstance(args[1], torch.device)
+        blocking = blocking and not (kwargs or {}).get("non_blocking")
+        self.count += blocking or func in (torch.Tensor.cpu, torch.Tensor.item)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_a_gpu_is_awaited_no_more_often_for_more_masks_or_sentences(clip_file, image, proposals):
+    """In chunks of one mask, and of one attention map."""
+    counts = []
+    for masks, sentences in ((2, 2), (5, 2), (2, 5)):
+        models = models_of(clip_file, EXPRESSIONS)
+        model = HybridGL(models, HybridGLConfig())
+        _ = model.clip, models.batches
+        some = proposals_of(proposals.masks_NHW[:masks])
+        expected = model.score(image, SENTENCES[:sentences], some)
+        models.batches.sizes = dataclasses.replace(SMALL_BATCHES, masks=1)
+        models.clip._text_features.clear()
+        models.device = models.clip.device = torch.device("cuda")
+        with Waits() as waits, RecordOperations() as recorded:
+            found = model.score(image, SENTENCES[:sentences], some)
+        for one, other in zip(expected, found, strict=True):
+            for name, array in one.arrays.items():
+                np.testing.assert_allclose(other.arrays[name], array, rtol=0, atol=1e-4)
+        assert len(recorded.names) > 500
+        counts.append((waits.count, len(recorded.waiting)))
+    assert counts[0] == counts[1] == counts[2]
+    assert counts[0][0] == 5
 
 
 @pytest.mark.parametrize("mode", list(FusionMode))
