@@ -10,10 +10,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from evaluation.manifest import find_manifest, write_manifest
 from evaluation.run import StoreConfig
 from hybridgl.config import HybridGLConfig, ModelConfig, ProfileConfig, ReferenceQuirks
+from hybridgl.devices import set_tf32
 from hybridgl.errors import ImageError
 from hybridgl.images import RgbImage
 from hybridgl.methods.hybridgl import HybridGL
@@ -52,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     store = storage.open()
     published = HybridGL.Config.published_clip
     models = Models.from_config(chosen.resolved(data.dataset, published_clip=published))
+    set_tf32(enabled=chosen.tf32)
     models.require("clip")
     method = HybridGL(models, HybridGLConfig(quirks=quirks), store)
     _ = method.clip  # a wrong file is found before any work
@@ -77,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
             prefetch(read, image_ids), "GEM maps", "image", total=len(image_ids)
         ):
             if image is not None and phrases:
-                method.patch_similarity(image, phrases)
+                models.batches.run(partial(method.patch_similarity, image, phrases))
             num_images += image is not None
     skipped = len(image_ids) - num_images
     print(

@@ -53,7 +53,7 @@ from hybridgl.config import (
     HybridGLConfig,
     ReferenceQuirks,
 )
-from hybridgl.devices import SMALL_BATCHES, Batches
+from hybridgl.devices import CPU_BATCHES, Batches
 from hybridgl.images import RgbImage
 from hybridgl.methods.global_local import GlobalLocalClip
 from hybridgl.methods.hybridgl import HybridGL
@@ -210,7 +210,7 @@ def sam_generator(settings: str) -> Builder:
             pred_iou_thresh=float(iou_PM.median().clamp(max=1)),
             stability_score_thresh=0.0,
         )
-        generator = MaskGenerator(sam, config, torch.device("cpu"), Batches(SMALL_BATCHES))
+        generator = MaskGenerator(sam, config, torch.device("cpu"), Batches(CPU_BATCHES))
         return Work("1 image", lambda: generator.submit([image_HW3])[0](), once=True)
 
     return work

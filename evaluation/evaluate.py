@@ -17,7 +17,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from evaluation.counts import ImageCounts
 from evaluation.executors import Executor, serial
-from evaluation.proposals import ProposalSource
+from evaluation.proposals import Finish, ProposalSource
 from evaluation.records import Record
 from hybridgl.devices import BatchSizes
 from hybridgl.errors import DataError, ImageError
@@ -47,11 +47,8 @@ _logger = logging.getLogger(__name__)
 
 _KIND = "scores"
 
-_FINISHERS = min(os.cpu_count() or 1, 4)
-"""Threads that clean and store masks."""
-
-_READERS = _FINISHERS
-"""Threads that decode images for a GPU; a CPU has its cores for the models."""
+_HOST_THREADS = min(os.cpu_count() or 1, 4)
+"""Threads that clean and store masks, and that decode images for a GPU."""
 
 _RESULTS_KEPT = 64
 """Images whose results stay in memory: refs of one image may be far apart in a dataset."""
@@ -76,8 +73,8 @@ class ImageResult:
         scores: of every sentence, refs and sentences in the order of the dataset; none where the
             image cannot be read.
         counts: of its proposals and its refs' ground truths; None where the image cannot be read.
-        batch_sizes: that its method worked with; None where the image cannot be read, or an earlier
-            version scored it.
+        batch_sizes: in use when it was scored (masks and features that were stored before may be of
+            others); None where the image cannot be read.
         error: why the image cannot be read; empty where it can.
     """
 
@@ -95,10 +92,8 @@ class ImageResult:
         }
         if self.counts is not None:
             arrays |= self.counts.arrays()
-        meta: dict[str, Any] = {"scores": [dict(one.meta) for one in self.scores]}
-        if self.batch_sizes is not None:
-            meta["batch_sizes"] = dataclasses.asdict(self.batch_sizes)
-        return arrays, meta
+        sizes = dataclasses.asdict(self.batch_sizes) if self.batch_sizes else None
+        return arrays, {"scores": [dict(one.meta) for one in self.scores], "batch_sizes": sizes}
 
     @classmethod
     def from_entry(cls, entry: Entry) -> ImageResult:
@@ -111,7 +106,7 @@ class ImageResult:
         return cls(
             scores=[Scores(*one) for one in zip(arrays, entry.meta["scores"], strict=True)],
             counts=ImageCounts.from_arrays(entry.arrays),
-            batch_sizes=_batch_sizes(entry),
+            batch_sizes=BatchSizes(**entry.meta["batch_sizes"]),
         )
 
 
@@ -126,15 +121,12 @@ class _Opened:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Scored:
-    """The same, before it is stored."""
+    """Scores of an image, on their way to the store."""
 
     opened: _Opened
     proposals: Proposals | None
     scores: Sequence[Scores]
     batch_sizes: BatchSizes
-
-
-_Finish = Callable[[], Proposals]
 
 
 class Evaluation:
@@ -152,7 +144,7 @@ class Evaluation:
         may_score: whether an entry that proves damaged may be made again here.
 
     Attributes:
-        batch_sizes: those that the images of the records so far were scored with, counted.
+        batch_sizes: that the images were scored with, counted by the last ``records``.
     """
 
     def __init__(
@@ -182,7 +174,6 @@ class Evaluation:
         self._drops_overlaps = overlapping_polygons_dropped
         self._limit_shrinks = top_k_shrinks_across_images
         self._may_score = may_score
-        self._overlaps = made_by.get("device") == "cuda"
         self.batch_sizes: Counter[BatchSizes] = Counter()
         self._refs_by_image = split.refs_by_image()
         self._unreadable = set(split.image_errors.unreadable)
@@ -223,29 +214,28 @@ class Evaluation:
         On a GPU the masks of the next images are made from a thread of their own, so that it has
         work while the host prepares what the method needs, and the other way round.
         """
-        batches = self.method.models.batches
-        batches.sizes = self._batch_sizes_so_far() or batches.sizes
+        models = self.method.models
+        models.batches.sizes = self._batch_sizes_so_far() or models.batches.sizes
+        on_gpu = models.device.type == "cuda"
         with self.store.background_writes():
-            if self._overlaps:
-                groups = self._grouped(prefetch(self._open, image_ids, threads=_READERS))
-                submitted = prefetch(self._submit, groups)
-            else:
-                submitted = map(self._submit, self._grouped(prefetch(self._open, image_ids)))
+            opened = prefetch(self._open, image_ids, threads=_HOST_THREADS if on_gpu else 1)
+            groups = self._grouped(opened)
+            submitted = prefetch(self._submit, groups) if on_gpu else map(self._submit, groups)
             each = itertools.chain.from_iterable(submitted)
-            proposed = prefetch(_finished, each, threads=_FINISHERS)
+            proposed = prefetch(_finished, each, threads=_HOST_THREADS)
             scored = (self._score(one, proposals) for one, proposals in proposed)
             yield from prefetch(self._save, scored)
 
     def _batch_sizes_so_far(self) -> BatchSizes | None:
-        """Return the batch sizes of the first image that has been scored; None without one.
+        """Return the batch sizes of the first image of the split that is scored; None without one.
 
-        Others round otherwise, so whoever resumes or shards a run takes up those it was begun with.
+        Others round otherwise, so whoever goes on with a run in its store takes up what it used.
         """
         for image_id in self.split.images:
             if image_id not in self._unreadable and self.store.has(_KIND, self._key(image_id)):
                 entry = self.store.load(_KIND, self._key(image_id))
-                if entry is not None and (sizes := _batch_sizes(entry)):
-                    return sizes
+                if entry is not None:
+                    return BatchSizes(**entry.meta["batch_sizes"])
         return None
 
     def _open(self, image_id: int) -> _Opened:
@@ -263,7 +253,7 @@ class Evaluation:
         while group := list(itertools.islice(opened, self.source.batch_size)):
             yield group
 
-    def _submit(self, group: Sequence[_Opened]) -> list[tuple[_Opened, _Finish | None]]:
+    def _submit(self, group: Sequence[_Opened]) -> list[tuple[_Opened, Finish | None]]:
         """Run the proposals' part on the device."""
         readable = [(one.image_id, one.image) for one in group if one.image is not None]
         with timer("proposals"):
@@ -292,10 +282,10 @@ class Evaluation:
         """Return the ground truth of a ref, bool, (H, W)."""
         return self.split.gt_mask(ref, overlapping_polygons_dropped=self._drops_overlaps)
 
-    def batch_sizes_json(self) -> list[dict[str, int]]:
+    def batch_sizes_json(self) -> list[dict[str, Any]]:
         """Return the batch sizes that images were scored with, the usual first, as JSON values."""
         return [
-            {**dataclasses.asdict(sizes), "scored": count}
+            {"sizes": dataclasses.asdict(sizes), "images": count}
             for sizes, count in self.batch_sizes.most_common()
         ]
 
@@ -311,17 +301,16 @@ class Evaluation:
             where none is kept.
         """
         limit: int | None = None
-        reported: set[int] = set()
-        counted: set[int] = set()
+        seen = set(self._unreadable)
         self.batch_sizes.clear()
         for ref in self.split.refs:
             result = self.result(ref.image_id)
-            if result.batch_sizes and ref.image_id not in counted:
-                counted.add(ref.image_id)
-                self.batch_sizes[result.batch_sizes] += 1
-            if result.error and ref.image_id not in {*self._unreadable, *reported}:
-                reported.add(ref.image_id)
-                _logger.warning("%s Nothing is predicted for it.", result.error)
+            if ref.image_id not in seen:
+                seen.add(ref.image_id)
+                if result.error:
+                    _logger.warning("%s Nothing is predicted for it.", result.error)
+                elif result.batch_sizes:
+                    self.batch_sizes[result.batch_sizes] += 1
             count = len(result.counts.areas_N) if result.counts else 0
             if self._limit_shrinks and count:
                 limit = count if limit is None else min(limit, count)
@@ -464,13 +453,8 @@ class Evaluation:
         return entry_key(_KIND, inputs)
 
 
-def _batch_sizes(entry: Entry) -> BatchSizes | None:
-    sizes = entry.meta.get("batch_sizes")
-    return None if sizes is None else BatchSizes(**sizes)
-
-
 def _finished(
-    submitted: tuple[_Opened, _Finish | None],
+    submitted: tuple[_Opened, Finish | None],
 ) -> tuple[_Opened, Proposals | None]:
     opened, finish = submitted
     with timer("proposals"):

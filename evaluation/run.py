@@ -40,7 +40,7 @@ from hybridgl.config import (
     ProfileConfig,
     ReferenceQuirks,
 )
-from hybridgl.devices import select_device
+from hybridgl.devices import BatchSizes, select_device, set_tf32
 from hybridgl.errors import DataError, HybridGLError, SettingError
 from hybridgl.files import atomic_write_bytes, check_folder, file_sha256
 from hybridgl.methods import Method
@@ -296,6 +296,7 @@ class Run:
         proposal_file = _proposal_file(config.choice.proposals)
         self.store = config.storage.open(keep_tokens=config.storage.keep_tokens)
         self.models = Models.from_config(config.models)
+        set_tf32(enabled=config.models.tf32)
         kind = methods[config.choice.method]
         self.method: Method = kind(self.models, config.method, self.store)
         self.split = load_split(config.data) if split is None else split
@@ -624,19 +625,15 @@ class Run:
         }
 
 
-def _other_batch_sizes(scored_with: Sequence[Mapping[str, int]]) -> list[str]:
+def _other_batch_sizes(scored_with: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line on images that were scored with other batch sizes than most were."""
     if len(scored_with) < 2:
         return []
     usual, *others = scored_with
-    counted = ", ".join(
-        f"{one['scored']} with {one['masks']} masks, {one['points']} points and {one['images']} "
-        f"images at a time"
-        for one in others
-    )
+    counted = ", ".join(f"{one['images']} with {BatchSizes(**one['sizes'])}" for one in others)
     return [
-        f"{usual['scored']} images were scored with the usual batch sizes, {counted}, as memory "
-        f"ran out or other machines took part: last digits may differ."
+        f"{usual['images']} images were scored with {BatchSizes(**usual['sizes'])} at a time, "
+        f"{counted}, as memory ran out or other machines took part: last digits may differ."
     ]
 
 

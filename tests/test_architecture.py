@@ -57,6 +57,7 @@ SHARED_FLAGS = {
     "--sam_type": None,
     "--sam_checkpoint": None,
     "--sam_settings": None,
+    "--tf32": False,
     "--spacy_model": None,
     "--profile": Profile.REFERENCE,
     "--device": "auto",

@@ -411,13 +411,13 @@ class ModelConfig(Settings):
     )
     tf32: bool = setting(
         False,
-        help="let a GPU round the factors of float32 products to ten bits (TF32), which is several "
-        "times as fast; of no effect on a CPU",
+        help="let a GPU round the factors of float32 products to ten bits (TF32), which is faster; "
+        "of no effect on a CPU",
     )
     compile: bool = setting(
         False,
-        help="let torch compile the encoders and SAM's decoder: minutes at the start, which long "
-        "runs on a GPU win back (needs a C++ compiler)",
+        help="let torch compile the encoders and SAM's decoder, at the start of a run (needs a C++ "
+        "compiler)",
     )
 
     def resolved(self, dataset: str | None = None, *, published_clip: str) -> ModelConfig:

@@ -1,8 +1,8 @@
 """Where models run: which device, how many items go through a model together, and copies to it.
 
 How many items go together decides how a device sums, and so the last digits of every result. So it
-is decided once, when a run starts, from the device's memory; only memory that runs out all the same
-lowers it, and then it is named.
+is chosen from the device's memory before anything is computed; only memory that runs out all the
+same lowers it, and then it is named.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 
 from hybridgl.errors import HybridGLError, SettingError
 
-__all__ = ["SMALL_BATCHES", "BatchSizes", "Batches", "select_device", "send", "set_tf32"]
+__all__ = ["CPU_BATCHES", "BatchSizes", "Batches", "select_device", "send", "set_tf32"]
 
 _logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
 _SHARE = 0.25
-"""Share of a GPU's memory for what goes through one model together: SAM and CLIP work side by side,
-and the weights, the masks and what the allocator keeps need the rest."""
+"""Share of a GPU's memory for what goes through one model together, a guess: SAM and CLIP work side
+by side, and the weights, the masks and what the allocator keeps need the rest."""
 
 _MASK_BYTES = 48 * 2**20
-"""One mask in CLIP's blocks: 48 times its 257 tokens of ViT-L/14; what its views take at the size
-of the image has a limit of its own (``views.masks_per_chunk``)."""
+"""One mask in CLIP's blocks, a guess: 48 times its 257 tokens of ViT-L/14. What its views take at
+the size of the image has a limit of its own (``views.masks_per_chunk``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +48,18 @@ class BatchSizes:
     images: int
 
     @classmethod
-    def of(
-        cls, device_type: str, total_bytes: int, *, point_bytes: int, image_bytes: int
-    ) -> BatchSizes:
-        """Choose the sizes for a device.
+    def of(cls, total_bytes: int, *, point_bytes: int, image_bytes: int) -> BatchSizes:
+        """Choose the sizes for a GPU.
 
         Args:
-            device_type: "cpu", whose caches decide, not its memory; or "cuda".
-            total_bytes: memory of a GPU, whatever else is in it.
+            total_bytes: of its memory, whatever else is in it.
             point_bytes: that one point prompt takes in SAM's decoder.
             image_bytes: that one image takes in SAM's encoder.
 
         Example:
-            >>> BatchSizes.of("cuda", 8 * 2**30, point_bytes=40 * 2**20, image_bytes=400 * 2**20)
+            >>> BatchSizes.of(8 * 2**30, point_bytes=40 * 2**20, image_bytes=400 * 2**20)
             BatchSizes(masks=32, points=32, images=4)
         """
-        if device_type == "cpu":
-            return SMALL_BATCHES
         room = int(_SHARE * total_bytes)
         return cls(
             masks=min(_power_of_two(room // _MASK_BYTES), _ENOUGH.masks),
@@ -81,11 +76,11 @@ class BatchSizes:
         return f"{self.masks} masks, {self.points} points and {self.images} images"
 
 
-SMALL_BATCHES = BatchSizes(masks=16, points=16, images=1)
+CPU_BATCHES = BatchSizes(masks=16, points=16, images=1)
 """Those of a CPU: more make it no faster, and fall out of its caches."""
 
 _ENOUGH = BatchSizes(masks=128, points=128, images=8)
-"""More are taken not to make a GPU faster: a guess, which ``python -m benchmarks.gpu`` measures."""
+"""More are assumed to make no GPU faster; ``python -m benchmarks.gpu`` measures it."""
 
 
 class Batches:
@@ -99,26 +94,25 @@ class Batches:
         self.sizes = sizes
         self._lock = threading.Lock()
 
-    def run(self, compute: Callable[[BatchSizes], _Result], *names: str) -> _Result:
-        """Compute with the sizes in use; where a GPU's memory runs out, again with half of them.
+    def run(self, compute: Callable[[], _Result], *names: str) -> _Result:
+        """Compute; where a GPU's memory runs out, halve batch sizes and compute again.
 
         Args:
-            compute: gets the sizes; what it has done before it fails is done again.
+            compute: reads ``sizes``; what it has done before it fails is done again.
             names: of the sizes that decide how much memory it takes.
 
         Raises:
-            HybridGLError: memory runs out with a size of 1, too.
+            HybridGLError: memory runs out with sizes of 1, too.
         """
         while True:
             sizes = self.sizes
             try:
-                return compute(sizes)
+                return compute()
             except torch.cuda.OutOfMemoryError as error:
                 if sizes == sizes.halved(*names):
                     raise HybridGLError(
-                        f"Expected a GPU with room for one of {' and '.join(names)} at a time, got "
-                        f"one whose memory ran out; stop what else runs on it, or give --device "
-                        f"cpu."
+                        "Expected a GPU with room for the smallest batches, got one whose memory "
+                        "ran out; stop what else runs on it, or give --device cpu."
                     ) from error
             # Not inside the handler, where the error's frames still hold their tensors.
             self._halve(sizes, names)
@@ -126,14 +120,14 @@ class Batches:
 
     def _halve(self, failed: BatchSizes, names: tuple[str, ...]) -> None:
         with self._lock:
-            for name in names:
-                # Another thread may have halved it meanwhile.
-                if getattr(self.sizes, name) == getattr(failed, name):
-                    self.sizes = self.sizes.halved(name)
-            _logger.warning(
-                "The GPU's memory ran out; from here on, %s go through the models together.",
-                self.sizes,
-            )
+            # Another thread may have halved some meanwhile.
+            same = [name for name in names if getattr(self.sizes, name) == getattr(failed, name)]
+            if same:
+                self.sizes = self.sizes.halved(*same)
+                _logger.warning(
+                    "The GPU's memory ran out; from here on, %s go through the models together.",
+                    self.sizes,
+                )
 
 
 def _power_of_two(number: int) -> int:
@@ -142,7 +136,12 @@ def _power_of_two(number: int) -> int:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to a device without making the host wait for it."""
+    """Copy to a device without making the host wait for it.
+
+    Args:
+        tensor: on the CPU.
+        device: where to.
+    """
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -27,7 +27,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "blur_background",
-    "channels",
+    "channel_values",
     "global_views",
     "local_views",
     "masks_per_chunk",
@@ -73,7 +73,7 @@ def local_views(image_3HW: Tensor, masks_NHW: Tensor, side: int, quirks: Referen
     """
     if quirks.local_view_imagenet_unnormalised_fill:
         pixels_3HW = normalise(image_3HW.float() / 255, IMAGENET_MEAN, IMAGENET_STD)
-        fill_311 = channels(CLIP_MEAN, image_3HW.device)
+        fill_311 = channel_values(CLIP_MEAN, image_3HW.device)
     else:
         pixels_3HW = normalise(image_3HW.float() / 255, CLIP_MEAN, CLIP_STD)
         fill_311 = torch.zeros(3, 1, 1, device=image_3HW.device)
@@ -143,11 +143,11 @@ def normalise(
 ) -> Tensor:
     """Subtract the mean and divide by std per channel; any leading axes."""
     device = images_3HW.device
-    return (images_3HW - channels(mean, device)) / channels(std, device)
+    return (images_3HW - channel_values(mean, device)) / channel_values(std, device)
 
 
 @lru_cache(maxsize=32)
-def channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+def channel_values(values: tuple[float, float, float], device: torch.device) -> Tensor:
     """Return one value a channel, (C, 1, 1), float32, kept on the device for the next call.
 
     To copy them there each time, the host would wait for it.

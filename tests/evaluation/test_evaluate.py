@@ -390,8 +390,9 @@ def test_on_a_gpu_masks_are_made_from_a_thread_of_their_own(split, tmp_path):
 
     found = {}
     for device in ("cpu", "cuda"):
-        made_by = {"device": device}
-        this = evaluation_of(split, tmp_path, NotedMethod(), Noted(), made_by=made_by)
+        this = evaluation_of(split, tmp_path / device, NotedMethod(), Noted())
+        _ = this.method.models.batches
+        this.method.models.device = torch.device(device)
         found[device] = records_of(filled(this))
         assert (threads["masks"] is threads["scores"]) == (device == "cpu")
         assert threads["scores"] is threading.main_thread()
@@ -408,8 +409,8 @@ def test_whoever_goes_on_takes_up_the_batch_sizes_of_the_run(split, tmp_path):
 
     assert other.method.models.batches.sizes == BatchSizes(64, 32, 4)
     records_of(other)
-    scored_with = {"masks": 64, "points": 32, "images": 4, "scored": 1 + len(rest)}
-    assert other.batch_sizes_json() == [scored_with]
+    sizes = {"masks": 64, "points": 32, "images": 4}
+    assert other.batch_sizes_json() == [{"sizes": sizes, "images": 1 + len(rest)}]
 
 
 def test_images_for_which_memory_ran_out_are_counted(split, tmp_path):
@@ -421,13 +422,14 @@ def test_images_for_which_memory_ran_out_are_counted(split, tmp_path):
                 self.models.batches.run(self._room, "masks")
             return super().score(*arguments)
 
-        def _room(self, sizes):
-            if sizes.masks > 8:
+        def _room(self):
+            if self.models.batches.sizes.masks > 8:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     this = filled(evaluation_of(split, tmp_path, Narrow()))
     records_of(this)
-    assert [(one["masks"], one["scored"]) for one in this.batch_sizes_json()] == [(8, 2), (16, 1)]
+    found = [(one["sizes"]["masks"], one["images"]) for one in this.batch_sizes_json()]
+    assert found == [(8, 2), (16, 1)]
 
 
 def test_second_pass_makes_what_the_first_has_not(split, expected, tmp_path):

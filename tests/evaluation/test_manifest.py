@@ -109,6 +109,27 @@ def test_damaged_manifest_is_written_again(store, here):
     assert path.read_bytes() == content
 
 
+def test_manifest_of_an_earlier_version_is_read(store, here, gone):
+    """It held what a manifest is no longer of."""
+    meta = {"names": here.names, **here.made_by(), "masks_per_chunk": 16}
+    store.save("manifests", "a" * 64, {}, meta)
+    assert find_manifest(store, models_of(clip_weights=gone), NEEDED) == here
+
+
+def test_store_of_a_gpu_with_tf32_is_used_on_a_cpu_with_the_same_flags(toy, tmp_path, monkeypatch):
+    def found_on_a_gpu(*arguments):
+        return on_a_gpu(find_manifest(*arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluation.run.find_manifest", found_on_a_gpu)
+        toy.run(tmp_path, "--tf32", "--shard", "1/1")
+    monkeypatch.setattr(ToyMethod, "score", None)
+    toy.run(tmp_path, "--tf32")
+    assert summary_of(tmp_path)["settings"]["models"]["device"] == "cuda"
+    toy_numerics = summary_of(tmp_path)["settings"]["models"]["numerics"]
+    assert toy_numerics == {"clip": "torch.float32 tf32"}
+
+
 def test_manifest_is_written_once(store, here, monkeypatch):
     write_manifest(store, here)
     monkeypatch.setattr(store, "save", None)

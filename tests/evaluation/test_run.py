@@ -763,7 +763,7 @@ def test_summary_tells_the_batch_sizes_and_a_note_those_that_differ(toy, tmp_pat
     first = min(this.split.images)
     this.models.batches.sizes = BatchSizes(2, 16, 1)
     list(this.evaluation.score_images([first]))
-    usual = {"masks": 2, "points": 16, "images": 1, "scored": 3}
+    usual = {"sizes": {"masks": 2, "points": 16, "images": 1}, "images": 3}
     toy.run(tmp_path)
     assert summary_of(tmp_path)["batch_sizes"] == [usual]
     assert summary_of(tmp_path)["notes"] == []
@@ -777,5 +777,6 @@ def test_summary_tells_the_batch_sizes_and_a_note_those_that_differ(toy, tmp_pat
     (tmp_path / "run" / "summary.json").unlink()
     toy.run(tmp_path)
     (note,) = summary_of(tmp_path)["notes"]
-    assert note.startswith("2 images were scored with the usual batch sizes, 1 with 2 masks, 16 po")
+    usual = "2 images were scored with 16 masks, 16 points and 1 images at a time, 1 with 2 masks, "
+    assert note.startswith(usual)
     assert note in (tmp_path / "run" / "report.md").read_text()

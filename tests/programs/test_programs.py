@@ -157,11 +157,11 @@ def test_shards_of_the_method_in_stores_of_their_own(arguments, stocked, tmp_pat
 @pytest.mark.parametrize(
     "sizes",
     [
-        {(devices, "SMALL_BATCHES"): BatchSizes(3, 5, 2), (hybridgl_method, "_MAPS_PER_CHUNK"): 2},
+        {(devices, "CPU_BATCHES"): BatchSizes(3, 5, 2), (hybridgl_method, "_MAPS_PER_CHUNK"): 2},
         {(views, "_VIEW_BYTES"): 2 * 3 * 4 * 224 * 256},
         pytest.param(
             {
-                (devices, "SMALL_BATCHES"): BatchSizes(1, 1, 1),
+                (devices, "CPU_BATCHES"): BatchSizes(1, 1, 1),
                 (hybridgl_method, "_MAPS_PER_CHUNK"): 1,
             },
             marks=pytest.mark.slow,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hybridgl import views
 from hybridgl.config import FusionConfig, FusionMode, GlobalLocalConfig
-from hybridgl.devices import BatchSizes, send
+from hybridgl.devices import send
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.fusion import mask_features
 from hybridgl.guidance import similarity_scores
@@ -85,7 +85,7 @@ def mask_boxes(masks_NHW: Tensor) -> Tensor:
     x2 = columns_NW.shape[1] - columns_NW.flip(1).argmax(dim=1)
     y2 = rows_NH.shape[1] - rows_NH.flip(1).argmax(dim=1)
     boxes_N4 = torch.stack([x1, y1, x2, y2], dim=1)
-    pixel_4 = torch.arange(4, device=masks_NHW.device) // 2
+    pixel_4 = send(torch.tensor([0, 0, 1, 1]), masks_NHW.device)
     return torch.where(columns_NW.any(dim=1)[:, None], boxes_N4, pixel_4)
 
 
@@ -108,7 +108,7 @@ def crop_views(
         float32, (N, 3, R, R).
     """
     fill = views.IMAGENET_MEAN if unnormalised_fill else (0.0, 0.0, 0.0)
-    fill_1311 = views.channels(fill, image_3HW.device)[None]
+    fill_1311 = views.channel_values(fill, image_3HW.device)[None]
     x1_N, y1_N, x2_N, y2_N = mask_boxes(masks_NHW).unbind(dim=1)
     left_NR, right_NR, to_right_NR = _bilinear_taps(x1_N, x2_N, side)
     upper_NR, lower_NR, to_lower_NR = _bilinear_taps(y1_N, y2_N, side)
@@ -217,6 +217,13 @@ class GlobalLocalClip(Method):
             sentences: raw.
             proposals: the image's masks.
         """
+        scoring = partial(self._score, image, sentences, proposals)
+        return self.models.batches.run(scoring, "masks")
+
+    def _score(
+        self, image: RgbImage, sentences: Sequence[str], proposals: Proposals
+    ) -> list[Scores]:
+        """Score with the batch sizes in use."""
         right_never = self.config.quirks.right_relation_never_matches
         expressions = parse_sentences(
             self.models, self.store, sentences, right_relation_never_matches=right_never
@@ -314,22 +321,19 @@ class GlobalLocalClip(Method):
         image_13RR = views.resize(scaled_13hw, (side, side))
         fills = self.config.quirks.crop_unnormalised_fill
 
-        def compute(sizes: BatchSizes) -> Tensor:
-            chunks = []
-            at_once = views.masks_per_chunk(image.hw, sizes.masks)
-            for chunk_NHW in torch.from_numpy(masks_NHW).split(at_once):
-                masks = send(chunk_NHW, device)
-                with timer("views"):
-                    crops_N3RR = crop_views(image_3HW, masks, side, unnormalised_fill=fills)
-                    coverage_NP = views.patch_coverage(masks, self.clip.grid)
-                with timer("features"):
-                    global_NE = global_features(
-                        self.clip, image_13RR, coverage_NP, self.config.blocks.masking_block
-                    )
-                    chunks.append(torch.stack([global_NE, crop_features(self.clip, crops_N3RR)]))
-            return torch.cat(chunks, dim=1)
-
-        return self.models.batches.run(compute, "masks")
+        chunks = []
+        at_once = views.masks_per_chunk(image.hw, self.models.batches.sizes.masks)
+        for chunk_NHW in torch.from_numpy(masks_NHW).split(at_once):
+            masks = send(chunk_NHW, device)
+            with timer("views"):
+                crops_N3RR = crop_views(image_3HW, masks, side, unnormalised_fill=fills)
+                coverage_NP = views.patch_coverage(masks, self.clip.grid)
+            with timer("features"):
+                global_NE = global_features(
+                    self.clip, image_13RR, coverage_NP, self.config.blocks.masking_block
+                )
+                chunks.append(torch.stack([global_NE, crop_features(self.clip, crops_N3RR)]))
+        return torch.cat(chunks, dim=1)
 
 
 def _bilinear_taps(start_N: Tensor, stop_N: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,7 +31,7 @@ from hybridgl.config import (
     ProposalConfig,
     ReferenceQuirks,
 )
-from hybridgl.devices import BatchSizes, send
+from hybridgl.devices import send
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.fusion import fuse, stream_tokens
 from hybridgl.images import ImageSource, RgbImage
@@ -299,6 +299,13 @@ class HybridGL(Method):
             ``boxes_xywh``, where there are other nouns ``other_noun_similarity_N``, and where
             attention maps are needed ``patch_similarity_gg``; as JSON what was read off it.
         """
+        scoring = partial(self._score, image, sentences, proposals)
+        return self.models.batches.run(scoring, "masks")
+
+    def _score(
+        self, image: RgbImage, sentences: Sequence[str], proposals: Proposals
+    ) -> list[Scores]:
+        """Score with the batch sizes in use."""
         expressions = self.parse(sentences)
         count = len(proposals)
         coherence_SN = np.zeros((len(expressions), count))
@@ -421,16 +428,12 @@ class HybridGL(Method):
         Returns:
             float32, (N, E), un-normalised.
         """
-
-        def compute(sizes: BatchSizes) -> Tensor:
-            views_of = [self._views(image_HW3, stream) for stream in self._streams]
-            chunks = []
-            for masks in self._chunks(masks_NHW, sizes):
-                tokens = [self._tokens(of_masks, masks) for of_masks in views_of]
-                chunks.append(self._fused(masks, *tokens))
-            return torch.cat(chunks)
-
-        return self.models.batches.run(compute, "masks")
+        views_of = [self._views(image_HW3, stream) for stream in self._streams]
+        chunks = []
+        for masks in self._chunks(masks_NHW):
+            tokens = [self._tokens(of_masks, masks) for of_masks in views_of]
+            chunks.append(self._fused(masks, *tokens))
+        return torch.cat(chunks)
 
     @torch.inference_mode()
     def patch_similarity(self, image: RgbImage, phrases: Sequence[str]) -> Tensor:
@@ -468,17 +471,11 @@ class HybridGL(Method):
     def _features_of_tokens(self, image: RgbImage, proposals: Proposals) -> Tensor:
         """Compute features through the store's tokens, which are made if it lacks them."""
         tokens = [self._stored_tokens(image, proposals, stream) for stream in self._streams]
-
-        def compute(sizes: BatchSizes) -> Tensor:
-            chunks, start = [], 0
-            for masks in self._chunks(proposals.masks_NHW, sizes):
-                some = slice(start, start := start + len(masks))
-                chunks.append(
-                    self._fused(masks, *(send(t[some], self.models.device) for t in tokens))
-                )
-            return torch.cat(chunks)
-
-        return self.models.batches.run(compute, "masks")
+        chunks, start = [], 0
+        for masks in self._chunks(proposals.masks_NHW):
+            some = slice(start, start := start + len(masks))
+            chunks.append(self._fused(masks, *(send(t[some], self.models.device) for t in tokens)))
+        return torch.cat(chunks)
 
     @property
     def _streams(self) -> tuple[str, ...]:
@@ -489,13 +486,12 @@ class HybridGL(Method):
     def _stored_tokens(self, image: RgbImage, proposals: Proposals, stream: str) -> Tensor:
         """Tokens of one stream before the masked blocks, float32, (N, T, D), on the CPU."""
 
-        def make(sizes: BatchSizes) -> Tensor:
-            views_of, masks_NHW = self._views(image.pixels_HW3, stream), proposals.masks_NHW
-            chunks = [self._tokens(views_of, masks) for masks in self._chunks(masks_NHW, sizes)]
-            return torch.cat(chunks).cpu()
-
         def compute() -> Content:
-            return {"tokens_NTD": self.models.batches.run(make, "masks").numpy()}, {}
+            views_of = self._views(image.pixels_HW3, stream)
+            # To the CPU chunk by chunk, so that a GPU need not hold all of them.
+            chunks = self._chunks(proposals.masks_NHW)
+            made = [self._tokens(views_of, masks).cpu() for masks in chunks]
+            return {"tokens_NTD": torch.cat(made).numpy()}, {}
 
         inputs = {**self._tokens_inputs(image, proposals), "stream": stream}
         entry = cached(self.store, "tokens", inputs, compute)
@@ -535,9 +531,9 @@ class HybridGL(Method):
                 attention_masking_skips_last_block=skips,
             )
 
-    def _chunks(self, masks_NHW: NDArray[np.bool_], sizes: BatchSizes) -> Iterator[Tensor]:
+    def _chunks(self, masks_NHW: NDArray[np.bool_]) -> Iterator[Tensor]:
         """Masks on the device, as many at a time as are worked on at once."""
-        at_once = views.masks_per_chunk(masks_NHW.shape[1:], sizes.masks)
+        at_once = views.masks_per_chunk(masks_NHW.shape[1:], self.models.batches.sizes.masks)
         for chunk_NHW in torch.from_numpy(masks_NHW).split(at_once):
             yield send(chunk_NHW, self.models.device)
 
@@ -559,23 +555,19 @@ class HybridGL(Method):
         expressions: Sequence[ParsedExpression],
     ) -> NDArray[np.float64]:
         sim_Sgg = send(sim_Sgg, self.models.device)
-
-        def compute(sizes: BatchSizes) -> Tensor:
-            rows = []
-            step = min(_MAPS_PER_CHUNK, views.masks_per_chunk(hw, sizes.masks))
-            for start in range(0, len(expressions), step):
-                some = expressions[start : start + step]
-                some_Sgg = sim_Sgg[start : start + len(some)]
-                attention_SHW = self._attention(some_Sgg, self._gem_side, hw, some)
-                weights = [guidance.outside_weight(e.relation, self.config.guidance) for e in some]
-                columns = [
-                    guidance.coherence_scores(attention_SHW, chunk_NHW, weights)
-                    for chunk_NHW in self._chunks(masks_NHW, sizes)
-                ]
-                rows.append(torch.cat(columns, dim=1))
-            return torch.cat(rows)
-
-        return _doubles(self.models.batches.run(compute, "masks"))
+        rows = []
+        step = min(_MAPS_PER_CHUNK, views.masks_per_chunk(hw, self.models.batches.sizes.masks))
+        for start in range(0, len(expressions), step):
+            some = expressions[start : start + step]
+            some_Sgg = sim_Sgg[start : start + len(some)]
+            attention_SHW = self._attention(some_Sgg, self._gem_side, hw, some)
+            weights = [guidance.outside_weight(e.relation, self.config.guidance) for e in some]
+            columns = [
+                guidance.coherence_scores(attention_SHW, chunk_NHW, weights)
+                for chunk_NHW in self._chunks(masks_NHW)
+            ]
+            rows.append(torch.cat(columns, dim=1))
+        return _doubles(torch.cat(rows))
 
     def _attention(
         self,

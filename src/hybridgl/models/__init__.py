@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hybridgl.config import ModelConfig
-from hybridgl.devices import Batches, BatchSizes, select_device, set_tf32
+from hybridgl.devices import CPU_BATCHES, Batches, BatchSizes, select_device
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.models.clip import ClipEncoder
 from hybridgl.models.parser import SpacyParser
@@ -76,7 +76,9 @@ class Models:
         device: where they run.
         dtype: of the products in SAM's image encoder: float32, or bfloat16, with which the masks
             are nearly the same; CLIP computes in float32.
-        compiles: whether torch compiles the encoders.
+        tf32: whether a GPU's float32 products may be rounded to TF32: it names results, and torch's
+            own setting, which programs make agree (``set_tf32``), decides.
+        compiles: whether torch compiles the encoders and SAM's decoder.
     """
 
     def __init__(
@@ -85,11 +87,13 @@ class Models:
         *,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        tf32: bool = False,
         compiles: bool = False,
     ) -> None:
         self.weights = weights
         self.device = device
         self.dtype = dtype
+        self.tf32 = tf32
         self.compiles = compiles
         self._sha256: dict[str, str] = {}
         self._assumed: set[str] = set()
@@ -99,8 +103,7 @@ class Models:
         """Take the models that the settings name; no file is read.
 
         Args:
-            config: resolved: what depends on dataset and method is filled in. Whether a GPU rounds
-                to TF32 is torch's setting, and so is set for the whole process.
+            config: resolved: what depends on dataset and method is filled in.
 
         Raises:
             SettingError: a wrong name, or a device that is not there.
@@ -113,12 +116,11 @@ class Models:
             sam_checkpoint=config.sam_checkpoint,
             spacy_model=config.spacy_model,
         )
-        device = select_device(config.device)
-        set_tf32(enabled=config.tf32)
         return cls(
             weights,
-            device=device,
+            device=select_device(config.device),
             dtype=getattr(torch, config.dtype),
+            tf32=config.tf32,
             compiles=config.compile,
         )
 
@@ -223,14 +225,11 @@ class Models:
     @cached_property
     def batches(self) -> Batches:
         """How many items go through a model together, by the memory of the device."""
-        total = 0
-        if self.device.type == "cuda":
-            total = torch.cuda.get_device_properties(self.device).total_memory
+        if self.device.type == "cpu":
+            return Batches(CPU_BATCHES)
+        total = torch.cuda.get_device_properties(self.device).total_memory
         image_bytes, point_bytes = image_and_point_bytes(self.weights.sam_type)
-        sizes = BatchSizes.of(
-            self.device.type, total, point_bytes=point_bytes, image_bytes=image_bytes
-        )
-        return Batches(sizes)
+        return Batches(BatchSizes.of(total, point_bytes=point_bytes, image_bytes=image_bytes))
 
     def warnings(self, *names: str) -> list[str]:
         """Return one line for every model that is not as its name says.
@@ -260,10 +259,12 @@ class Models:
             name: "clip" or "sam".
 
         Returns:
-            The number format, whether a GPU rounds to TF32 as torch is set, whether torch compiles.
+            The number format; whether TF32 is on, here or in torch's own settings; whether torch
+            compiles.
         """
         dtype = self.dtype if name == "sam" else torch.float32
-        rounded = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        set_by_torch = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        rounded = self.tf32 or set_by_torch
         return f"{dtype}{' tf32' if rounded else ''}{' compiled' if self.compiles else ''}"
 
     def compiled(self, function: Callable[_Parameters, Tensor]) -> Callable[_Parameters, Tensor]:

@@ -372,12 +372,11 @@ class ClipEncoder:
         if not texts:
             return torch.empty(0, self._model.text_projection.shape[1], device=self.device)
         if len(self._text_features) > _MOST_KEPT_TEXTS:
-            self._text_features = {}
-        kept = self._text_features  # another thread may replace it meanwhile
-        missing = [text for text in dict.fromkeys(texts) if text not in kept]
+            self._text_features.clear()
+        missing = [text for text in dict.fromkeys(texts) if text not in self._text_features]
         if missing:
-            kept.update(zip(missing, self._encode(missing), strict=True))
-        return torch.stack([kept[text] for text in texts])
+            self._text_features.update(zip(missing, self._encode(missing), strict=True))
+        return torch.stack([self._text_features[text] for text in texts])
 
     def _encode(self, texts: Sequence[str]) -> Iterator[Tensor]:
         """Encode distinct texts, each to (E,).

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridgl.config import ProposalConfig
-from hybridgl.devices import SMALL_BATCHES, Batches
+from hybridgl.devices import CPU_BATCHES, Batches
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.masks import Proposals
 from hybridgl.models.sam_decoder import DecodedPoints, PointDecoder
@@ -118,8 +118,8 @@ SAM_TYPES = tuple(_TYPES)
 """Names of the architectures."""
 
 _IMAGE_COPIES, _POINT_COPIES = 20, 10
-"""Copies that memory holds at once: of an image's tokens in the encoder, and of the embedded image
-for each point prompt in the decoder."""
+"""Copies that memory holds at once, a guess: of an image's tokens in the encoder, and of the
+embedded image for each point prompt in the decoder."""
 
 
 def image_and_point_bytes(sam_type: str) -> tuple[int, int]:
@@ -149,11 +149,11 @@ class Sam:
         batches: Batches | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self._batches = batches or Batches(SMALL_BATCHES)
+        self._batches = batches or Batches(CPU_BATCHES)
         self._sam = sam.eval().requires_grad_(False).to(self.device)
         set_product_dtype(self._sam.image_encoder.modules(), dtype)
         self._encode: Callable[[Any, Tensor], Tensor] = encode
-        self._decode: Callable[[PointDecoder, Tensor], DecodedPoints] | None = None
+        self._decode: Callable[[PointDecoder, Tensor], DecodedPoints] = PointDecoder.decode
         if compiles:
             self._encode = partial(encode, run_block=torch.compile(encoder_block))
             self._decode = torch.compile(PointDecoder.decode)

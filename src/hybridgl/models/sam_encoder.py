@@ -29,39 +29,6 @@ _BIAS_SCORES = 2**29
 """Biases that a GPU holds at once: 2 GB in float32, which is two images of ViT-H."""
 
 
-def encode(
-    encoder: Any,
-    images_B3RR: Tensor,
-    run_block: Callable[[Any, Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Embed images.
-
-    Args:
-        encoder: segment_anything's ``ImageEncoderViT`` as its registry builds it, with relative
-            positions; the weights of its linear layers decide the number format of the products.
-        images_B3RR: normalised and padded, float32, (B, 3, R, R).
-        run_block: ``encoder_block``, or what torch has compiled of it: one block is compiled for
-            all, in seconds.
-
-    Returns:
-        float32, (B, C, G, G).
-    """
-    projection = encoder.patch_embed.proj
-    x_BGGD = patch_tokens(images_B3RR, projection.weight, projection.bias)
-    if encoder.pos_embed is not None:
-        x_BGGD = x_BGGD + encoder.pos_embed
-    for block in encoder.blocks:
-        x_BGGD = (run_block or encoder_block)(block, x_BGGD)
-    narrow, norm, smooth, last_norm = encoder.neck
-    x_BGGC = linear(x_BGGD, narrow.weight.flatten(1))
-    x_BCGG = norm(x_BGGC.permute(0, 3, 1, 2))
-    # As a product of 3 x 3 neighbourhoods: cuDNN rounds convolutions to ten bits by default.
-    neighbourhoods = F.unfold(x_BCGG, smooth.kernel_size, padding=1).transpose(1, 2)
-    x_BTC = linear(neighbourhoods, smooth.weight.flatten(1))
-    embedded_BCGG: Tensor = last_norm(x_BTC.transpose(1, 2).unflatten(2, x_BCGG.shape[2:]))
-    return embedded_BCGG
-
-
 def encoder_block(block: Any, x_BGGD: Tensor) -> Tensor:
     """Run a block of the encoder.
 
@@ -72,6 +39,38 @@ def encoder_block(block: Any, x_BGGD: Tensor) -> Tensor:
     x_BGGD = x_BGGD + _attention(block, block.norm1(x_BGGD))
     x_BGGD += mlp(block.norm2(x_BGGD), block.mlp.lin1, block.mlp.act, block.mlp.lin2)
     return x_BGGD
+
+
+def encode(
+    encoder: Any,
+    images_B3RR: Tensor,
+    run_block: Callable[[Any, Tensor], Tensor] = encoder_block,
+) -> Tensor:
+    """Embed images.
+
+    Args:
+        encoder: segment_anything's ``ImageEncoderViT`` as its registry builds it, with relative
+            positions; the weights of its linear layers decide the number format of the products.
+        images_B3RR: normalised and padded, float32, (B, 3, R, R).
+        run_block: ``encoder_block``, or what torch has compiled of it, one block for all.
+
+    Returns:
+        float32, (B, C, G, G).
+    """
+    projection = encoder.patch_embed.proj
+    x_BGGD = patch_tokens(images_B3RR, projection.weight, projection.bias)
+    if encoder.pos_embed is not None:
+        x_BGGD = x_BGGD + encoder.pos_embed
+    for block in encoder.blocks:
+        x_BGGD = run_block(block, x_BGGD)
+    narrow, norm, smooth, last_norm = encoder.neck
+    x_BGGC = linear(x_BGGD, narrow.weight.flatten(1))
+    x_BCGG = norm(x_BGGC.permute(0, 3, 1, 2))
+    # As a product of 3 x 3 neighbourhoods: cuDNN rounds convolutions to ten bits by default.
+    neighbourhoods = F.unfold(x_BCGG, smooth.kernel_size, padding=1).transpose(1, 2)
+    x_BTC = linear(neighbourhoods, smooth.weight.flatten(1))
+    embedded_BCGG: Tensor = last_norm(x_BTC.transpose(1, 2).unflatten(2, x_BCGG.shape[2:]))
+    return embedded_BCGG
 
 
 def _attention(block: Any, normed_BGGD: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from hybridgl.config import (
     ReferenceQuirks,
     TextConfig,
 )
-from hybridgl.devices import SMALL_BATCHES
+from hybridgl.devices import CPU_BATCHES
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.fusion import mask_features
 from hybridgl.images import RgbImage
@@ -241,7 +241,7 @@ def test_permuted_proposals_permute_the_scores(tmp_path, image, masks):
 def test_chunks_do_not_matter(tmp_path, image, masks):
     model = model_of(tmp_path, "transformer")
     whole = model.features(RgbImage(image), proposals_of(masks))
-    model.models.batches.sizes = dataclasses.replace(SMALL_BATCHES, masks=2)
+    model.models.batches.sizes = dataclasses.replace(CPU_BATCHES, masks=2)
     assert torch.allclose(
         model.features(RgbImage(image), proposals_of(masks)), whole, rtol=0, atol=1e-5
     )

@@ -22,7 +22,7 @@ from hybridgl.config import (
     ReferenceQuirks,
     TextConfig,
 )
-from hybridgl.devices import SMALL_BATCHES
+from hybridgl.devices import CPU_BATCHES
 from hybridgl.errors import HybridGLError, SettingError, WeightsError
 from hybridgl.fusion import mask_features
 from hybridgl.images import RgbImage
@@ -236,7 +236,7 @@ def test_permuted_proposals_permute_scores_and_predictions(models, image, propos
 def test_chunks_of_masks_and_maps_do_not_matter(models, image, proposals, monkeypatch):
     model = HybridGL(models, HybridGLConfig())
     whole = model.score(image, SENTENCES, proposals)
-    monkeypatch.setattr(models.batches, "sizes", dataclasses.replace(SMALL_BATCHES, masks=2))
+    monkeypatch.setattr(models.batches, "sizes", dataclasses.replace(CPU_BATCHES, masks=2))
     monkeypatch.setattr("hybridgl.methods.hybridgl._MAPS_PER_CHUNK", 3)
     for one, other in zip(whole, model.score(image, SENTENCES, proposals), strict=True):
         for name, array in one.arrays.items():
@@ -266,7 +266,7 @@ def test_a_gpu_is_awaited_no_more_often_for_more_masks_or_sentences(clip_file, i
         _ = model.clip, models.batches
         some = proposals_of(proposals.masks_NHW[:masks])
         expected = model.score(image, SENTENCES[:sentences], some)
-        models.batches.sizes = dataclasses.replace(SMALL_BATCHES, masks=1)
+        models.batches.sizes = dataclasses.replace(CPU_BATCHES, masks=1)
         models.clip._text_features.clear()
         models.device = models.clip.device = torch.device("cuda")
         with Waits() as waits, RecordOperations() as recorded:

@@ -14,7 +14,7 @@ from segment_anything.modeling import ImageEncoderViT
 
 import hybridgl
 from hybridgl.config import SAM_SETTINGS, ProposalConfig
-from hybridgl.devices import SMALL_BATCHES, Batches
+from hybridgl.devices import CPU_BATCHES, Batches
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.masks import Proposals
 from hybridgl.models import sam_generator
@@ -123,7 +123,7 @@ def test_proposing_twice_gives_the_same_bits(sam, image):
 def test_a_large_image_in_smaller_batches_gives_the_same_masks(sam, image, monkeypatch):
     whole = Sam(sam).propose(image, ANY_MASK)
     monkeypatch.setattr(sam_generator, "_LOGIT_BYTES", 2 * 60 * 80 * 4)
-    pairs = Batches(dataclasses.replace(SMALL_BATCHES, points=2))
+    pairs = Batches(dataclasses.replace(CPU_BATCHES, points=2))
 
     in_pairs = Sam(sam, batches=pairs).propose(image, ANY_MASK)
 

@@ -31,7 +31,7 @@ from hybridgl.config import (
     SAM_SETTINGS,
     ProposalConfig,
 )
-from hybridgl.devices import SMALL_BATCHES, Batches
+from hybridgl.devices import CPU_BATCHES, Batches
 from hybridgl.masks import Proposals
 from hybridgl.models import sam_generator
 from hybridgl.models.sam import build_tiny_sam
@@ -140,7 +140,7 @@ def assert_close(got, expected):
 
 def generator_of(sam, config, device=CPU, **sizes):
     """A generator whose batches are of the usual sizes, but for those given."""
-    return MaskGenerator(sam, config, device, Batches(dataclasses.replace(SMALL_BATCHES, **sizes)))
+    return MaskGenerator(sam, config, device, Batches(dataclasses.replace(CPU_BATCHES, **sizes)))
 
 
 def generate(sam, config, *images, **sizes):
@@ -368,10 +368,11 @@ def test_the_next_prompts_are_decoded_before_the_host_learns_of_the_last(sam, mo
 
         monkeypatch.setattr(owner, name, method)
 
-    noted(PointDecoder, "decode")
+    noted(PointDecoder, "_transform")  # of the first thing that is decoded
     noted(sam_generator._Filtered, "survivors")
 
     submit_on_gpu(sam, config, [scene(0)], monkeypatch, points=4)
+    order = [name.replace("_transform", "decode") for name in order]
 
     assert order == ["decode", *["decode", "survivors"] * 3, "survivors"]
 
