@@ -41,7 +41,7 @@ from hybridgl.timing import timer
 from hybridgl.weights.registry import WeightSet
 from refer.dataset import Id, Ref, ReferSplit
 
-__all__ = ["ReferenceSchedule", "read_state"]
+__all__ = ["ReferenceSchedule", "build_sam"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -70,14 +70,11 @@ class ReferenceSchedule:
         self._config, self._device = config, device
         self._parser = load("parser", weights.spacy_model)
         self._tokenizer = open_clip.SimpleTokenizer(context_length=77)
-        clip_state = read_state(weights.clip_weights)
+        clip_state = _read_state(weights.clip_weights)
         self._clip = _build_clip(clip_state)
         self._clip.load_state_dict(clip_state)
-        tiny = weights.sam_type == "tiny"
-        sam = build_tiny_sam() if tiny else sam_model_registry[weights.sam_type]()
-        sam.load_state_dict(read_state(weights.sam_checkpoint))
-        for model in (self._clip, sam):
-            model.eval().requires_grad_(False).to(device)
+        self._clip.eval().requires_grad_(False).to(device)
+        sam = build_sam(weights, device)
         sam.image_encoder.forward = timer("SAM encoder")(sam.image_encoder.forward)
         self._generator = SamAutomaticMaskGenerator(sam, **dataclasses.asdict(ProposalConfig()))
 
@@ -439,7 +436,15 @@ def _build_clip(state: Mapping[str, Tensor]) -> Any:
     return open_clip.CLIP(state["text_projection"].shape[1], vision, text, quick_gelu=True)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def build_sam(weights: WeightSet, device: torch.device) -> Any:
+    """Build segment_anything's ``Sam`` with its weights, in float32."""
+    tiny = weights.sam_type == "tiny"
+    sam = build_tiny_sam() if tiny else sam_model_registry[weights.sam_type]()
+    sam.load_state_dict(_read_state(weights.sam_checkpoint), assign=True)
+    return sam.eval().requires_grad_(False).to(device)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
     """Read the weights of a file, in float32."""
     if path.suffix == ".npz":
         with np.load(path) as arrays:

@@ -1,8 +1,8 @@
-"""One command that proves CUDA: every prediction as on a CPU, and figures of speed and memory.
+"""One command that proves CUDA: every prediction as on a CPU, and what speed and memory it has.
 
-Five parts, the most important first; each figure is printed as soon as it is there, and the JSON is
-written again after it, so that a run cut short is worth something. What fails is named, and the
-next figure is taken.
+Five parts, the most important first; each measurement is printed as soon as it is there, and the
+JSON is written again after it, so that a run cut short is worth something. What fails is named, and
+the next measurement is taken.
 
     exact    golden vectors within 1e-3; every prediction on shapes val as on the CPU; as counts,
              what TF32, a bfloat16 encoder and compiled encoders change; two runs, the same records
@@ -25,7 +25,7 @@ PACKAGES below, and where a machine lacks some, usually the last six, they come 
 
 Example:
     python -m benchmarks.gpu
-    python -m benchmarks.gpu --device cpu --minutes 2 --output figures.json
+    python -m benchmarks.gpu --device cpu --minutes 2 --output measurements.json
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,9 +71,7 @@ class Plan:
         images: of the whole run, at most 60.
         reference_images: of the reference schedule.
         masks: of its images.
-        masks_at_once: sizes of a batch that are tried.
-        points_at_once: likewise, squares.
-        images_at_once: likewise.
+        batch_sizes: of masks, points (squares) and images, that are tried.
         sam_settings: of SAM, whose memory is measured.
         masks_in_memory: numbers of masks whose memory is measured.
         traced_images: of the run whose trace is taken.
@@ -87,9 +85,7 @@ class Plan:
     images: int
     reference_images: int
     masks: int
-    masks_at_once: Sequence[int]
-    points_at_once: Sequence[int]
-    images_at_once: Sequence[int]
+    batch_sizes: Mapping[str, Sequence[int]]
     sam_settings: Sequence[str]
     masks_in_memory: Sequence[int]
     traced_images: int
@@ -104,9 +100,11 @@ ON_GPU = Plan(
     images=60,
     reference_images=3,
     masks=32,
-    masks_at_once=(8, 16, 32, 64, 128, 256),
-    points_at_once=(16, 64, 256, 1024),
-    images_at_once=(1, 2, 4, 8, 16),
+    batch_sizes={
+        "masks": (8, 16, 32, 64, 128, 256),
+        "points": (16, 64, 256, 1024),
+        "images": (1, 2, 4, 8, 16),
+    },
     sam_settings=("refcoco", "phrasecut"),
     masks_in_memory=(8, 32, 128, 256),
     traced_images=12,
@@ -121,9 +119,7 @@ ON_CPU = Plan(
     images=3,
     reference_images=1,
     masks=8,
-    masks_at_once=(8, 16, 32),
-    points_at_once=(16, 64),
-    images_at_once=(1, 2),
+    batch_sizes={"masks": (8, 16, 32), "points": (16, 64), "images": (1, 2)},
     sam_settings=("refcoco", "phrasecut"),
     masks_in_memory=(8, 32),
     traced_images=1,
@@ -140,7 +136,7 @@ def missing_packages() -> list[str]:
 def measure(
     plan: Plan, *, device: str, golden: Path, output: Path, seconds: float
 ) -> dict[str, Any]:
-    """Take all figures.
+    """Take all measurements.
 
     Args:
         plan: how much.
@@ -157,10 +153,10 @@ def measure(
 
     from benchmarks.data import Workload
     from benchmarks.gpu.exact import measure_exact
-    from benchmarks.gpu.figures import Figures
+    from benchmarks.gpu.measurements import Measurements
     from benchmarks.gpu.memory import measure_memory
     from benchmarks.gpu.parses import StoredParser
-    from benchmarks.gpu.stages import Bench, Sweep, measure_stages
+    from benchmarks.gpu.stages import Bench, measure_stages
     from benchmarks.gpu.waiting import measure_waiting
     from benchmarks.gpu.whole import measure_run
     from benchmarks.stages import machine
@@ -169,12 +165,12 @@ def measure(
     from refer.shapes.world import write_world
 
     header = {**machine(select_device(device)), "models": plan.sizes, "SAM": plan.sam_type}
-    figures = Figures(output, seconds, header)
+    log = Measurements(output, seconds, header)
     with tempfile.TemporaryDirectory() as name, patch.dict(LOADERS, parser=StoredParser):
         folder = Path(name)
         write_world(folder / "world", sizes={"val": plan.scenes})
         later = measure_exact(
-            figures,
+            log,
             data_root=folder / "world",
             folder=folder / "exact",
             golden_folder=golden,
@@ -189,18 +185,17 @@ def measure(
             folder=folder / "workload",
         )
         workload.write()
-        later += measure_run(figures, workload, plan.reference_images)
+        later += measure_run(log, workload, plan.reference_images)
         bench = Bench(workload)
-        sweep = Sweep(plan.masks_at_once, plan.points_at_once, plan.images_at_once)
-        later += measure_stages(figures, bench, sweep, plan.repeats)
-        measure_memory(figures, bench, plan.sam_settings, plan.masks_in_memory)
-        measure_waiting(figures, bench, plan.traced_images)
+        later += measure_stages(log, bench, plan.batch_sizes, plan.repeats)
+        measure_memory(log, bench, plan.sam_settings, plan.masks_in_memory)
+        measure_waiting(log, bench, plan.traced_images)
         for one in later:
             if plan.compiles:
-                figures.measure(one.part, one.name, one.measure, needs_seconds=one.needs_seconds)
+                log.measure(one.part, one.name, one.measure, needs_seconds=one.needs_seconds)
             else:
-                figures.leave_out(one.part, one.name, "a CPU takes minutes to compile")
-    return figures.values
+                log.leave_out(one.part, one.name, "a CPU takes minutes to compile")
+    return log.values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         metavar="FILE",
         default=Path("gpu.json"),
-        help="gets the figures as JSON (default: gpu.json)",
+        help="gets the measurements as JSON (default: gpu.json)",
     )
     arguments = parser.parse_args(argv)
     missing = missing_packages()
@@ -247,8 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             seconds=60 * arguments.minutes,
         )
         print(
-            f"{len(found['failed'])} figures failed, {len(found['left_out'])} were left out; all "
-            f"are in {arguments.output}."
+            f"{len(found['failed'])} measurements failed, {len(found['left_out'])} were left out; "
+            f"all are in {arguments.output}."
         )
         return not found["failed"]
 

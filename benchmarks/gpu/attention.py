@@ -1,10 +1,10 @@
-"""Other forms of SAM's attention with relative positions, to be held against the product's.
+"""Other forms of SAM's attention with relative positions, to be held against ours.
 
 A score is the product of query and key, plus what the query has for the key's row and column. The
-product adds the two as a mask; both forms here need none. Either would take its place where it is
+library adds the two as a mask; both forms here need none. Either takes its place if it proves
 faster.
 
-Shapes: B images, h heads, T = G * G tokens, d head width.
+Shapes: B images, h heads, T = G * G tokens, d head width, C = 2 * G places.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def wide_keys(
     side, width = len(rows_GGd), q_BhTd.shape[-1]
     by_row, by_column = _by_row_and_column(q_BhTd, rows_GGd, columns_GGd)
     place_T = torch.arange(side * side, device=q_BhTd.device)
-    own_T2G = torch.cat(
+    own_TC = torch.cat(
         [F.one_hot(place_T // side, side), F.one_hot(place_T % side, side)], dim=-1
     ).to(k_BhTd.dtype)
-    own_BhT2G = own_T2G.expand(*k_BhTd.shape[:2], -1, -1)
+    own_BhTC = own_TC.expand(*k_BhTd.shape[:2], -1, -1)
     wide_q = torch.cat([q_BhTd * width**-0.5, by_row, by_column], dim=-1)
-    wide_k = torch.cat([k_BhTd, own_BhT2G], dim=-1)
+    wide_k = torch.cat([k_BhTd, own_BhTC], dim=-1)
     wide_v = F.pad(v_BhTd, (0, 2 * side))
     attended = F.scaled_dot_product_attention(wide_q, wide_k, wide_v, scale=1.0)
     return attended[..., :width]
@@ -88,7 +88,7 @@ def flex(
 
 
 FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    "the product's": relative_attention,
+    "additive mask": relative_attention,
     "wide keys": wide_keys,
     "FlexAttention": flex,
 }

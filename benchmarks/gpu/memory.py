@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.data import drawn_masks
-from benchmarks.gpu.figures import Figures
+from benchmarks.gpu.measurements import Measurements
 from benchmarks.gpu.stages import Bench
 from benchmarks.stages import forget_peaks, peaks
 from hybridgl.config import SAM_SETTINGS, ProposalConfig
@@ -20,12 +20,12 @@ __all__ = ["measure_memory"]
 
 
 def measure_memory(
-    figures: Figures, bench: Bench, settings: Sequence[str], masks: Sequence[int]
+    log: Measurements, bench: Bench, settings: Sequence[str], masks: Sequence[int]
 ) -> None:
-    """Take all figures of this part.
+    """Take all measurements of this part.
 
     Args:
-        figures: get them.
+        log: gets them.
         bench: models.
         settings: of SAM's mask generator, by name.
         masks: numbers of an image's masks.
@@ -36,11 +36,11 @@ def measure_memory(
 
     for name in settings:
         proposed = partial(_peak, partial(propose, SAM_SETTINGS[name]), bench)
-        figures.measure("memory", f"SAM, {name}'s settings", proposed)
+        log.measure("memory", f"SAM, {name}'s settings", proposed)
     for count in masks:
         features = partial(bench.features, drawn_masks(0, count).masks_NHW)
-        figures.measure("memory", f"features of {count} masks", partial(_peak, features, bench))
-    figures.measure("memory", "one item", partial(_items, bench))
+        log.measure("memory", f"features of {count} masks", partial(_peak, features, bench))
+    log.measure("memory", "one item", partial(_items, bench))
 
 
 @torch.inference_mode()

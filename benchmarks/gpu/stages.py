@@ -1,45 +1,42 @@
 """Stages alone, each held against its floor: what its products and bytes take at least.
 
 The floor of a stage is its multiplications and additions at the rate of a large matrix product of
-the same number format, or the bytes that it must read and write (weights, inputs, outputs, each
-once) at the rate of a large copy, whichever takes longer; both rates are measured first.
+the same number format, or the bytes that it must read and write (weights of the vision towers,
+inputs and outputs that are tensors, each once) at the rate of a large copy, whichever takes longer;
+both rates are measured first.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from segment_anything import sam_model_registry
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.data import HW, Workload, drawn_masks
 from benchmarks.gpu.attention import FORMS, flex
-from benchmarks.gpu.figures import Figures, Later
-from benchmarks.reference import read_state
+from benchmarks.gpu.measurements import Deferred, Measurements
+from benchmarks.reference import build_sam
+from benchmarks.stages import NUM_SENTENCES
 from hybridgl import gem, guidance
 from hybridgl.config import SAM_SETTINGS, HybridGLConfig, ProposalConfig
 from hybridgl.devices import Batches, BatchSizes, set_tf32
 from hybridgl.methods.hybridgl import HybridGL
 from hybridgl.models import Models
-from hybridgl.models.sam import build_tiny_sam
 from hybridgl.models.sam_encoder import encode, encoder_block
 from hybridgl.models.sam_generator import MaskGenerator
 from hybridgl.models.transformer import set_product_dtype
 
 __all__ = ["Bench", "measure_stages", "seconds_of"]
-
-SENTENCES = 7
-"""Of an image: 2.54 refs of 2.84 sentences."""
 
 FORMATS = {
     "float32": (torch.float32, False),
@@ -47,6 +44,9 @@ FORMATS = {
     "bfloat16": (torch.bfloat16, False),
 }
 """Number format of the weights, and whether TF32 is on. Only SAM's encoder has bfloat16."""
+
+Sizes = Mapping[str, Sequence[int]]
+"""Sizes of a batch that are tried: of masks, points and images."""
 
 _LEAST_SECONDS = 0.2
 """Of what is timed at once on a GPU."""
@@ -88,21 +88,6 @@ class Stage:
     inputs: Sequence[Tensor] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """Sizes of a batch.
-
-    Attributes:
-        masks: through CLIP.
-        points: through SAM's decoder.
-        images: through SAM's encoder.
-    """
-
-    masks: Sequence[int]
-    points: Sequence[int]
-    images: Sequence[int]
-
-
 class Bench:
     """Models at real size, on the device, and what goes through them.
 
@@ -128,11 +113,7 @@ class Bench:
         return self._sam(torch.float32)
 
     def _sam(self, dtype: torch.dtype) -> Any:
-        weights = self.workload.weights
-        tiny = weights.sam_type == "tiny"
-        sam = build_tiny_sam() if tiny else sam_model_registry[weights.sam_type]()
-        sam.load_state_dict(read_state(weights.sam_checkpoint), assign=True)
-        sam = sam.eval().requires_grad_(False).to(self.device)
+        sam = build_sam(self.workload.weights, self.device)
         set_product_dtype(sam.image_encoder.modules(), dtype)
         return sam
 
@@ -169,7 +150,7 @@ class Bench:
 
 
 @contextmanager
-def numbers(number_format: str) -> Iterator[None]:
+def computing_in(number_format: str) -> Iterator[None]:
     """Compute in a number format, as far as torch's own settings decide it."""
     set_tf32(enabled=FORMATS[number_format][1])
     try:
@@ -179,7 +160,7 @@ def numbers(number_format: str) -> Iterator[None]:
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Time a call, the median of some repetitions after one that is not counted."""
+    """Time a call, the median of some repetitions; those that load kernels are not counted."""
     on_gpu = device.type == "cuda"
 
     def once(times: int) -> float:
@@ -190,8 +171,8 @@ def seconds_of(call: Callable[[], Any], device: torch.device, repeats: int) -> f
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) / times
 
-    first = once(1) if not on_gpu else min(once(1), once(1))
-    times = max(round(_LEAST_SECONDS / max(first, 1e-6)), 1) if on_gpu else 1
+    once(1)
+    times = max(round(_LEAST_SECONDS / max(once(1), 1e-6)), 1) if on_gpu else 1
     return median(once(times) for _ in range(repeats))
 
 
@@ -201,7 +182,7 @@ def rates(device: torch.device, repeats: int) -> Rates:
     reached = {}
     for name, (dtype, _) in FORMATS.items():
         factors = [torch.randn(side, side, device=device, dtype=dtype) for _ in range(2)]
-        with numbers(name):
+        with computing_in(name):
             seconds = seconds_of(partial(torch.mm, *factors), device, repeats)
         reached[name] = 2 * side**3 / seconds
     count = 2**30 if device.type == "cuda" else 2**26
@@ -211,36 +192,31 @@ def rates(device: torch.device, repeats: int) -> Rates:
     return Rates(reached, 2 * count / copied)
 
 
-def measure_stages(figures: Figures, bench: Bench, sweep: Sweep, repeats: int) -> list[Later]:
-    """Take all figures of this part, and return those of compiled stages."""
+def measure_stages(
+    log: Measurements, bench: Bench, batch_sizes: Sizes, repeats: int
+) -> list[Deferred]:
+    """Take all measurements of this part, and return those of compiled stages."""
     device = bench.device
-    reached: list[Rates] = []
-
-    def measure_rates() -> dict[str, Any]:
-        reached.append(rates(device, repeats))
-        teraflops = {name: rate / 1e12 for name, rate in reached[0].operations.items()}
-        return {"TFLOP/s": teraflops, "GB/s": reached[0].bytes / 1e9}
-
-    figures.measure("stages", "rates", measure_rates)
+    reached = log.measure("stages", "rates", lambda: asdict(rates(device, repeats)))
     if not reached:
-        figures.leave_out("stages", "all others", "without rates there is no floor")
+        log.leave_out("stages", "all others", "without rates there is no floor")
         return []
 
     def row(
         stage: Stage, number_format: str, call: Callable[[], Any] | None = None
     ) -> dict[str, Any]:
-        with torch.inference_mode(), numbers(number_format):
+        with torch.inference_mode(), computing_in(number_format):
             with FlopCounterMode(display=False) as counter:
                 result = stage.run()
             taken = seconds_of(call or stage.run, device, repeats)
         operations, moved = counter.get_total_flops(), _bytes(stage, result)
-        floor = reached[0].floor(number_format, operations, moved)
+        floor = Rates(**reached).floor(number_format, operations, moved)
         return {
             f"{stage.unit}/s": stage.handled / taken,
             "seconds": taken,
             "GFLOP": operations / 1e9,
-            "% of floor": 100 * floor / taken,
-            "% of matrix rate": 100 * operations / taken / reached[0].operations[number_format],
+            "floor, % of seconds": 100 * floor / taken,
+            "% of matrix rate": 100 * operations / taken / reached["operations"][number_format],
         }
 
     def plain(name: str, number_format: str) -> dict[str, Any]:
@@ -253,13 +229,13 @@ def measure_stages(figures: Figures, bench: Bench, sweep: Sweep, repeats: int) -
     for name in _STAGES:
         for number_format in _FORMATS_OF.get(name, ("float32", "TF32")):
             subject = f"{name}, {number_format}"
-            if number_format == "TF32" and figures.leave_out_tf32("stages", subject, device):
+            if number_format == "TF32" and log.leave_out_tf32("stages", subject, device):
                 continue
-            figures.measure("stages", subject, partial(plain, name, number_format))
-    _measure_attention(figures, bench, repeats)
-    _measure_sweeps(figures, bench, sweep, repeats)
+            log.measure("stages", subject, partial(plain, name, number_format))
+    _measure_attention(log, bench, repeats)
+    _measure_sweeps(log, bench, batch_sizes, repeats)
     return [
-        Later("stages", f"{name}, {one}, compiled", partial(compiled, name, one), 60)
+        Deferred("stages", f"{name}, {one}, compiled", partial(compiled, name, one), 60)
         for name, one in _COMPILED
     ]
 
@@ -319,7 +295,7 @@ def _gem(bench: Bench, _: str) -> Stage:
 
 
 def _texts(bench: Bench, _: str) -> Stage:
-    count = 3 * SENTENCES
+    count = 3 * NUM_SENTENCES
 
     def run() -> Tensor:  # other texts each time: a text is encoded once
         texts = [f"a photo of thing {number}" for number in itertools.islice(_numbers, count)]
@@ -330,10 +306,10 @@ def _texts(bench: Bench, _: str) -> Stage:
 
 def _coherence(bench: Bench, _: str) -> Stage:
     masks_NHW = torch.from_numpy(bench.masks_NHW).to(bench.device)
-    maps_SHW = torch.rand(SENTENCES, *HW, device=bench.device)
+    maps_SHW = torch.rand(NUM_SENTENCES, *HW, device=bench.device)
     return Stage(
-        lambda: guidance.coherence_scores(maps_SHW, masks_NHW, [1.8] * SENTENCES),
-        SENTENCES,
+        lambda: guidance.coherence_scores(maps_SHW, masks_NHW, [1.8] * NUM_SENTENCES),
+        NUM_SENTENCES,
         "sentences",
         [],
         [masks_NHW, maps_SHW],
@@ -394,7 +370,7 @@ def _compiled(bench: Bench, name: str, number_format: str) -> Callable[[], Any]:
 # ---- attention and batch sizes
 
 
-def _measure_attention(figures: Figures, bench: Bench, repeats: int) -> None:
+def _measure_attention(log: Measurements, bench: Bench, repeats: int) -> None:
     """Time the forms of SAM's attention over a whole image."""
     encoder = bench.sam.image_encoder
     side, heads = encoder.patch_embed.proj.stride[0], encoder.blocks[0].attn.num_heads
@@ -409,7 +385,7 @@ def _measure_attention(figures: Figures, bench: Bench, repeats: int) -> None:
 
         def form(attend: Callable[..., Tensor], *given: Tensor) -> dict[str, float]:
             with torch.inference_mode():
-                exact = FORMS["the product's"](*(tensor.float() for tensor in given))
+                exact = FORMS["additive mask"](*(tensor.float() for tensor in given))
                 error = (attend(*given).float() - exact).abs()
                 seconds = seconds_of(partial(attend, *given), bench.device, repeats)
             return {"seconds": seconds, "largest error": float(error.max())}
@@ -417,25 +393,25 @@ def _measure_attention(figures: Figures, bench: Bench, repeats: int) -> None:
         for name, attend in FORMS.items():
             subject = f"attention of an image, {number_format}, {name}"
             if attend is flex and bench.device.type != "cuda":
-                figures.leave_out("stages", subject, "it has a kernel on a GPU alone")
+                log.leave_out("stages", subject, "it has a kernel on a GPU alone")
                 continue
             measure = partial(form, attend, q, k, v, rows, columns)
-            figures.measure("stages", subject, measure)
+            log.measure("stages", subject, measure)
 
 
-def _measure_sweeps(figures: Figures, bench: Bench, sweep: Sweep, repeats: int) -> None:
+def _measure_sweeps(log: Measurements, bench: Bench, batch_sizes: Sizes, repeats: int) -> None:
     """Time batch sizes, and hold the best against the one that the program chooses."""
     usual: BatchSizes = bench.models.batches.sizes
 
     def masks(most: int) -> float:
-        masks_NHW = np.resize(bench.masks_NHW, (max(sweep.masks), *HW))
+        masks_NHW = np.resize(bench.masks_NHW, (max(batch_sizes["masks"]), *HW))
         call = partial(bench.features, masks_NHW, most)
         return len(masks_NHW) / seconds_of(call, bench.device, repeats)
 
     def points(most: int) -> float:
-        generator = bench.decoder(int(max(sweep.points) ** 0.5), points=most)
+        generator = bench.decoder(int(max(batch_sizes["points"]) ** 0.5), points=most)
         call = partial(generator.submit, [bench.image_HW3])
-        return max(sweep.points) / seconds_of(call, bench.device, repeats)
+        return max(batch_sizes["points"]) / seconds_of(call, bench.device, repeats)
 
     def images(most: int) -> float:
         sam = bench.sam_bfloat16 if bench.device.type == "cuda" else bench.sam
@@ -443,11 +419,11 @@ def _measure_sweeps(figures: Figures, bench: Bench, sweep: Sweep, repeats: int) 
         return most / seconds_of(call, bench.device, repeats)
 
     for name, measure, sizes in (
-        ("masks", masks, sweep.masks),
-        ("points", points, sweep.points),
-        ("images", images, sweep.images),
+        ("masks", masks, batch_sizes["masks"]),
+        ("points", points, batch_sizes["points"]),
+        ("images", images, batch_sizes["images"]),
     ):
-        figures.measure(
+        log.measure(
             "stages",
             f"{name} at once",
             partial(_swept, measure, sizes, getattr(usual, name)),

@@ -17,65 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.data import Workload, drawn_masks
 from benchmarks.end_to_end import Kind, run_ours
-from benchmarks.gpu.figures import Figures
+from benchmarks.gpu.measurements import Measurements
+from benchmarks.gpu.operations import RecordOperations
 from benchmarks.gpu.parses import stored_sentences
 from benchmarks.gpu.stages import Bench
 from benchmarks.gpu.whole import FAST
 from hybridgl.images import RgbImage
 
-__all__ = ["RecordOperations", "awaited", "busy_seconds", "measure_waiting"]
-
-_AWAITED = {
-    "_local_scalar_dense",
-    "is_nonzero",
-    "nonzero",
-    "nonzero_static",
-    "masked_select",
-    "unique_consecutive",
-    "unique_dim",
-    "_unique",
-    "_unique2",
-    "equal",
-    "repeat_interleave",
-}
-"""Operations of which a host must await the result, as it decides a value, a shape or a branch."""
+__all__ = ["awaited", "busy_seconds", "measure_waiting"]
 
 _TRACE_LINES = 12
-
-
-class RecordOperations(TorchDispatchMode):
-    """Names of all operations, and of those for whose results a host would wait for its GPU.
-
-    On a CPU nobody waits; it shows where one would.
-
-    Attributes:
-        names: of all operations, in order.
-        waiting: of those for which a host waits.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.waiting: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        with self:
-            parts = func.decompose(*args, **kwargs)
-        if parts is not NotImplemented:
-            return parts
-        name = func.overloadpacket.__name__
-        self.names.append(name)
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            part is not None and part.dtype in (torch.bool, torch.uint8) for part in args[1]
-        )
-        if name in _AWAITED or by_mask:
-            self.waiting.append(name)
-        return func(*args, **kwargs)
 
 
 def awaited(call: Callable[[], Any], device: torch.device) -> Counter[str]:
@@ -116,26 +70,24 @@ def busy_seconds(intervals: list[tuple[float, float]]) -> float:
     return float(covered)
 
 
-def measure_waiting(figures: Figures, bench: Bench, images: int) -> None:
-    """Take all figures of this part.
+def measure_waiting(log: Measurements, bench: Bench, images: int) -> None:
+    """Take all measurements of this part.
 
     Args:
-        figures: get them.
+        log: gets them.
         bench: models.
         images: of the run whose trace is taken.
     """
     for name, call, few, many in _loops(bench):
         if name == "points" and bench.device.type != "cuda":
             # Of these the host waits by an event, which no CPU has: a test covers it.
-            figures.leave_out("waiting", f"waits, by {name}", "it needs a GPU")
+            log.leave_out("waiting", f"waits, by {name}", "it needs a GPU")
             continue
-        figures.measure(
-            "waiting", f"waits, by {name}", partial(_growth, call, few, many, bench.device)
-        )
+        log.measure("waiting", f"waits, by {name}", partial(_growth, call, few, many, bench.device))
     if bench.device.type == "cuda":
-        figures.measure("waiting", "whole run", partial(_trace, bench.workload, images))
+        log.measure("waiting", "whole run", partial(_trace, bench.workload, images))
     else:
-        figures.leave_out("waiting", "whole run", "no profiler tells when a CPU is idle")
+        log.leave_out("waiting", "whole run", "no profiler tells when a CPU is idle")
 
 
 def _growth(

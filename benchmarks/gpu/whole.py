@@ -15,7 +15,7 @@ from benchmarks.end_to_end import (
     run_ours,
     run_reference,
 )
-from benchmarks.gpu.figures import Figures, Later
+from benchmarks.gpu.measurements import Deferred, Measurements
 
 __all__ = ["FAST", "measure_run"]
 
@@ -33,11 +33,11 @@ COMPILED = {"fast, compiled": (*FAST, "--compile")}
 REFERENCE = "reference schedule"
 
 
-def measure_run(figures: Figures, workload: Workload, reference_images: int) -> list[Later]:
+def measure_run(log: Measurements, workload: Workload, reference_images: int) -> list[Deferred]:
     """Time the reference schedule on a few images, our programs on all, from empty stores.
 
     Args:
-        figures: get them.
+        log: gets them.
         workload: written.
         reference_images: of the reference schedule.
 
@@ -50,40 +50,41 @@ def measure_run(figures: Figures, workload: Workload, reference_images: int) -> 
         if workload.torch_device.type == "cuda":
             run_reference(workload, 1)  # loads libraries and kernels, which both sides use
         measured[REFERENCE] = run_reference(workload, reference_images)
-        return _figures(measured[REFERENCE], reference_images)
+        return _row(measured[REFERENCE], reference_images)
 
     def ours(name: str, flags: Sequence[str]) -> dict[str, Any]:
         kind = Kind(tuple(flags), store=f"{name} {len(measured)}", cold=True)
         output = workload.folder / "outputs" / kind.store
         measured[name] = run_ours(workload, kind, output)
-        found = _figures(measured[name], workload.images)
+        found = _row(measured[name], workload.images)
         if REFERENCE in measured:
             other = measured[REFERENCE]
             faster = other.seconds / reference_images * workload.images / measured[name].seconds
-            pure, guided = equal_percent(other, measured[name])
-            found |= {"times faster": faster, "equal, pure %": pure, "equal, guided %": guided}
+            features, guided = equal_percent(other, measured[name])
+            found["times faster"] = faster
+            found |= {"equal, features %": features, "equal, guided %": guided}
         return found
 
-    figures.measure("run", REFERENCE, reference)
+    log.measure("run", REFERENCE, reference)
     for name, flags in KINDS.items():
-        if "--tf32" in flags and figures.leave_out_tf32("run", name, workload.torch_device):
+        if "--tf32" in flags and log.leave_out_tf32("run", name, workload.torch_device):
             continue
-        figures.measure("run", name, partial(ours, name, flags))
+        log.measure("run", name, partial(ours, name, flags))
     # The first of two runs compiles.
     return [
-        Later("run", f"{name}{suffix}", partial(ours, name, flags), needed)
+        Deferred("run", f"{name}{suffix}", partial(ours, name, flags), needed)
         for name, flags in COMPILED.items()
         for suffix, needed in ((", first run", 120), ("", 30))
     ]
 
 
-def _figures(one: Measurement, images: int) -> dict[str, Any]:
+def _row(one: Measurement, images: int) -> dict[str, Any]:
     each = one.seconds / images
     return {
         "images": images,
         "s/image": each,
         "times faster": None,
-        "equal, pure %": None,
+        "equal, features %": None,
         "equal, guided %": None,
         "joules/image, models loaded": one.joules and one.joules / images,
         "GPU MB": one.device_peak_bytes and one.device_peak_bytes / 1e6,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu.waiting import RecordOperations
+from benchmarks.gpu.operations import RecordOperations
 from hybridgl import gem, guidance, views
 from hybridgl.config import (
     FusionConfig,

@@ -12,7 +12,7 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 
-from benchmarks.gpu.waiting import RecordOperations
+from benchmarks.gpu.operations import RecordOperations
 from hybridgl.models.sam import build_tiny_sam
 from hybridgl.models.sam_decoder import DecodedPoints, PointDecoder
 from tests.pretend_gpu import PretendGpu

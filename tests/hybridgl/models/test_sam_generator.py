@@ -26,7 +26,7 @@ from segment_anything.utils.amg import (
 )
 from torchvision.ops import nms
 
-from benchmarks.gpu.waiting import RecordOperations
+from benchmarks.gpu.operations import RecordOperations
 from hybridgl.config import (
     SAM_SETTINGS,
     ProposalConfig,

@@ -1,4 +1,4 @@
-"""Figures of a run on a GPU: each printed and written as soon as it is there."""
+"""Measurements of a run on a GPU: each printed and written as soon as it is there."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import torch
 
 from hybridgl.files import atomic_write_bytes
 
-__all__ = ["PARTS", "Figures", "Later"]
+__all__ = ["PARTS", "Deferred", "Measurements"]
 
 PARTS = ("exact", "run", "stages", "memory", "waiting")
 """Most important first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
-    """A figure that is taken after all others, as it takes long to get.
+class Deferred:
+    """A measurement that is taken after all others, as it takes long to get.
 
     Attributes:
         part: one of ``PARTS``.
-        name: of the figure.
+        name: of the measurement.
         measure: returns its value.
         needs_seconds: not begun with less time than this.
     """
@@ -37,11 +37,11 @@ class Later:
     needs_seconds: float
 
 
-class Figures:
+class Measurements:
     """What has been measured so far.
 
     Args:
-        path: gets all figures as JSON, again after each.
+        path: gets all measurements as JSON, again after each.
         seconds: after which nothing more is begun.
         header: where and how they are measured.
 
@@ -66,11 +66,11 @@ class Figures:
     def measure(
         self, part: str, name: str, measure: Callable[[], Any], *, needs_seconds: float = 0
     ) -> Any:
-        """Take one figure; what fails is named, and does not end the run.
+        """Take one measurement; what fails is named, and does not end the run.
 
         Args:
             part: one of ``PARTS``.
-            name: of the figure.
+            name: of the measurement.
             measure: returns its value, of JSON types.
             needs_seconds: not begun with less time than this.
 
@@ -84,7 +84,7 @@ class Figures:
         value = None
         try:
             value = measure()
-        except Exception as error:  # a missing kernel, memory: the other figures are worth as much
+        except Exception as error:  # a missing kernel, memory: the others are worth as much
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             self.values["failed"][f"{part}, {name}"] = reason
             print(f"{part:8} {name}: FAILED, {reason}", flush=True)
@@ -96,13 +96,13 @@ class Figures:
         return value
 
     def leave_out(self, part: str, name: str, reason: str) -> None:
-        """Say that a figure is not taken, and why."""
+        """Say that a measurement is not taken, and why."""
         self.values["left_out"][f"{part}, {name}"] = reason
         print(f"{part:8} {name}: left out, {reason}", flush=True)
         self._keep(part, name, None)
 
     def leave_out_tf32(self, part: str, name: str, device: torch.device) -> bool:
-        """Leave a figure out where there is no TF32; tells whether it did."""
+        """Leave a measurement out where there is no TF32; tells whether it did."""
         if device.type == "cuda":
             return False
         self.leave_out(part, name, "a CPU has no TF32")
@@ -115,7 +115,7 @@ class Figures:
 
 
 def free_memory() -> None:
-    """Give back a GPU's memory that nobody holds, so that the next figure has all of it."""
+    """Give back a GPU's memory that nobody holds, so that the next measurement has all of it."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
