@@ -22,6 +22,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ from refer.splits import SPLITS, ExpectedCounts
 
 __all__ = [
     "HW",
+    "REFS_PER_IMAGE",
     "SENTENCES",
+    "SENTENCES_PER_REF",
     "Workload",
     "drawn_masks",
     "outlines",
@@ -217,6 +220,7 @@ class _Ellipses:
         return points.clip(0, HW[::-1]).round(2)
 
 
+@lru_cache(maxsize=64)
 def drawn_masks(image_id: int, count: int) -> Proposals:
     """Return the ellipses of an image as proposals, in their order."""
     shown = _Ellipses.of(image_id, count)

@@ -29,19 +29,19 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
+from segment_anything import SamAutomaticMaskGenerator
 from torch import Tensor
 
 from hybridgl.config import GuidanceConfig, HybridGLConfig, ProposalConfig
 from hybridgl.language import ParsedExpression, Position, Relation
 from hybridgl.masks import Proposals
 from hybridgl.models import load
-from hybridgl.models.sam import build_tiny_sam
+from hybridgl.models.sam import load_sam
 from hybridgl.timing import timer
 from hybridgl.weights.registry import WeightSet
 from refer.dataset import Id, Ref, ReferSplit
 
-__all__ = ["ReferenceSchedule", "build_sam"]
+__all__ = ["ReferenceSchedule"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -74,7 +74,8 @@ class ReferenceSchedule:
         self._clip = _build_clip(clip_state)
         self._clip.load_state_dict(clip_state)
         self._clip.eval().requires_grad_(False).to(device)
-        sam = build_sam(weights, device)
+        sam = load_sam(weights.sam_checkpoint, weights.sam_type)
+        sam.eval().requires_grad_(False).to(device)
         sam.image_encoder.forward = timer("SAM encoder")(sam.image_encoder.forward)
         self._generator = SamAutomaticMaskGenerator(sam, **dataclasses.asdict(ProposalConfig()))
 
@@ -434,14 +435,6 @@ def _build_clip(state: Mapping[str, Tensor]) -> Any:
         layers=blocks[1],
     )
     return open_clip.CLIP(state["text_projection"].shape[1], vision, text, quick_gelu=True)
-
-
-def build_sam(weights: WeightSet, device: torch.device) -> Any:
-    """Build segment_anything's ``Sam`` with its weights, in float32."""
-    tiny = weights.sam_type == "tiny"
-    sam = build_tiny_sam() if tiny else sam_model_registry[weights.sam_type]()
-    sam.load_state_dict(_read_state(weights.sam_checkpoint), assign=True)
-    return sam.eval().requires_grad_(False).to(device)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ from hybridgl.files import file_sha256
 from hybridgl.images import RgbImage
 from hybridgl.masks import Proposals
 from hybridgl.methods import Method, Prediction, Scores
+from hybridgl.models import Models
 from hybridgl.store import Content, Entry, Store, entry_key
 from hybridgl.timing import timer
 from refer.dataset import Ref, ReferSplit, Sentence
@@ -216,11 +217,11 @@ class Evaluation:
         """
         models = self.method.models
         models.batches.sizes = self._batch_sizes_so_far() or models.batches.sizes
-        on_gpu = models.device.type == "cuda"
+        overlap = _overlaps(models)
         with self.store.background_writes():
-            opened = prefetch(self._open, image_ids, threads=_HOST_THREADS if on_gpu else 1)
+            opened = prefetch(self._open, image_ids, threads=_HOST_THREADS if overlap else 1)
             groups = self._grouped(opened)
-            submitted = prefetch(self._submit, groups) if on_gpu else map(self._submit, groups)
+            submitted = prefetch(self._submit, groups) if overlap else map(self._submit, groups)
             each = itertools.chain.from_iterable(submitted)
             proposed = prefetch(_finished, each, threads=_HOST_THREADS)
             scored = (self._score(one, proposals) for one, proposals in proposed)
@@ -451,6 +452,15 @@ class Evaluation:
             "hw": [info.height, info.width],
         }
         return entry_key(_KIND, inputs)
+
+
+def _overlaps(models: Models) -> bool:
+    """Tell whether two threads may give work to the device.
+
+    A CPU gains nothing by it, and in torch 2.11 no thread may run what is compiled while another
+    compiles.
+    """
+    return models.device.type == "cuda" and not models.compiles
 
 
 def _finished(

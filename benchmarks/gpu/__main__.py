@@ -1,4 +1,4 @@
-"""One command that proves CUDA: every prediction as on a CPU, and what speed and memory it has.
+r"""One command that proves CUDA: every prediction as on a CPU, and what speed and memory it has.
 
 Five parts, the most important first; each measurement is printed as soon as it is there, and the
 JSON is written again after it, so that a run cut short is worth something. What fails is named, and
@@ -16,10 +16,12 @@ A CPU runs all five with the bundled models, small: that shows that the command 
 
 Nothing is fetched. SpaCy is not needed: what it would read stands in benchmarks/gpu/parses.json,
 which `python -m benchmarks.gpu.parses` writes. Nor is an install: the packages needed are those of
-PACKAGES below, and where a machine lacks some, usually the last six, they come as wheels:
+PACKAGES below, and where a machine lacks some, usually the last six, they come as wheels for its
+Python:
 
-    pip download --no-deps -d wheels open_clip_torch ftfy wcwidth segment-anything
-    pip download --no-deps -d wheels pycocotools msgspec
+    pip download --no-deps -d wheels --only-binary :all: --python-version 3.12 \
+        --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
+        open_clip_torch ftfy wcwidth segment-anything pycocotools msgspec
     pip install --no-index --no-deps --target site wheels/*.whl
     PYTHONPATH=src:.:site python -m benchmarks.gpu
 
@@ -101,7 +103,7 @@ ON_GPU = Plan(
     reference_images=3,
     masks=32,
     batch_sizes={
-        "masks": (8, 16, 32, 64, 128, 256),
+        "masks": (8, 16, 32, 64, 128),
         "points": (16, 64, 256, 1024),
         "images": (1, 2, 4, 8, 16),
     },
@@ -151,6 +153,8 @@ def measure(
     # Not before it is known that the packages are there.
     from unittest.mock import patch
 
+    import torch
+
     from benchmarks.data import Workload
     from benchmarks.gpu.exact import measure_exact
     from benchmarks.gpu.measurements import Measurements
@@ -192,6 +196,7 @@ def measure(
         measure_waiting(log, bench, plan.traced_images)
         for one in later:
             if plan.compiles:
+                torch.compiler.reset()  # it keeps a few graphs of a function, of all before
                 log.measure(one.part, one.name, one.measure, needs_seconds=one.needs_seconds)
             else:
                 log.leave_out(one.part, one.name, "a CPU takes minutes to compile")

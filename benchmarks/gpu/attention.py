@@ -81,8 +81,14 @@ def flex(
         row, column = key // side, key % side
         return score + by_row[image, head, query, row] + by_column[image, head, query, column]
 
+    # Smaller blocks than usual: in float32 those would not fit an H100's shared memory.
+    blocks = {"BLOCK_M": 32, "BLOCK_N": 32} if q_BhTd.dtype is torch.float32 else None
     attended: Tensor = _flex_attention()(
-        q_BhTd.contiguous(), k_BhTd.contiguous(), v_BhTd.contiguous(), score_mod=with_positions
+        q_BhTd.contiguous(),
+        k_BhTd.contiguous(),
+        v_BhTd.contiguous(),
+        score_mod=with_positions,
+        kernel_options=blocks,
     )
     return attended
 

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torchvision.ops import nms
 
 import hybridgl_main
 from benchmarks.gpu.measurements import Deferred, Measurements
@@ -169,6 +170,13 @@ def _compared(pairs: Sequence[tuple[_Sample, _Sample]], variant: str) -> dict[st
     }
 
 
+def _nms(device: torch.device) -> dict[str, Any]:
+    """Leave one of two equal boxes out, which a torchvision for CPUs alone cannot, nor SAM then."""
+    boxes_34 = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9], [20, 20, 30, 30]], device=device)
+    kept = nms(boxes_34, torch.tensor([1.0, 2, 3], device=device), 0.5)
+    return {"kept": sorted(kept.tolist())}
+
+
 def _iou(first_HW: NDArray[np.bool_], second_HW: NDArray[np.bool_]) -> float:
     union = int((first_HW | second_HW).sum())
     return int((first_HW & second_HW).sum()) / union if union else 1.0
@@ -190,6 +198,7 @@ def measure_exact(
     def predictions(name: str, *flags: str, on: str = device) -> Predictions:
         return Predictions(data_root, folder / name, ["--device", on, *flags])
 
+    log.measure("exact", "torchvision's NMS", partial(_nms, torch.device(device)))
     log.measure("exact", "golden vectors", lambda: golden(golden_folder, torch.device(device)))
     kept: dict[str, Predictions] = {}
 

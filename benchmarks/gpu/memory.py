@@ -77,13 +77,13 @@ def _items(bench: Bench) -> dict[str, Any]:
         return encode(bench.sam.image_encoder, bench.images(count))
 
     def points(count: int) -> Any:
-        return bench.decoder(16, points=count).submit([bench.image_HW3])
+        return bench.decoder(32, bench.batches(points=count)).submit([bench.image_HW3])
 
     def masks(count: int) -> Any:
         return bench.features(drawn_masks(0, count).masks_NHW, count)
 
     measured = {
-        "image": taken(images, 1, 4),
+        "image": taken(images, 4, 12),
         "point": taken(points, 64, 256),
         "mask": taken(masks, 16, 64),
     }

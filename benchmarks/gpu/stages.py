@@ -25,13 +25,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.data import HW, Workload, drawn_masks
 from benchmarks.gpu.attention import FORMS, flex
 from benchmarks.gpu.measurements import Deferred, Measurements
-from benchmarks.reference import build_sam
 from benchmarks.stages import NUM_SENTENCES
 from hybridgl import gem, guidance
 from hybridgl.config import SAM_SETTINGS, HybridGLConfig, ProposalConfig
 from hybridgl.devices import Batches, BatchSizes, set_tf32
 from hybridgl.methods.hybridgl import HybridGL
 from hybridgl.models import Models
+from hybridgl.models.sam import load_sam
 from hybridgl.models.sam_encoder import encode, encoder_block
 from hybridgl.models.sam_generator import MaskGenerator
 from hybridgl.models.transformer import set_product_dtype
@@ -113,7 +113,9 @@ class Bench:
         return self._sam(torch.float32)
 
     def _sam(self, dtype: torch.dtype) -> Any:
-        sam = build_sam(self.workload.weights, self.device)
+        weights = self.workload.weights
+        sam = load_sam(weights.sam_checkpoint, weights.sam_type)
+        sam = sam.eval().requires_grad_(False).to(self.device)
         set_product_dtype(sam.image_encoder.modules(), dtype)
         return sam
 
@@ -127,16 +129,18 @@ class Bench:
         side = self.sam.image_encoder.img_size
         return torch.randn(count, 3, side, side, device=self.device)
 
-    def generator(self, settings: ProposalConfig, **sizes: int) -> MaskGenerator:
-        """Return SAM's mask generator, with batches of some sizes."""
-        batches = Batches(replace(self.models.batches.sizes, **sizes))
-        return MaskGenerator(self.sam, settings, self.device, batches)
+    def batches(self, **sizes: int) -> Batches:
+        """Return the batch sizes that the program chooses, but for those given."""
+        return Batches(replace(self.models.batches.sizes, **sizes))
 
-    def decoder(self, points_per_side: int, **sizes: int) -> MaskGenerator:
+    def generator(self, settings: ProposalConfig) -> MaskGenerator:
+        """Return SAM's mask generator."""
+        return MaskGenerator(self.sam, settings, self.device, self.batches())
+
+    def decoder(self, points_per_side: int, batches: Batches) -> MaskGenerator:
         """Return SAM's mask generator for an image that its encoder has embedded before."""
         config = replace(SAM_SETTINGS["refcoco"], points_per_side=points_per_side)
         embedding = encode(self.sam.image_encoder, self.images(1))
-        batches = Batches(replace(self.models.batches.sizes, **sizes))
         return MaskGenerator(self.sam, config, self.device, batches, lambda *_: embedding)
 
     def features(self, masks_NHW: Any, most: int | None = None) -> Tensor:
@@ -260,7 +264,7 @@ def _encoder(bench: Bench, number_format: str) -> Stage:
 
 def _decoder(bench: Bench, _: str) -> Stage:
     """Everything after the encoder: prompts, decoding, drawing, filters."""
-    generator = bench.decoder(SAM_SETTINGS["refcoco"].points_per_side)
+    generator = bench.decoder(SAM_SETTINGS["refcoco"].points_per_side, bench.batches())
     return Stage(lambda: generator.submit([bench.image_HW3]), 1, "images", [bench.sam.mask_decoder])
 
 
@@ -409,9 +413,13 @@ def _measure_sweeps(log: Measurements, bench: Bench, batch_sizes: Sizes, repeats
         return len(masks_NHW) / seconds_of(call, bench.device, repeats)
 
     def points(most: int) -> float:
-        generator = bench.decoder(int(max(batch_sizes["points"]) ** 0.5), points=most)
+        batches = bench.batches(points=most)
+        generator = bench.decoder(int(max(batch_sizes["points"]) ** 0.5), batches)
         call = partial(generator.submit, [bench.image_HW3])
-        return max(batch_sizes["points"]) / seconds_of(call, bench.device, repeats)
+        seconds = seconds_of(call, bench.device, repeats)
+        if batches.sizes.points < most:
+            raise torch.cuda.OutOfMemoryError("the generator took fewer points at once")
+        return max(batch_sizes["points"]) / seconds
 
     def images(most: int) -> float:
         sam = bench.sam_bfloat16 if bench.device.type == "cuda" else bench.sam

@@ -28,9 +28,9 @@ _SHARE = 0.25
 """Share of a GPU's memory for what goes through one model together, a guess: SAM and CLIP work side
 by side, and the weights, the masks and what the allocator keeps need the rest."""
 
-_MASK_BYTES = 48 * 2**20
-"""One mask in CLIP's blocks, a guess: 48 times its 257 tokens of ViT-L/14. What its views take at
-the size of the image has a limit of its own (``views.masks_per_chunk``)."""
+_MASK_BYTES = 32 * 2**20
+"""One mask in CLIP's blocks: 32 times its 257 tokens of ViT-L/14, by the shapes of its operations.
+What its views take at the size of the image has a limit of its own (``views.masks_per_chunk``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -399,6 +399,23 @@ def test_on_a_gpu_masks_are_made_from_a_thread_of_their_own(split, tmp_path):
     assert found["cpu"] == found["cuda"]
 
 
+def test_compiled_models_get_work_from_one_thread(split, tmp_path, monkeypatch):
+    """In torch 2.11 no thread may run what is compiled while another compiles."""
+    this = evaluation_of(split, tmp_path)
+    models = this.method.models
+    _ = models.batches
+    models.device, models.compiles = torch.device("cuda"), True
+    submit, threads = Blocks.submit, set()
+
+    def noted(*arguments):
+        threads.add(threading.current_thread())
+        return submit(*arguments)
+
+    monkeypatch.setattr(Blocks, "submit", noted)
+    filled(this)
+    assert threads == {threading.main_thread()}
+
+
 def test_whoever_goes_on_takes_up_the_batch_sizes_of_the_run(split, tmp_path):
     first, *rest = split.images
     begun = evaluation_of(split, tmp_path)

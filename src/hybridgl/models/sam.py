@@ -30,9 +30,13 @@ from hybridgl.models.sam_generator import MaskGenerator
 from hybridgl.models.transformer import set_product_dtype
 from hybridgl.weights.registry import SAM_FILES
 
-__all__ = ["SAM_TYPES", "Sam", "build_tiny_sam", "image_and_point_bytes"]
+__all__ = ["SAM_TYPES", "Sam", "build_tiny_sam", "image_and_point_bytes", "load_sam"]
 
 _MASKS_PER_POINT = 3
+
+_PIXEL_MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
+_PIXEL_STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+"""ImageNet's, in values of pixels: the only tensors of a ``Sam`` that its weights do not hold."""
 
 _ENCODER_STEM = "image_encoder.patch_embed.proj.weight"
 
@@ -118,8 +122,9 @@ SAM_TYPES = tuple(_TYPES)
 """Names of the architectures."""
 
 _IMAGE_COPIES, _POINT_COPIES = 20, 10
-"""Copies that memory holds at once, a guess: of an image's tokens in the encoder, and of the
-embedded image for each point prompt in the decoder."""
+"""Copies that memory holds at once, by the shapes of the operations: of an image's tokens in the
+encoder (half of them for the biases of attention), and of the embedded image for each point prompt
+in the decoder."""
 
 
 def image_and_point_bytes(sam_type: str) -> tuple[int, int]:
@@ -185,17 +190,7 @@ class Sam:
             WeightsError: no such file; a file that cannot be read; weights of another
                 architecture.
         """
-        if sam_type not in SAM_TYPES:
-            raise SettingError(
-                f"Expected a SAM type among {', '.join(SAM_TYPES)}, got {sam_type!r}; choose one "
-                f"of them."
-            )
-        path, expected = Path(path), _TYPES[sam_type]
-        state = _read_state(path, expected)
-        _check_type(state, path, expected)
-        sam = expected.build()
-        _check_entries(state, sam.state_dict(), path, expected)
-        sam.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+        sam = load_sam(Path(path), sam_type)
         return cls(sam, device, dtype, compiles=compiles, batches=batches)
 
     def propose(self, image_HW3: NDArray[np.uint8], config: ProposalConfig) -> Proposals:
@@ -240,6 +235,27 @@ class Sam:
             self._sam, config, self.device, self._batches, self._encode, self._decode
         )
         return generator.submit(images)
+
+
+def load_sam(path: Path, sam_type: str) -> Any:
+    """Build segment_anything's ``Sam`` with the weights of a file, in float32, on the CPU.
+
+    Arguments and errors are those of ``Sam.from_checkpoint``.
+    """
+    if sam_type not in SAM_TYPES:
+        raise SettingError(
+            f"Expected a SAM type among {', '.join(SAM_TYPES)}, got {sam_type!r}; choose one "
+            f"of them."
+        )
+    expected = _TYPES[sam_type]
+    state = _read_state(path, expected)
+    _check_type(state, path, expected)
+    with torch.device("meta"):  # ViT-H takes 8 s to draw random weights, which nobody wants
+        sam = expected.build()
+    _check_entries(state, sam.state_dict(), path, expected)
+    sam.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    sam.pixel_mean, sam.pixel_std = _PIXEL_MEAN.clone(), _PIXEL_STD.clone()
+    return sam
 
 
 def _read_state(path: Path, expected: _SamType) -> dict[str, Tensor]:

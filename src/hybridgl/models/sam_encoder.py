@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hybridgl.models.transformer import linear, mlp, patch_tokens
 
@@ -25,8 +26,8 @@ __all__ = ["encode", "encoder_block", "relative_attention"]
 _CACHED_SCORES = 2**22
 """Attention scores that a CPU works on at once: 16 MB, so that they stay in its cache."""
 
-_BIAS_SCORES = 2**29
-"""Biases that a GPU holds at once: 2 GB in float32, which is two images of ViT-H."""
+_BIAS_SCORES = 2**28
+"""Biases that a GPU holds at once: 1 GB in float32, which is one image of ViT-H."""
 
 
 def encoder_block(block: Any, x_BGGD: Tensor) -> Tensor:
@@ -129,19 +130,28 @@ def relative_attention(
 def _attend_with_bias(
     q_BhTd: Tensor, k_BhTd: Tensor, v_BhTd: Tensor, by_row_BhGGG: Tensor, by_column_BhGGG: Tensor
 ) -> Tensor:
-    """Use the fused kernel of a GPU, with the positions of as many images as fit in memory."""
+    """Use a fused kernel of a GPU that takes a mask, for as many images as their biases fit.
+
+    Flash attention takes none, and cuDNN's form plans each shape for long.
+    """
     size, heads, tokens, _ = q_BhTd.shape
+    # Laid out in their order: otherwise the sum, a hundred times as large, would be copied.
+    by_row_BhGGG, by_column_BhGGG = by_row_BhGGG.contiguous(), by_column_BhGGG.contiguous()
     at_once = max(_BIAS_SCORES // (heads * tokens * tokens), 1)
     parts = []
     for start in range(0, size, at_once):
         some = slice(start, start + at_once)
         bias = by_row_BhGGG[some, ..., None] + by_column_BhGGG[some, ..., None, :]
-        bias_BhTT = bias.flatten(4).flatten(2, 3)
-        parts.append(
-            F.scaled_dot_product_attention(
-                q_BhTd[some], k_BhTd[some], v_BhTd[some], attn_mask=bias_BhTT
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            parts.append(
+                F.scaled_dot_product_attention(
+                    q_BhTd[some],
+                    k_BhTd[some],
+                    v_BhTd[some],
+                    attn_mask=bias.flatten(4).flatten(2, 3),
+                )
             )
-        )
+        del bias  # before the next one is made
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

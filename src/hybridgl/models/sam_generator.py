@@ -54,6 +54,9 @@ _CROP_OVERLAP = 512 / 1500
 _EDGE_PIXELS = 20.0
 """Masks that end so near to an edge of a crop that is none of the image are left out."""
 
+_DRAWN_BYTES = 2**29
+"""Memory for masks that may yet prove unstable; a GPU is not awaited to leave these out earlier."""
+
 _SCALERS = min(os.cpu_count() or 1, 4)
 """Threads that scale images, 9 ms each, when a GPU waits for several."""
 
@@ -267,15 +270,20 @@ class MaskGenerator:
             decoded = _Filtered(self._decode(decoder, some_Q2C), config.pred_iou_thresh)
             if waiting:
                 drawn += self._draw(decoder, upsample, waiting)
+            if sum(masks.bits.numel() for masks in drawn) > _DRAWN_BYTES:
+                drawn = [self._good(_concatenated(drawn, crop.hw, self._device), crop, hw)]
             waiting = decoded
         if waiting:
             drawn += self._draw(decoder, upsample, waiting)
-        masks = _concatenated(drawn, crop.hw, self._device)
-        keep_N = ~_near_inner_edge(masks.boxes_N4, crop.box, hw)
-        if config.stability_score_thresh > 0:
-            keep_N &= masks.stability_N >= config.stability_score_thresh
-        masks = masks[keep_N]
+        masks = self._good(_concatenated(drawn, crop.hw, self._device), crop, hw)
         return masks[_distinct(masks.boxes_N4, masks.iou_N)]
+
+    def _good(self, masks: _Masks, crop: _Crop, hw: tuple[int, int]) -> _Masks:
+        """Leave out masks that are not stable, or cut by a crop."""
+        good_N = ~_near_inner_edge(masks.boxes_N4, crop.box, hw)
+        if self._config.stability_score_thresh > 0:
+            good_N &= masks.stability_N >= self._config.stability_score_thresh
+        return masks[good_N.nonzero()[:, 0]]
 
     def _points(self, crop: _Crop) -> Tensor:
         """Return the crop's points in pixels of the encoder's input, float64, (Q, 2)."""
@@ -312,7 +320,10 @@ class MaskGenerator:
         if not sum(len(masks.iou_N) for _, masks in found):
             return partial(Proposals.empty, hw)
         boxes_N4 = torch.cat(
-            [masks.boxes_N4 + masks.boxes_N4.new_tensor(crop.box[:2] * 2) for crop, masks in found]
+            [
+                masks.boxes_N4 + send(torch.tensor(crop.box[:2] * 2), self._device)
+                for crop, masks in found
+            ]
         )
         counts = [len(masks.iou_N) for _, masks in found]
         kept_N = torch.arange(len(boxes_N4), device=self._device)
@@ -320,7 +331,7 @@ class MaskGenerator:
             # Masks of smaller crops are preferred.
             areas = torch.tensor([math.prod(crop.hw) for crop, _ in found])
             preference_N = (1 / areas).repeat_interleave(torch.tensor(counts))
-            kept_N = _distinct(boxes_N4, preference_N.to(self._device))
+            kept_N = _distinct(boxes_N4, send(preference_N, self._device))
         drawn = []
         for (crop, masks), first in zip(found, itertools.accumulate([0, *counts]), strict=False):
             places_N = ((kept_N >= first) & (kept_N < first + len(masks.iou_N))).nonzero()[:, 0]
@@ -487,11 +498,18 @@ def _near_inner_edge(
     boxes_N4: Tensor, crop: tuple[int, int, int, int], hw: tuple[int, int]
 ) -> Tensor:
     """Decide whether a mask ends near an edge of its crop that is none of the image."""
-    x0, y0, *_ = crop
-    boxes_N4 = (boxes_N4 + boxes_N4.new_tensor([x0, y0, x0, y0])).float()
-    near_crop = (boxes_N4 - boxes_N4.new_tensor(crop)).abs() <= _EDGE_PIXELS
-    near_image = (boxes_N4 - boxes_N4.new_tensor([0, 0, hw[1], hw[0]])).abs() <= _EDGE_PIXELS
-    return (near_crop & ~near_image).any(dim=1)
+    (crop_x0, crop_y0, crop_x1, crop_y1), (height, width) = crop, hw
+    x0_N, y0_N, x1_N, y1_N = boxes_N4.float().unbind(dim=1)
+    near_N = torch.zeros_like(x0_N, dtype=torch.bool)
+    for place_N, of_crop, of_image in (
+        (x0_N + crop_x0, crop_x0, 0),
+        (y0_N + crop_y0, crop_y0, 0),
+        (x1_N + crop_x0, crop_x1, width),
+        (y1_N + crop_y0, crop_y1, height),
+    ):
+        near_crop_N = (place_N - of_crop).abs() <= _EDGE_PIXELS
+        near_N |= near_crop_N & ((place_N - of_image).abs() > _EDGE_PIXELS)
+    return near_N
 
 
 def _packed(masks_Nhw: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from hybridgl.devices import CPU_BATCHES, Batches
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.masks import Proposals
 from hybridgl.models import sam_generator
-from hybridgl.models.sam import SAM_TYPES, Sam, build_tiny_sam
+from hybridgl.models.sam import SAM_TYPES, Sam, build_tiny_sam, load_sam
 from refer.shapes.world import training_scene
 from scripts.tiny_weights import train_sam
 from scripts.tiny_weights.train_sam import HELD_OUT_SEED, Settings
@@ -438,3 +438,14 @@ def test_measuring_counts_a_missed_object_as_zero():
     assert seer.mean_best_iou == pytest.approx(2 / objects)
     assert seer.recall == pytest.approx(2 / objects)
     assert seer.proposals_per_object == pytest.approx(4 / objects)
+
+
+def test_loaded_sam_has_all_tensors_of_one_that_is_built():
+    """Its weights take the place of those that are drawn; statistics of pixels are no weights."""
+    built, loaded = build_tiny_sam(), load_sam(BUNDLED, "tiny")
+    for kind in ("named_parameters", "named_buffers"):
+        expected, found = dict(getattr(built, kind)()), dict(getattr(loaded, kind)())
+        assert found.keys() == expected.keys()
+        assert all(tensor.device.type == "cpu" for tensor in found.values())
+    assert torch.equal(loaded.pixel_mean, built.pixel_mean)
+    assert torch.equal(loaded.pixel_std, built.pixel_std)

@@ -233,6 +233,22 @@ def test_images_together_get_what_each_gets_alone(sam, config, at_once):
         (assert_same if at_once == 1 else assert_close)(got, expected)
 
 
+@pytest.mark.parametrize("config", [SAM_SETTINGS["shapes"], MANY], ids=["plain", "crops"])
+def test_masks_may_be_filtered_before_all_are_drawn(sam, config, monkeypatch):
+    expected = generate(sam, config, scene(0), points=4)
+    good, before = MaskGenerator._good, []
+
+    def noted(generator, masks, *place):
+        before.append(len(masks.iou_N))
+        return good(generator, masks, *place)
+
+    monkeypatch.setattr(MaskGenerator, "_good", noted)
+    monkeypatch.setattr(sam_generator, "_DRAWN_BYTES", 0)
+    (got,) = generate(sam, config, scene(0), points=4)
+    assert len(before) > 5
+    assert_same(got, expected[0])
+
+
 def test_no_images_get_no_proposals(sam):
     assert generate(sam, SAM_SETTINGS["shapes"]) == []
 
