@@ -57,16 +57,16 @@ class Rates:
     """What the device reaches.
 
     Attributes:
-        operations: a second of a large matrix product, by number format.
-        bytes: a second of a large copy, read and written.
+        teraflops: a second of a large matrix product, by number format.
+        gigabytes: a second of a large copy, read and written.
     """
 
-    operations: dict[str, float]
-    bytes: float
+    teraflops: dict[str, float]
+    gigabytes: float
 
     def floor(self, number_format: str, operations: float, moved: float) -> float:
         """Return the least seconds of a stage."""
-        return max(operations / self.operations[number_format], moved / self.bytes)
+        return max(operations / self.teraflops[number_format] / 1e12, moved / self.gigabytes / 1e9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +188,12 @@ def rates(device: torch.device, repeats: int) -> Rates:
         factors = [torch.randn(side, side, device=device, dtype=dtype) for _ in range(2)]
         with computing_in(name):
             seconds = seconds_of(partial(torch.mm, *factors), device, repeats)
-        reached[name] = 2 * side**3 / seconds
+        reached[name] = 2 * side**3 / seconds / 1e12
     count = 2**30 if device.type == "cuda" else 2**26
     source = torch.ones(count // 4, device=device)
     target = torch.empty_like(source)
     copied = seconds_of(partial(target.copy_, source), device, repeats)
-    return Rates(reached, 2 * count / copied)
+    return Rates(reached, 2 * count / copied / 1e9)
 
 
 def measure_stages(
@@ -220,7 +220,7 @@ def measure_stages(
             "seconds": taken,
             "GFLOP": operations / 1e9,
             "floor, % of seconds": 100 * floor / taken,
-            "% of matrix rate": 100 * operations / taken / reached["operations"][number_format],
+            "% of matrix rate": operations / taken / reached["teraflops"][number_format] / 1e10,
         }
 
     def plain(name: str, number_format: str) -> dict[str, Any]:
