@@ -58,7 +58,7 @@ class BatchSizes:
 
         Example:
             >>> BatchSizes.of(8 * 2**30, point_bytes=40 * 2**20, image_bytes=400 * 2**20)
-            BatchSizes(masks=32, points=32, images=4)
+            BatchSizes(masks=64, points=32, images=4)
         """
         room = int(_SHARE * total_bytes)
         return cls(
