@@ -313,7 +313,8 @@ class Evaluation:
                 elif result.batch_sizes:
                     self.batch_sizes[result.batch_sizes] += 1
             count = len(result.counts.areas_N) if result.counts else 0
-            if self._limit_shrinks and count:
+            # As released: whoever goes through sentences never meets a ref without any.
+            if self._limit_shrinks and count and ref.sentences:
                 limit = count if limit is None else min(limit, count)
             for sentence in ref.sentences:
                 prediction = self.predict(ref, sentence.sent_id, limit)

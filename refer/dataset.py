@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybridgl.errors import DataError
-from hybridgl.images import RgbImage
+from hybridgl.images import RgbImage, resized
 from refer.segmentation import MaskRule, check_segmentation, gt_mask
 
 __all__ = ["Annotation", "Id", "ImageErrors", "ImageInfo", "Ref", "ReferSplit", "Sentence"]
@@ -194,8 +194,8 @@ class ReferSplit:
         height, width = self._hw(image_id)
         if image.hw == (height, width):
             return image
-        resized = image.pil.resize((width, height), Image.Resampling.BILINEAR)
-        return RgbImage(resized, apply_orientation=False)
+        stretched = resized(image.pil, (width, height), Image.Resampling.BILINEAR)
+        return RgbImage(stretched, apply_orientation=False)
 
     def instances(self, image_id: int) -> tuple[Id, ...]:
         """List the annotated objects of an image that can serve as proposals, in file order.

@@ -122,7 +122,11 @@ def _find_tasks(root: Path, split: str) -> Path:
 
 
 def _read(tasks_path: Path, sizes_path: Path) -> tuple[list[_Task], dict[int, ImageInfo]]:
-    """Read the tasks of a split, and their images in the order of first appearance."""
+    """Read the tasks of a split and their images, both in the order of image ids.
+
+    The released program goes through images in that order, which decides quirk Q5; the tasks of an
+    image stay in the order of the file.
+    """
     content, what = read_json(tasks_path), f"the tasks in {tasks_path}"
     image_ids = dict.fromkeys(parse_each(content, _image_id, what))
     if not image_ids:
@@ -144,7 +148,8 @@ def _read(tasks_path: Path, sizes_path: Path) -> tuple[list[_Task], dict[int, Im
 
     tasks = parse_each(content, parse, what)
     require_unique((task.ref.ref_id for task in tasks), f"task_id in {tasks_path}")
-    return tasks, {image_id: images[image_id] for image_id in image_ids}
+    tasks.sort(key=lambda task: task.ref.image_id)
+    return tasks, {image_id: images[image_id] for image_id in sorted(image_ids)}
 
 
 def _image_id(entry: Entry) -> int:

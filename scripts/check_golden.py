@@ -485,10 +485,14 @@ def _choose(
     prior = guidance.position_prior(
         position, hw, vertical_priors_disabled=_QUIRKS.vertical_priors_disabled
     )
+    undefined_win = _QUIRKS.undefined_scores_win
     coherence_1N = guidance.coherence_scores(
-        guidance.weighted_attention(attention_HW[None], [prior]),
+        guidance.weighted_attention(
+            attention_HW[None], [prior], undefined_scores_win=undefined_win
+        ),
         torch.from_numpy(masks_NHW).to(device),
         [guidance.outside_weight(relation, GuidanceConfig())],
+        undefined_scores_win=undefined_win,
     )
     choice = guidance.choose(
         similarity_N,
@@ -497,6 +501,7 @@ def _choose(
         np.array(case["boxes"], dtype=np.float64),
         relation,
         GuidanceConfig(),
+        undefined_scores_win=undefined_win,
     )
     return similarity_N, choice
 

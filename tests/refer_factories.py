@@ -230,7 +230,7 @@ def mini_phrasecut() -> MiniPhraseCut:
         ("blue things on the right", "thing", blues),
         ("things in a row", "things", [red, *blues]),
     ]
-    image_ids = [2405722 - 11 * index for index in range(IMAGES_PER_SPLIT)]
+    image_ids = [2405700 + 11 * index for index in range(IMAGES_PER_SPLIT)]
     tasks = [
         {
             "task_id": f"{image_id}__{place}",

@@ -312,7 +312,9 @@ def _coherence(bench: Bench, _: str) -> Stage:
     masks_NHW = torch.from_numpy(bench.masks_NHW).to(bench.device)
     maps_SHW = torch.rand(NUM_SENTENCES, *HW, device=bench.device)
     return Stage(
-        lambda: guidance.coherence_scores(maps_SHW, masks_NHW, [1.8] * NUM_SENTENCES),
+        lambda: guidance.coherence_scores(
+            maps_SHW, masks_NHW, [1.8] * NUM_SENTENCES, undefined_scores_win=True
+        ),
         NUM_SENTENCES,
         "sentences",
         [],

@@ -5,7 +5,7 @@ the declarations (``hybridgl.settings``).
 
 Sources: HybridGL (CVPR 2025, arXiv 2504.00356), Global-Local CLIP (CVPR 2023, arXiv 2303.17811),
 GEM (CVPR 2024, arXiv 2312.00878), and the behaviour of the released programs, whose deviations are
-the quirks Q1 to Q9 of docs/quirks.md.
+the quirks Q1 to Q10 of docs/quirks.md.
 """
 
 from __future__ import annotations
@@ -110,6 +110,8 @@ class ReferenceQuirks:
     """Q8: Global-Local CLIP leaves images without proposals out of both metrics."""
     overlapping_polygons_dropped: bool = True
     """Q9: pixels that two polygons of one annotation cover are not part of the ground truth."""
+    undefined_scores_win: bool = True
+    """Q10: a score of 0 / 0 counts as the highest: that of a mask that covers the whole image."""
 
     @classmethod
     def of(cls, profile: Profile) -> ReferenceQuirks:

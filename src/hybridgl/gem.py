@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from hybridgl.config import GemConfig
+from hybridgl.images import resized
 from hybridgl.models.clip import (
     VisionTower,
     embed_patches,
@@ -45,7 +46,7 @@ def gem_input(image: Image.Image, side: int) -> Tensor:
     Returns:
         float32, (3, R, R), normalised with CLIP's statistics.
     """
-    resized_RR3 = np.array(image.resize((side, side), Image.Resampling.BICUBIC))
+    resized_RR3 = np.array(resized(image, (side, side), Image.Resampling.BICUBIC))
     mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
     resized_3RR = torch.from_numpy(resized_RR3).permute(2, 0, 1)
     return (resized_3RR.float() / 255 - mean[:, None, None]) / std[:, None, None]
@@ -120,12 +121,17 @@ def attention_map(sim_Sgg: Tensor, side: int, hw: tuple[int, int]) -> Tensor:
     ).squeeze(1)
 
 
-def min_max(maps: Tensor) -> Tensor:
-    """Scale the last two axes to 0 to 1; a map without contrast becomes 0."""
+def min_max(maps: Tensor, without_contrast: float = 0.0) -> Tensor:
+    """Scale the last two axes to 0 to 1.
+
+    Args:
+        maps: (..., H, W).
+        without_contrast: what a map without contrast becomes everywhere.
+    """
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
     spread = high - low
     scaled = (maps - low) / spread
-    return torch.where(spread > _LEAST_CONTRAST, scaled, torch.zeros_like(scaled))
+    return torch.where(spread > _LEAST_CONTRAST, scaled, without_contrast)
 
 
 def _self_self_attention(

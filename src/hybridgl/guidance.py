@@ -1,12 +1,13 @@
 """Spatial guidance: which of the best masks fits relation, attention map and position.
 
-Source: HybridGL (CVPR 2025) section 3.3; quirks Q5 and Q6 of docs/quirks.md.
+Source: HybridGL (CVPR 2025) section 3.3; quirks Q5, Q6 and Q10 of docs/quirks.md.
 Shapes: N proposals, S sentences of one image, K candidates, J context masks, H x W image pixels,
 E embedding width. Boxes are x, y, w, h in pixels, origin top left.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,20 +103,25 @@ def position_prior(
     return torch.ones(1, 1)
 
 
-def weighted_attention(attention_SHW: Tensor, priors: list[Tensor]) -> Tensor:
+def weighted_attention(
+    attention_SHW: Tensor, priors: list[Tensor], *, undefined_scores_win: bool = False
+) -> Tensor:
     """Weigh attention maps by their position priors, each to mean 1.
 
     Args:
         attention_SHW: maps at the size of the image, (S, H, W).
         priors: one ``position_prior`` a sentence.
+        undefined_scores_win: quirk Q10.
 
     Returns:
-        float32, (S, H, W). A map without contrast is 0: it favours no mask.
+        float32, (S, H, W). A map without contrast is 0, and favours no mask; under Q10 it is NaN.
     """
-    scaled_SHW = min_max(attention_SHW)
+    scaled_SHW = min_max(attention_SHW, _undefined(undefined_scores_win))
     for attention_HW, prior in zip(scaled_SHW, priors, strict=True):
         attention_HW *= send(prior, attention_HW.device)
     mean_S11 = scaled_SHW.mean(dim=(1, 2), keepdim=True)
+    if undefined_scores_win:
+        return scaled_SHW / mean_S11
     return scaled_SHW / torch.where(mean_S11 > 0, mean_S11, torch.ones_like(mean_S11))
 
 
@@ -126,14 +132,19 @@ def outside_weight(relation: Relation, config: GuidanceConfig) -> float:
 
 
 def coherence_scores(
-    weighted_SHW: Tensor, masks_NHW: Tensor, outside_weights: list[float]
+    weighted_SHW: Tensor,
+    masks_NHW: Tensor,
+    outside_weights: list[float],
+    *,
+    undefined_scores_win: bool = False,
 ) -> Tensor:
     """Score how masks cover the attention: (2 - b) * mean inside - b * mean outside.
 
     Args:
         weighted_SHW: from ``weighted_attention``, (S, H, W).
-        masks_NHW: bool, (N, H, W). The mean over no pixel is 0.
+        masks_NHW: bool, (N, H, W). The mean over no pixel is 0; under Q10 it is NaN.
         outside_weights: b of every sentence.
+        undefined_scores_win: quirk Q10.
 
     Returns:
         float32, (S, N).
@@ -143,8 +154,9 @@ def coherence_scores(
     b_S1 = send(torch.tensor(outside_weights), attention.device)[:, None]
     inside = masks_NHW.flatten(1).float()
     outside = 1 - inside
-    inside_SN = ((inside @ attention) / inside.sum(1, keepdim=True).clamp(min=1)).T
-    outside_SN = ((outside @ attention) / outside.sum(1, keepdim=True).clamp(min=1)).T
+    least = 0 if undefined_scores_win else 1
+    inside_SN = ((inside @ attention) / inside.sum(1, keepdim=True).clamp(min=least)).T
+    outside_SN = ((outside @ attention) / outside.sum(1, keepdim=True).clamp(min=least)).T
     return (2 - b_S1) * inside_SN - b_S1 * outside_SN
 
 
@@ -155,6 +167,8 @@ def relation_scores(
     candidates_K: _Indices,
     context_J: _Indices,
     relation: Relation,
+    *,
+    undefined_scores_win: bool = False,
 ) -> _Floats:
     """Score how well every candidate stands in the relation to the context masks.
 
@@ -165,6 +179,7 @@ def relation_scores(
         candidates_K: proposal index of every candidate.
         context_J: proposal index of every context mask.
         relation: relation word.
+        undefined_scores_win: quirk Q10: the share of a box without area is NaN, not 0.
 
     Returns:
         float64, (K,): probability of a candidate times that of a context mask, summed over the
@@ -176,7 +191,9 @@ def relation_scores(
         return probability_K * len(context_J)
     x, y, w, h = boxes_xywh.T
     if relation is Relation.WITHIN:
-        holds_KJ = _box_share_within(boxes_xywh[candidates_K], boxes_xywh[context_J])
+        undefined = _undefined(undefined_scores_win)
+        inner_xywh, outer_xywh = boxes_xywh[candidates_K], boxes_xywh[context_J]
+        holds_KJ = _box_share_within(inner_xywh, outer_xywh, undefined)
     else:
         measure, sign = {
             Relation.LEFT: (x + w / 2, -1),
@@ -199,6 +216,7 @@ def choose(
     relation: Relation,
     config: GuidanceConfig,
     *,
+    undefined_scores_win: bool = False,
     k_limit: int | None = None,
 ) -> Choice:
     """Choose one proposal for one sentence, by every variant.
@@ -210,6 +228,7 @@ def choose(
         boxes_xywh: boxes of the proposals, (N, 4).
         relation: relation word.
         config: candidate counts, weights, and the terms that count.
+        undefined_scores_win: quirk Q10: NaN is the highest score, the first one wins a tie.
         k_limit: limit on both counts besides N, for quirk Q5; None limits them by N alone.
 
     Raises:
@@ -233,6 +252,7 @@ def choose(
         candidates_K,
         context_J,
         relation,
+        undefined_scores_win=undefined_scores_win,
     )
     relation_share_K = _softmax(relation_K)
     final_K = np.zeros(len(candidates_K))
@@ -243,7 +263,7 @@ def choose(
     return Choice(
         features=int(candidates_K[0]),
         relations=int(candidates_K[np.argmax(relation_share_K)]),
-        guided=int(candidates_K[np.argmax(final_K)]),
+        guided=int(candidates_K[np.argmax(final_K)]),  # which takes NaN for the highest
         candidates_K=candidates_K,
         relation_K=relation_K,
         coherence_N=coherence_N,
@@ -251,14 +271,20 @@ def choose(
     )
 
 
-def _box_share_within(inner_xywh: _Floats, outer_xywh: _Floats) -> _Floats:
-    """Compute the share of inner boxes in outer ones, (K, J); 0 for a box without area."""
+def _undefined(undefined_scores_win: bool) -> float:
+    """Return the value of 0 / 0."""
+    return math.nan if undefined_scores_win else 0.0
+
+
+def _box_share_within(inner_xywh: _Floats, outer_xywh: _Floats, undefined: float) -> _Floats:
+    """Compute the share of inner boxes in outer ones, (K, J); ``undefined`` without an area."""
     inner_K1, outer_1J = inner_xywh[:, None], outer_xywh[None]
     near = np.maximum(inner_K1[..., :2], outer_1J[..., :2])
     far = np.minimum(inner_K1[..., :2] + inner_K1[..., 2:], outer_1J[..., :2] + outer_1J[..., 2:])
     overlap_KJ = np.clip(far - near, 0, None).prod(axis=-1)
     area_K1 = inner_K1[..., 2:].prod(axis=-1)
-    return np.divide(overlap_KJ, area_K1, out=np.zeros_like(overlap_KJ), where=area_K1 > 0)
+    without_area_KJ = np.full_like(overlap_KJ, undefined)
+    return np.divide(overlap_KJ, area_K1, out=without_area_KJ, where=area_K1 > 0)
 
 
 def _best(scores_N: _Floats, count: int) -> _Indices:

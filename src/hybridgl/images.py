@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from hybridgl.errors import ImageError
 
-__all__ = ["MAX_ASPECT_RATIO", "MAX_PIXELS", "ImageSource", "RgbImage"]
+__all__ = ["MAX_ASPECT_RATIO", "MAX_PIXELS", "ImageSource", "RgbImage", "resized"]
 
 MAX_PIXELS = 50_000_000
 """Largest image, in pixels: beyond it the masks of one image fill the memory."""
@@ -104,6 +104,21 @@ class RgbImage:
     def pixels_HW3(self) -> NDArray[np.uint8]:
         """RGB, uint8, (H, W, 3)."""
         return np.array(self.pil)
+
+
+def resized(image: Image.Image, size: tuple[int, int], filter_: Image.Resampling) -> Image.Image:
+    """Resize an image to the same pixels under every version of Pillow.
+
+    A filter goes along one axis, rounds to 8 bits, and then along the other. Up to 12.3 Pillow
+    begins with the width; from 13 on it begins with whichever is cheaper, which moves pixels of
+    portrait images. Here it is the width.
+
+    Args:
+        image: any mode that Pillow filters.
+        size: width and height to reach, in pixels.
+        filter_: of Pillow.
+    """
+    return image.resize((size[0], image.height), filter_).resize(size, filter_)
 
 
 def _read_file(path: Path) -> bytes:

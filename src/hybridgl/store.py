@@ -54,7 +54,10 @@ FORMAT_VERSION = 2
 change with it."""
 
 _RESULTS_VERSION = 3
-"""Part of every key: raised when a stage's code gives other results than before."""
+"""Part of every key: raised when the code gives other results than before."""
+
+_STAGE_VERSIONS = {"gem": 4}
+"""The same, of stages whose code alone has changed since."""
 
 _KIND = re.compile(r"[a-z][a-z0-9_-]*")
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -120,7 +123,8 @@ def entry_key(kind: str, inputs: Mapping[str, Any]) -> str:
         kind: what sort of artefact.
         inputs: as for ``cached``.
     """
-    described = {"kind": kind, "version": _RESULTS_VERSION, **inputs}
+    version = _STAGE_VERSIONS.get(kind, _RESULTS_VERSION)
+    described = {"kind": kind, "version": version, **inputs}
     return hashlib.sha256(_canonical_json(described).encode()).hexdigest()
 
 

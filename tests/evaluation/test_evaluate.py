@@ -250,6 +250,20 @@ def test_images_without_proposals_lower_no_limit(split, tmp_path):
     assert limits_of(evaluation_of(split, tmp_path, source=Blocks({first: 2})))[:3] == [2] * 3
 
 
+def test_refs_without_sentences_lower_no_limit(split, tmp_path):
+    """The released loop goes through sentences, and never meets such a ref."""
+    first = split.refs[0].image_id
+    silent_refs = tuple(
+        dataclasses.replace(ref, sentences=()) if ref.image_id == first else ref
+        for ref in split.refs
+    )
+    for name, refs, limits in (("loud", split.refs, {2}), ("silent", silent_refs, {5})):
+        this = evaluation_of(
+            dataclasses.replace(split, refs=refs), tmp_path / name, source=Blocks({first: 2})
+        )
+        assert set(limits_of(filled(this))) == limits
+
+
 def test_image_that_turns_out_to_be_unreadable_lowers_no_limit(split, unreadable, tmp_path):
     """Counts decide the limits of later images (Q5), and the records say what the counts are."""
     source = GroundTruthSource(unreadable, overlapping_polygons_dropped=True)

@@ -489,6 +489,61 @@ def test_coherence_by_hand():
     torch.testing.assert_close(scores, torch.tensor([expected]))
 
 
+def test_mask_of_the_whole_image_wins_by_quirk_10_alone():
+    """A loop over pixels finds nothing outside of it: 0 / 0."""
+    attention = torch.tensor([[[4.0, 0.0], [0.0, 0.0]]])
+    masks = torch.tensor([[[1, 0], [0, 0]], [[1, 1], [1, 1]]]).bool()
+    best = {}
+    for quirk in (True, False):
+        scores = coherence_scores(attention, masks, [1.8], undefined_scores_win=quirk)[0]
+        assert scores[0] == pytest.approx(0.2 * 4)
+        assert scores[1].isnan() if quirk else scores[1] == pytest.approx(0.2)
+        coherence = scores.double().numpy()
+        choice = choose(
+            np.array([3.0, 1.0]),
+            None,
+            coherence,
+            UNEQUAL[:2],
+            Relation.NONE,
+            CONFIG,
+            undefined_scores_win=quirk,
+        )
+        best[quirk] = choice.guided
+        assert (choice.features, choice.relations) == (0, 0)
+    assert best == {True: 1, False: 0}
+    # Among two that cover the image the more similar one is taken, and none that is no candidate.
+    nan = np.array([0.0, np.nan, np.nan, 0.0])
+    similarity = np.array([1.0, 2.0, 3.0, 4.0])
+    boxes = np.tile(UNEQUAL[:1], (4, 1))
+    config = dataclasses.replace(CONFIG, num_candidates=3)
+    assert choose(similarity, None, nan, boxes, Relation.NONE, config).guided == 2
+    config = dataclasses.replace(CONFIG, num_candidates=1)
+    assert choose(similarity, None, nan, boxes, Relation.NONE, config).guided == 3
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25])
+def test_scores_that_are_none_leave_the_best_features(value):
+    """Of a map without contrast, and of a box without area within another one."""
+    quirk = {"undefined_scores_win": True}
+    prior = position_prior(Position.LEFT, (4, 4), vertical_priors_disabled=True)
+    weighted = weighted_attention(torch.full((1, 4, 4), value), [prior], **quirk)
+    masks = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    coherence = coherence_scores(weighted, masks, [1.8], **quirk)[0].double().numpy()
+    assert np.isnan(coherence).all()
+    similarity = np.array([1.0, 5.0, 3.0])
+    # By relation alone, the smallest would be another one.
+    choice = choose(similarity, None, coherence, UNEQUAL, Relation.SMALL, CONFIG, **quirk)
+    assert choice.guided == choice.features == 1
+
+    boxes = np.array([[0, 0, 9, 9], [2, 2, 4, 0], [1, 1, 5, 5]], dtype=np.float64)
+    favours_0 = np.array([9.0, 0.0, 0.0])
+    choice = choose(similarity, None, favours_0, boxes, Relation.WITHIN, CONFIG, **quirk)
+    assert choice.guided == choice.features == 1
+    corrected = choose(similarity, None, favours_0, boxes, Relation.WITHIN, CONFIG)
+    assert corrected.guided == 0
+    assert np.isfinite(corrected.final_K).all()
+
+
 def test_coherence_of_no_masks_is_empty():
     scores = coherence_scores(torch.rand(2, 4, 4), torch.zeros(0, 4, 4, dtype=torch.bool), [1, 1])
     assert scores.shape == (2, 0)

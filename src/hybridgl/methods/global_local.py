@@ -28,7 +28,7 @@ from hybridgl.devices import send
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.fusion import mask_features
 from hybridgl.guidance import similarity_scores
-from hybridgl.images import RgbImage
+from hybridgl.images import RgbImage, resized
 from hybridgl.language import ParsedExpression, expression_features, parse_sentences
 from hybridgl.masks import Proposals
 from hybridgl.methods import Method, Prediction, Scores
@@ -61,7 +61,7 @@ def resized_image(image: Image.Image) -> Tensor:
     """
     # torchvision's rounding: the longer side is cut, not rounded.
     width, height = (_SHORTER_SIDE * side // min(image.size) for side in image.size)
-    resized_hw3 = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+    resized_hw3 = np.array(resized(image, (width, height), Image.Resampling.BILINEAR))
     resized_3hw = torch.from_numpy(resized_hw3).permute(2, 0, 1).float()
     return views.normalise(resized_3hw / 255, views.IMAGENET_MEAN, views.IMAGENET_STD)
 

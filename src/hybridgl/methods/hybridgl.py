@@ -363,6 +363,7 @@ class HybridGL(Method):
                 arrays["boxes_xywh"],
                 expression.relation,
                 self.config.guidance,
+                undefined_scores_win=self.config.quirks.undefined_scores_win,
                 k_limit=k_limit,
             )
         drawn = "patch_similarity_gg" in arrays
@@ -555,15 +556,20 @@ class HybridGL(Method):
         expressions: Sequence[ParsedExpression],
     ) -> NDArray[np.float64]:
         sim_Sgg = send(sim_Sgg, self.models.device)
+        undefined_win = self.config.quirks.undefined_scores_win
         rows = []
         step = min(_MAPS_PER_CHUNK, views.masks_per_chunk(hw, self.models.batches.sizes.masks))
         for start in range(0, len(expressions), step):
             some = expressions[start : start + step]
             some_Sgg = sim_Sgg[start : start + len(some)]
-            attention_SHW = self._attention(some_Sgg, self._gem_side, hw, some)
+            attention_SHW = self._attention(
+                some_Sgg, self._gem_side, hw, some, undefined_scores_win=undefined_win
+            )
             weights = [guidance.outside_weight(e.relation, self.config.guidance) for e in some]
             columns = [
-                guidance.coherence_scores(attention_SHW, chunk_NHW, weights)
+                guidance.coherence_scores(
+                    attention_SHW, chunk_NHW, weights, undefined_scores_win=undefined_win
+                )
                 for chunk_NHW in self._chunks(masks_NHW)
             ]
             rows.append(torch.cat(columns, dim=1))
@@ -575,6 +581,8 @@ class HybridGL(Method):
         side: int,
         hw: tuple[int, int],
         expressions: Sequence[ParsedExpression],
+        *,
+        undefined_scores_win: bool = False,
     ) -> Tensor:
         """Attention maps under their position priors, float32, (S, H, W)."""
         priors = [
@@ -585,7 +593,11 @@ class HybridGL(Method):
             )
             for e in expressions
         ]
-        return guidance.weighted_attention(gem.attention_map(sim_Sgg, side, hw), priors)
+        return guidance.weighted_attention(
+            gem.attention_map(sim_Sgg, side, hw),
+            priors,
+            undefined_scores_win=undefined_scores_win,
+        )
 
     def _segmentation(self, image: RgbImage, proposals: Proposals, scores: Scores) -> Segmentation:
         prediction = self.choose(scores)

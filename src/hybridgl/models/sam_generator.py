@@ -32,6 +32,7 @@ from torch import Tensor
 
 from hybridgl.config import ProposalConfig
 from hybridgl.devices import Batches, send
+from hybridgl.images import resized
 from hybridgl.masks import Proposals, without_small_regions
 from hybridgl.models import sam_encoder
 from hybridgl.models.sam_decoder import DecodedPoints, PointDecoder
@@ -454,7 +455,7 @@ def _scaled(
     """Scale a crop, bilinear and antialiased as PIL does it, uint8, (3, h, w)."""
     x0, y0, x1, y1 = box
     crop = Image.fromarray(np.ascontiguousarray(image_HW3[y0:y1, x0:x1]))
-    scaled_hw3 = np.array(crop.resize(size, Image.Resampling.BILINEAR))
+    scaled_hw3 = np.array(resized(crop, size, Image.Resampling.BILINEAR))
     return torch.from_numpy(scaled_hw3).permute(2, 0, 1).contiguous()
 
 

@@ -139,7 +139,11 @@ def test_scores_are_those_of_the_parts_one_by_one(models, image, proposals, prof
             gem.attention_map(sims[row : row + 1], 128, HW), [prior]
         )
         weight = guidance.outside_weight(read.relation, config.guidance)
-        coherence = guidance.coherence_scores(attention, masks, [weight])[0]
+        quirk = quirks.undefined_scores_win
+        coherence = guidance.coherence_scores(
+            attention, masks, [weight], undefined_scores_win=quirk
+        )[0]
+        assert coherence.isnan().tolist() == [False] * 4 + [quirk]  # it covers the image
         np.testing.assert_allclose(arrays["coherence_N"], coherence, **close)
         assert arrays["boxes_xywh"].tolist() == proposals.boxes_xywh.tolist()
         prediction = model.choose(scores)
@@ -653,7 +657,15 @@ def test_constant_attention_map_favours_no_mask(quarters, image, monkeypatch):
     monkeypatch.setattr(
         quarters, "patch_similarity", lambda _, phrases: torch.full((len(phrases), 8, 8), 0.25)
     )
+    corrected = HybridGL(
+        quarters.models, HybridGLConfig(quirks=ReferenceQuirks.of(Profile.CORRECTED))
+    )
+    monkeypatch.setattr(corrected, "_sam", quarters._sam)
+    monkeypatch.setattr(corrected, "patch_similarity", quarters.patch_similarity)
     result = quarters.segment(image.pixels_HW3, "the star on the left")
+    assert not result.attention_map.any()
+    np.testing.assert_array_equal(result.mask, result.features_mask)  # quirk Q10
+    result = corrected.segment(image.pixels_HW3, "the star on the left")
     assert not result.attention_map.any()
     assert {candidate.coherence for candidate in result.candidates} == {0.0}
     best = max(result.candidates, key=lambda candidate: candidate.relation)
