@@ -104,7 +104,7 @@ def find_manifest(store: Store, models: Models, needed: Sequence[str]) -> Manife
         models.assume(name, sha256[name])
     if absences:
         # Names every file that is not here, with the command that fetches it.
-        models.require(*(name for name in missing if name != "parser"))
+        models.require(*missing)
         raise WeightsError(" ".join(absences))
     numerics = {name: models.numerics(name) for name in needed if name != "parser"}
     return Manifest(

@@ -34,6 +34,8 @@ from evaluation.report import Report, ReportContext
 from evaluation.samples import draw_samples
 from evaluation.shards import Shard
 from hybridgl.config import (
+    KNOWS_SHAPES_ONLY,
+    SHAPES,
     HybridGLConfig,
     MethodConfig,
     ModelConfig,
@@ -313,6 +315,11 @@ class Run:
         ]
         self._use_other_device()
 
+    @property
+    def _is_beyond_the_weights(self) -> bool:
+        """Tell whether weights that know shapes only are to find other things."""
+        return self.config.models.weights == SHAPES and self.split.dataset != "shapes"
+
     def _source(self, proposal_file: Path | None) -> ProposalSource:
         """Return the source of proposals that the settings name."""
         if not self.method.needs_proposals:
@@ -337,6 +344,7 @@ class Run:
         return [
             *self.models.notes(*self._needed),
             *([f"All images were scored on another device: {device}."] if elsewhere else []),
+            *([KNOWS_SHAPES_ONLY] if self._is_beyond_the_weights else []),
         ]
 
     @property

@@ -4,7 +4,7 @@ What each command needs is imported when it runs, so that ``--help`` waits for n
 
 Example:
     hybridgl download paper
-    hybridgl segment photo.jpg "the cat left of the red chair" --weights paper
+    hybridgl segment photo.jpg "the cat left of the red chair"
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
-    from hybridgl.config import HybridGLConfig, ModelConfig, ProfileConfig
+    from hybridgl.config import HybridGLConfig, ModelConfig, Profile
     from hybridgl.settings import add_arguments
 
     parser.add_argument("image", type=Path, metavar="IMAGE", help="an image file")
@@ -71,14 +71,28 @@ def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the image with the mask goes (default: IMAGE-segmented.png, here)",
     )
     parser.add_argument("--mask", type=Path, metavar="FILE.png", help="where the bare mask goes")
-    add_arguments(parser, "models", ModelConfig, ProfileConfig)
+    parser.add_argument(
+        "--reject_below",
+        type=float,
+        metavar="SIMILARITY",
+        help="least similarity of a prediction; below it nothing matches, and the mask is empty "
+        "(default: the best proposal is predicted, however poor)",
+    )
+    add_arguments(parser, "models", ModelConfig)
+    parser.add_argument(
+        "--profile",
+        choices=[profile.value for profile in Profile],
+        default=Profile.CORRECTED.value,
+        help="corrected: what the method is meant to be; reference: as released, quirks included "
+        "(default: corrected)",
+    )
     add_arguments(parser, "method", HybridGLConfig)
 
 
 def _segment(arguments: argparse.Namespace, report: Report) -> bool:
     import numpy as np
 
-    from hybridgl.config import HybridGLConfig, ModelConfig, ProfileConfig, ReferenceQuirks
+    from hybridgl.config import HybridGLConfig, ModelConfig, Profile, ReferenceQuirks
     from hybridgl.figures import overlay
     from hybridgl.images import RgbImage
     from hybridgl.methods.hybridgl import HybridGL
@@ -91,10 +105,12 @@ def _segment(arguments: argparse.Namespace, report: Report) -> bool:
             f"Expected two files for image and mask, got {output} twice; rename one."
         )
     image = RgbImage(arguments.image)
-    quirks = ReferenceQuirks.of(ProfileConfig.from_arguments(arguments).profile)
+    quirks = ReferenceQuirks.of(Profile(arguments.profile))
     config = HybridGLConfig.from_arguments(arguments, quirks=quirks)
     model = HybridGL.from_config(ModelConfig.from_arguments(arguments), config)
-    result = model.segment(arguments.image, arguments.expression)
+    result = model.segment(
+        arguments.image, arguments.expression, reject_below=arguments.reject_below
+    )
     _write_png(output, overlay(image.pixels_HW3, result.mask), "--output")
     if arguments.mask:
         _write_png(arguments.mask, result.mask.astype(np.uint8) * 255, "--mask")
@@ -113,15 +129,21 @@ def _description(result: Segmentation) -> str:
         f"other nouns  {', '.join(read.other_noun_phrases) or '-'}",
         f"position     {read.position.value}",
         f"relation     {read.relation.value}",
-        f"proposals    {len(result.scores)}",
-        f"box          {'x {}, y {}, w {}, h {}'.format(*box) if box else 'no mask was found'}",
+        f"proposals    {len(result.proposals)}",
     ]
+    if result.unmet_words:
+        lines.append(f"unmet words  {', '.join(result.unmet_words)}: CLIP has never seen them")
+    if box:
+        lines.append("box          x {}, y {}, w {}, h {}".format(*box))
+    elif result.candidates:
+        lines.append(f"box          no match: the best similarity is {result.similarity:.2f}")
+    else:
+        lines.append("box          no mask was found")
     if result.candidates:
         lines.append("candidates   similarity   relation  coherence      score  box")
-        chosen = max(result.candidates, key=lambda candidate: candidate.score)
     for candidate in result.candidates:
         lines.append(
-            f"{'*' if candidate is chosen else '':>10}   {candidate.similarity:10.2f} "
+            f"{'*' if candidate.chosen else '':>10}   {candidate.similarity:10.2f} "
             f"{candidate.relation:10.3f} {candidate.coherence:10.3f} {candidate.score:10.3f}  "
             f"{candidate.box}"
         )

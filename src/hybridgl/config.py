@@ -22,7 +22,10 @@ from hybridgl.settings import Settings, setting
 from hybridgl.weights.registry import CLIP_FILES, SAM_FILES
 
 __all__ = [
+    "KNOWS_SHAPES_ONLY",
+    "PHOTOGRAPHS",
     "SAM_SETTINGS",
+    "SHAPES",
     "FusionConfig",
     "FusionMode",
     "GemConfig",
@@ -44,6 +47,11 @@ TERMS = ("relationship", "coherence", "position")
 
 PHOTOGRAPHS, SHAPES = "paper", "tiny"
 """Names of the two sets of weights: for photographs, and bundled, for the shapes world."""
+
+KNOWS_SHAPES_ONLY = (
+    "The tiny weights know coloured shapes only; for photographs run `hybridgl download paper`, "
+    "and take --weights paper."
+)
 
 
 class Profile(Enum):
@@ -389,7 +397,7 @@ class ModelConfig(Settings):
         None,
         choices=(SHAPES, PHOTOGRAPHS),
         help="tiny: bundled, knows the shapes world only; paper: SAM ViT-H, CLIP ViT-B/16 and "
-        "en_core_web_lg, to be fetched (default: tiny; for datasets of photographs paper)",
+        "en_core_web_lg, to be fetched (default: paper; for the dataset shapes tiny)",
     )
     clip_model: str | None = setting(
         None, choices=tuple(CLIP_FILES), help="another CLIP architecture"
@@ -429,7 +437,7 @@ class ModelConfig(Settings):
             dataset: its name; None for custom images.
             published_clip: CLIP architecture that the method was published with.
         """
-        weights = self.weights or (SHAPES if dataset in (None, "shapes") else PHOTOGRAPHS)
+        weights = self.weights or (SHAPES if dataset == "shapes" else PHOTOGRAPHS)
         sam_settings = self.sam_settings or (dataset if dataset in SAM_SETTINGS else None)
         if sam_settings is None:
             shapes = dataset is None and weights == SHAPES

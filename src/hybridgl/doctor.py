@@ -20,9 +20,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
-from hybridgl.download import GROUPS, SPACY_MODEL, WEIGHTS, RemoteFile
+from hybridgl.download import GROUPS, WEIGHTS, RemoteFile
 from hybridgl.files import file_sha256, nearest_existing
-from hybridgl.weights.registry import weight_set, weights_folder
+from hybridgl.weights.registry import SPACY_MODEL, weight_set, weights_folder
 
 __all__ = [
     "Check",

@@ -38,12 +38,17 @@ from urllib3.util.retry import Retry
 
 from hybridgl.errors import DataError, SettingError, WeightsError
 from hybridgl.files import atomic_write_bytes, file_sha256
-from hybridgl.weights.registry import CLIP_FILES, SAM_FILES, weights_folder
+from hybridgl.weights.registry import (
+    CLIP_FILES,
+    PAPER,
+    SAM_FILES,
+    SPACY_MODEL,
+    weights_folder,
+)
 
 __all__ = [
     "GROUPS",
     "ITEMS",
-    "SPACY_MODEL",
     "WEIGHTS",
     "DownloadError",
     "Item",
@@ -130,12 +135,11 @@ def _install_spacy_model(_: argparse.Namespace, report: Callable[[str], None]) -
         )
 
 
-SPACY_MODEL = "en_core_web_lg"
 WEIGHTS: Mapping[str, RemoteFile] = {
     file.item: RemoteFile(file.name, file.url, file.sha256)
     for file in (*SAM_FILES.values(), *CLIP_FILES.values())
 }
-GROUPS: Mapping[str, tuple[str, ...]] = {"paper": ("sam-vit_h", "clip-ViT-B-16", "spacy")}
+GROUPS: Mapping[str, tuple[str, ...]] = {"paper": PAPER}
 ITEMS: Mapping[str, Item] = {
     **{name: Item(file.url, partial(_fetch_weights, name)) for name, file in WEIGHTS.items()},
     "spacy": Item(f"the package {SPACY_MODEL}", _install_spacy_model),

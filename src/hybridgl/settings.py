@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from hybridgl.errors import SettingError
 
-__all__ = ["Settings", "add_arguments", "setting", "setting_names"]
+__all__ = ["Settings", "add_arguments", "setting", "setting_names", "settings_of"]
 
 _KEY = "setting"
 
@@ -198,6 +198,41 @@ def add_arguments(
 def setting_names(cls: type[Settings]) -> set[str]:
     """Return the names of all settings that have a flag, nested ones included."""
     return {name for name, _, _ in _declared(cls)}
+
+
+def settings_of(values: Mapping[str, Any], *classes: type[Settings]) -> argparse.Namespace:
+    """Return values by name as ``Settings.from_arguments`` takes them.
+
+    Args:
+        values: by the names of flags; text is read as that of a flag.
+        classes: that have the settings.
+
+    Raises:
+        SettingError: a name that no class has, or text that cannot be read.
+    """
+    known = {
+        name: (_without_none(kind), field.metadata[_KEY].parse)
+        for one in classes
+        for name, kind, field in _declared(one)
+    }
+    found = argparse.Namespace()
+    for name, value in values.items():
+        if name not in known:
+            raise SettingError(
+                f"Expected settings among {', '.join(known)}, got {name!r}; choose one of them."
+            )
+        kind, parse = known[name]
+        if isinstance(value, str) and typing.get_origin(kind) is tuple:
+            value = (value,)
+        elif isinstance(value, str):
+            try:
+                value = _reader(parse or kind)(value)
+            except (ValueError, argparse.ArgumentTypeError) as error:
+                raise SettingError(
+                    f"Expected {name} as --help has it, got {value!r} ({error}); give another."
+                ) from None
+        setattr(found, name, value)
+    return found
 
 
 def _declared(cls: type[Settings]) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:

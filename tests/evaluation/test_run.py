@@ -16,6 +16,7 @@ import hybridgl_main
 from evaluation.evaluate import Evaluation
 from evaluation.run import RunConfig
 from evaluation.samples import draw_samples
+from hybridgl.config import KNOWS_SHAPES_ONLY
 from hybridgl.devices import BatchSizes
 from hybridgl.errors import DataError, SettingError
 from hybridgl.metrics import PROTOCOLS
@@ -766,7 +767,7 @@ def test_summary_tells_the_batch_sizes_and_a_note_those_that_differ(toy, tmp_pat
     usual = {"sizes": {"masks": 2, "points": 16, "images": 1}, "images": 3}
     toy.run(tmp_path)
     assert summary_of(tmp_path)["batch_sizes"] == [usual]
-    assert summary_of(tmp_path)["notes"] == []
+    assert summary_of(tmp_path)["notes"] == [KNOWS_SHAPES_ONLY]
     toy.run(tmp_path, "--protocol", "lavt")
     assert summary_of(tmp_path)["batch_sizes"] == [usual]
 
@@ -776,7 +777,7 @@ def test_summary_tells_the_batch_sizes_and_a_note_those_that_differ(toy, tmp_pat
     next(iter(this.evaluation.score_images([first])))
     (tmp_path / "run" / "summary.json").unlink()
     toy.run(tmp_path)
-    (note,) = summary_of(tmp_path)["notes"]
+    *_, note = summary_of(tmp_path)["notes"]
     usual = "2 images were scored with 16 masks, 16 points and 1 images at a time, 1 with 2 masks, "
     assert note.startswith(usual)
     assert note in (tmp_path / "run" / "report.md").read_text()

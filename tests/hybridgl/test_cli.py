@@ -27,7 +27,8 @@ def image(tmp_path, monkeypatch) -> Path:
 
 
 def segment(image, *more, expression="the red thing on the left"):
-    return main(["segment", str(image), expression, "--device", "cpu", *more])
+    tiny = [] if "--weights" in more else ["--weights", "tiny"]
+    return main(["segment", str(image), expression, "--device", "cpu", *tiny, *more])
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def refused(capsys, image):
         assert segment(*argv, **named) == 2
         printed = capsys.readouterr()
         assert printed.out == ""
-        (line,) = printed.err.splitlines()
+        *warnings, line = printed.err.splitlines()
+        assert all("know coloured shapes only" in warning for warning in warnings)
         assert line.startswith("error: ")
         assert sorted(image.parent.rglob("*")) == before
         return line
@@ -61,11 +63,44 @@ def test_segment_writes_overlay_and_mask_and_prints_what_it_found(image, capsys)
     assert f"box          x {x}, y {y}, w {w}, h {h}" in lines
     assert "noun phrase  the red thing" in lines
     assert "position     left" in lines
-    assert f"proposals    {len(result.scores)}" in lines
+    assert f"proposals    {len(result.proposals)}" in lines
     (chosen,) = [line for line in lines if line.strip().startswith("*")]
     assert chosen.endswith(str(result.box))
     best = max(candidate.score for candidate in result.candidates)
     assert f"{best:.3f}" in chosen
+
+
+def test_photographs_are_the_default_and_one_line_says_how_to_get_what_they_need(
+    image, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("HYBRIDGL_WEIGHTS", str(tmp_path / "weights"))
+    assert main(["segment", str(image), "the dog"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("run `hybridgl download paper`.")
+    for name in ("sam_vit_h_4b8939.pth", "ViT-B-16.pt"):
+        assert name in line
+    with pytest.raises(SystemExit):
+        main(["segment", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: paper; for the dataset shapes tiny)" in text
+    assert "(default: corrected)" in text
+
+
+def test_tiny_weights_say_what_they_know_and_which_words_they_have_never_met(image, capsys):
+    assert segment(image, expression="the carburetor left of the red zeppelin") == 0
+    printed = capsys.readouterr()
+    assert "unmet words  carburetor, zeppelin: CLIP has never seen them" in printed.out.splitlines()
+    assert segment(image) == 0
+    assert "unmet words" not in capsys.readouterr().out
+
+
+def test_nothing_matches_where_the_similarity_is_too_low(image, capsys):
+    assert segment(image, "--mask", "mask.png", "--reject_below", "1000") == 0
+    out = capsys.readouterr().out
+    assert "box          no match: the best similarity is " in out
+    assert not any(line.strip().startswith("*") for line in out.splitlines())
+    with Image.open("mask.png") as mask:
+        assert not np.array(mask).any()
 
 
 def test_output_is_written_where_it_is_told(image, tmp_path):
@@ -128,15 +163,15 @@ def test_flags_reach_the_model_and_its_mask_generator(image, monkeypatch):
     """As in ``HybridGL.from_pretrained``: the generator is set for what the weights know."""
     made = []
 
-    def keep(model, *_):
+    def keep(model, *_, **__):
         made.append(model)
         raise InterruptedError
 
     monkeypatch.setattr(HybridGL, "segment", keep)
-    monkeypatch.setattr("hybridgl.weights.registry.WeightSet.missing", lambda *_: [])
+    monkeypatch.setattr("hybridgl.weights.registry.WeightSet.missing", lambda *_: "")
     for flags in (
-        "--weights tiny --profile corrected --fusion_mode both --alpha 0.25",
-        "--weights paper",
+        "--weights tiny --fusion_mode both --alpha 0.25",
+        "--weights paper --profile reference",
     ):
         assert segment(image, *flags.split()) == 2
     tiny, paper = (model._sam.config for model in made)

@@ -93,7 +93,8 @@ def test_mixing_weight_is_lower_for_refcocog_unless_it_is_given(dataset, expecte
 @pytest.mark.parametrize(
     ("given", "dataset", "expected"),
     [
-        ({}, None, ("tiny", "shapes", None)),
+        ({}, None, ("paper", "refcoco", "ViT-B-16")),
+        ({"weights": "tiny"}, None, ("tiny", "shapes", None)),
         ({}, "shapes", ("tiny", "shapes", None)),
         ({}, "refcoco+", ("paper", "refcoco", "ViT-B-16")),
         ({}, "phrasecut", ("paper", "phrasecut", "ViT-B-16")),

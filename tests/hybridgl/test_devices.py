@@ -72,7 +72,9 @@ def test_a_small_sam_leaves_room_for_more():
 
 
 def test_a_cpu_has_its_own_sizes_and_a_gpu_those_of_its_memory(monkeypatch):
-    models = Models.from_config(ModelConfig(device="cpu").resolved(published_clip="ViT-B-16"))
+    models = Models.from_config(
+        ModelConfig(weights="tiny", device="cpu").resolved(published_clip="ViT-B-16")
+    )
     assert models.batches.sizes == CPU_BATCHES
     assert models.sam._batches is models.batches
     on_gpu = Models(models.weights, device=torch.device("cuda"))
@@ -143,7 +145,9 @@ def scene():
 
 @pytest.fixture
 def tiny():
-    return Models.from_config(ModelConfig(device="cpu").resolved(published_clip="ViT-B-16"))
+    return Models.from_config(
+        ModelConfig(weights="tiny", device="cpu").resolved(published_clip="ViT-B-16")
+    )
 
 
 @pytest.fixture(scope="module")

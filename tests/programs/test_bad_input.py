@@ -319,7 +319,7 @@ def test_missing_weights_of_the_paper_say_where_they_come_from(
 ):
     monkeypatch.setenv("HYBRIDGL_WEIGHTS", str(tmp_path / "weights"))
     argv = arguments(tmp_path, "--weights", "paper", "--spacy_model", BUNDLED / "spacy")
-    refused(hybridgl_main.main, argv, "sam_vit_h_4b8939.pth", "fetch it from https://")
+    refused(hybridgl_main.main, argv, "sam_vit_h_4b8939.pth", "run `hybridgl download paper`.")
 
 
 def test_each_method_has_the_clip_that_it_was_published_with(

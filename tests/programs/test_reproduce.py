@@ -718,7 +718,7 @@ def test_weights_that_are_not_there_are_named_with_the_command_that_fetches_them
     assert main(["--tables", "main", *given]) == 1
     printed = capsys.readouterr().out
     assert set(states_of(printed)) == {"cannot be made"}
-    assert "hybridgl download clip-ViT-B-16" in printed
+    assert "hybridgl download paper" in printed
     lines = lines_of("main-refcoco")
     assert [line["n"] for line in lines] == ["not made"] * 3
     assert [line["mIoU published"] for line in lines] == ["-", "49.48 [a]", "-"]

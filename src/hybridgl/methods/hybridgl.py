@@ -11,6 +11,7 @@ input.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from hybridgl import gem, guidance, views
 from hybridgl.config import (
-    FusionConfig,
+    KNOWS_SHAPES_ONLY,
+    SHAPES,
     FusionMode,
     HybridGLConfig,
     ModelConfig,
@@ -46,10 +48,13 @@ from hybridgl.methods import Method, Prediction, Scores
 from hybridgl.models import Models
 from hybridgl.models.clip import ClipEncoder
 from hybridgl.proposals import SamProposals
+from hybridgl.settings import settings_of
 from hybridgl.store import Content, Store, cached
 from hybridgl.timing import timer
 
 __all__ = ["Candidate", "HybridGL", "Segmentation"]
+
+_logger = logging.getLogger(__name__)
 
 _MAPS_PER_CHUNK = 16
 """Attention maps of one chunk, whatever the memory."""
@@ -60,20 +65,24 @@ class Candidate:
     """One of the masks among which the guidance chose.
 
     Attributes:
+        index: of its proposal.
         mask: bool, (H, W).
         box: x, y, w, h in pixels.
         similarity: scaled cosine with the expression.
         relation: relation score before softmax.
         coherence: coherence score.
         score: final score.
+        chosen: whether it is the prediction.
     """
 
+    index: int
     mask: NDArray[np.bool_]
     box: tuple[int, int, int, int]
     similarity: float
     relation: float
     coherence: float
     score: float
+    chosen: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,23 +90,36 @@ class Segmentation:
     """What an expression refers to in an image.
 
     Attributes:
-        mask: the predicted mask, bool, (H, W); empty where the image has no proposal.
-        box: its box x, y, w, h in pixels; None where there is no proposal.
-        scores: scaled cosine of every proposal with the expression, float64, (N,).
+        mask: the predicted mask, bool, (H, W); empty where nothing matches.
+        box: its box x, y, w, h in pixels; None where nothing matches.
+        similarity: scaled cosine of the prediction with the expression: how well the two go
+            together, whatever else is in the image. Where nothing matches, that of what would have
+            been predicted; None without proposals.
+        score: final score of the prediction among the candidates, likewise.
+        matches: whether there is a prediction: False without proposals, and where its similarity
+            is below ``reject_below``.
         candidates: the masks that the guidance chose from, best similarity first.
+        proposals: all masks of the image.
+        similarities: scaled cosine of every proposal with the expression, float64, (N,).
         attention_map: GEM map of the noun phrase under the position prior, mean 1, float32,
             (H, W); None where the settings need none.
         features_mask: the mask that mask features alone predict, bool, (H, W).
         expression: noun phrase, other nouns, position and relation.
+        unmet_words: words of the expression that CLIP has never met; only the bundled one has any.
     """
 
     mask: NDArray[np.bool_]
     box: tuple[int, int, int, int] | None
-    scores: NDArray[np.float64]
+    similarity: float | None
+    score: float | None
+    matches: bool
     candidates: tuple[Candidate, ...]
+    proposals: Proposals
+    similarities: NDArray[np.float64]
     attention_map: NDArray[np.float32] | None
     features_mask: NDArray[np.bool_]
     expression: ParsedExpression
+    unmet_words: tuple[str, ...]
 
 
 class HybridGL(Method):
@@ -142,28 +164,27 @@ class HybridGL(Method):
     @classmethod
     def from_pretrained(
         cls,
-        weights: str = "tiny",
+        weights: str = "paper",
         *,
-        device: str = "auto",
-        profile: str = "reference",
-        fusion_mode: str = "G2L",
-        dtype: str = "float32",
+        profile: str = "corrected",
         store: Store | None = None,
+        **settings: Any,
     ) -> HybridGL:
-        """Build a model from one of the two sets of weights.
+        """Build a model for images of one's own.
 
         Args:
-            weights: "tiny", bundled in the package, knows coloured shapes only; "paper" is the
-                published setting and expects its files in ``weights_folder()``.
-            device: "auto", "cpu", "cuda" or "cuda:1".
-            profile: "reference" or "corrected".
-            fusion_mode: G2L, L2G, both, token_masking, attn_masking or crop.
-            dtype: of SAM's image encoder: "float32" or "bfloat16".
+            weights: "paper", for photographs: `hybridgl download paper` fetches its files; or
+                "tiny", bundled in the package, which knows coloured shapes only.
+            profile: "corrected", what the method is meant to be; or "reference", what the released
+                program computes, quirks included.
             store: keeps the results of stages.
+            settings: any setting of the command ``hybridgl segment`` by its flag's name, such as
+                ``device="cuda"``, ``fusion_mode="both"``, ``alpha=0.5``, ``sam_type="vit_b"``,
+                ``clip_weights``, ``spacy_model`` or ``dtype="bfloat16"``.
 
         Raises:
-            SettingError: a wrong name.
-            WeightsError: a file that is missing.
+            SettingError: a wrong name or value.
+            WeightsError: models that are missing; one line names the command that fetches them.
         """
         try:
             quirks = ReferenceQuirks.of(Profile(profile))
@@ -172,15 +193,15 @@ class HybridGL(Method):
             raise SettingError(
                 f"Expected the profile {names}, got {profile!r}; choose one of them."
             ) from None
-        fusion = FusionConfig(fusion_mode=FusionMode.parse(fusion_mode))
-        chosen = ModelConfig(weights=weights, device=device, dtype=dtype)
-        return cls.from_config(chosen, HybridGLConfig(quirks=quirks, fusion=fusion), store)
+        given = settings_of(settings | {"weights": weights}, ModelConfig, cls.Config)
+        config = cls.Config.from_arguments(given, quirks=quirks)
+        return cls.from_config(ModelConfig.from_arguments(given), config, store)
 
     @classmethod
     def from_config(
         cls, chosen: ModelConfig, config: HybridGLConfig, store: Store | None = None
     ) -> HybridGL:
-        """Build a model for custom images from settings.
+        """Build a model for images of one's own from whole configurations.
 
         Args:
             chosen: which models, and how they run.
@@ -189,11 +210,13 @@ class HybridGL(Method):
 
         Raises:
             SettingError: a wrong name.
-            WeightsError: files that are missing; all are named.
+            WeightsError: models that are missing; one line names the command that fetches them.
         """
         resolved = chosen.resolved(published_clip=cls.Config.published_clip)
         models = Models.from_config(resolved)
-        models.require("clip", "sam")
+        models.require("clip", "sam", "parser")
+        if resolved.weights == SHAPES:
+            _logger.warning(KNOWS_SHAPES_ONLY)
         return cls(models, config, store, proposals=resolved.proposals)
 
     @cached_property
@@ -221,26 +244,35 @@ class HybridGL(Method):
 
     # ---- one image for its user
 
-    def segment(self, image: ImageSource, expression: str) -> Segmentation:
+    def segment(
+        self, image: ImageSource, expression: str, *, reject_below: float | None = None
+    ) -> Segmentation:
         """Segment what an expression refers to.
 
         Args:
             image: path, PIL image, or RGB array (H, W, 3) of uint8.
             expression: as people write it; must not be blank.
+            reject_below: least similarity of a prediction; below it nothing matches. None accepts
+                any: the best of the proposals, however poor, is predicted.
 
         Raises:
             HybridGLError: the image cannot be read or the expression is blank.
         """
-        return self.segment_all([image], [expression])[0]
+        return self.segment_all([image], [expression], reject_below=reject_below)[0]
 
     def segment_all(
-        self, images: Sequence[ImageSource], expressions: Sequence[str]
+        self,
+        images: Sequence[ImageSource],
+        expressions: Sequence[str],
+        *,
+        reject_below: float | None = None,
     ) -> list[Segmentation]:
         """Segment many expressions; each distinct image and sentence is computed once.
 
         Args:
             images: one for every expression; the same image may come again.
             expressions: one for every image; must not be blank.
+            reject_below: as for ``segment``.
 
         Returns:
             One result for every pair, in their order.
@@ -269,7 +301,7 @@ class HybridGL(Method):
             proposals = self._sam.propose(image)
             scored = self.score(image, [expressions[index] for index in indices], proposals)
             for index, scores in zip(indices, scored, strict=True):
-                results[index] = self._segmentation(image, proposals, scores)
+                results[index] = self._segmentation(image, proposals, scores, reject_below)
         return [results[index] for index in range(len(images))]
 
     # ---- the method, as an evaluation runs it
@@ -599,35 +631,51 @@ class HybridGL(Method):
             undefined_scores_win=undefined_scores_win,
         )
 
-    def _segmentation(self, image: RgbImage, proposals: Proposals, scores: Scores) -> Segmentation:
+    def _segmentation(
+        self, image: RgbImage, proposals: Proposals, scores: Scores, reject_below: float | None
+    ) -> Segmentation:
         prediction = self.choose(scores)
         choice, expression = prediction.choice, prediction.expression
         assert expression is not None
         assert prediction.similarity_N is not None
-        attention_HW = prediction.attention(image.hw) if prediction.attention else None
-        if choice is None:
-            empty_HW = np.zeros(image.hw, dtype=bool)
-            return Segmentation(empty_HW, None, np.zeros(0), (), attention_HW, empty_HW, expression)
-        return Segmentation(
-            mask=proposals.masks_NHW[choice.guided].copy(),
-            box=_box(proposals, choice.guided),
-            scores=prediction.similarity_N,
-            candidates=tuple(
+        mask_HW = features_mask_HW = np.zeros(image.hw, dtype=bool)
+        candidates: list[Candidate] = []
+        chosen: Candidate | None = None
+        matches = False
+        if choice is not None:
+            similarity = float(prediction.similarity_N[choice.guided])
+            matches = reject_below is None or similarity >= reject_below
+            candidates = [
                 Candidate(
+                    index=int(index),
                     mask=proposals.masks_NHW[index].copy(),
                     box=_box(proposals, index),
                     similarity=float(prediction.similarity_N[index]),
                     relation=float(relation),
                     coherence=float(choice.coherence_N[index]),
                     score=float(final),
+                    chosen=matches and bool(index == choice.guided),
                 )
                 for index, relation, final in zip(
                     choice.candidates_K, choice.relation_K, choice.final_K, strict=True
                 )
-            ),
-            attention_map=attention_HW,
-            features_mask=proposals.masks_NHW[choice.features].copy(),
+            ]
+            chosen = next(one for one in candidates if one.index == choice.guided)
+            features_mask_HW = proposals.masks_NHW[choice.features].copy()
+            mask_HW = chosen.mask.copy() if matches else mask_HW
+        return Segmentation(
+            mask=mask_HW,
+            box=chosen.box if chosen and matches else None,
+            similarity=chosen.similarity if chosen else None,
+            score=chosen.score if chosen else None,
+            matches=matches,
+            candidates=tuple(candidates),
+            proposals=proposals,
+            similarities=prediction.similarity_N,
+            attention_map=prediction.attention(image.hw) if prediction.attention else None,
+            features_mask=features_mask_HW,
             expression=expression,
+            unmet_words=self.clip.unmet_words(expression.sentence),
         )
 
     def _channels_first(self, image_HW3: NDArray[np.uint8]) -> Tensor:

@@ -168,17 +168,17 @@ class Models:
         return parser
 
     def require(self, *names: str) -> None:
-        """Check that files are there, before any work.
+        """Check that models are there, before any work.
 
         Args:
-            names: those of "clip" and "sam" that are needed.
+            names: those of "clip", "sam" and "parser" that are needed.
 
         Raises:
             WeightsError: some are not; all of them are named.
         """
         missing = self.weights.missing(names)
         if missing:
-            raise WeightsError(" ".join(missing))
+            raise WeightsError(missing)
 
     def sha256(self, name: str) -> str:
         """Return the sha256 of a model's weights: part of the keys of what it computes.

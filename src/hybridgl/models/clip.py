@@ -14,6 +14,7 @@ tokens or those of a text, D width, h heads, d head width, L texts, E embedding 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -416,6 +417,18 @@ class ClipEncoder:
     def is_truncated(self, text: str) -> bool:
         """Decide whether a text is longer than the context and gets cut."""
         return len(self._tokenizer.encode(text)) + 2 > self._model.context_length
+
+    def unmet_words(self, text: str) -> tuple[str, ...]:
+        """Return the words of a text of which no training has met some part, in their order.
+
+        The rows of their tokens are zero: to the bundled CLIP, trained on a world of shapes, most
+        words are. The published ones have met every token.
+        """
+        table = self._model.token_embedding.weight
+        words = dict.fromkeys(re.findall(r"\w+", text.lower()))
+        return tuple(
+            word for word in words if not bool(table[self._tokenizer.encode(word)].any(dim=1).all())
+        )
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return token ids, int64, (L, 77), filled up with 0; texts beyond the context are cut."""

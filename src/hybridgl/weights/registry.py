@@ -21,7 +21,9 @@ from hybridgl.timing import timer
 
 __all__ = [
     "CLIP_FILES",
+    "PAPER",
     "SAM_FILES",
+    "SPACY_MODEL",
     "WeightSet",
     "WeightsFile",
     "weight_set",
@@ -75,6 +77,12 @@ SAM_FILES: Mapping[str, WeightsFile] = {
 }
 """Segment Anything's models by type."""
 
+SPACY_MODEL = "en_core_web_lg"
+"""The parser that the published numbers were made with."""
+
+PAPER = ("sam-vit_h", "clip-ViT-B-16", "spacy")
+"""What ``hybridgl download paper`` fetches."""
+
 _BUNDLED = Path(__file__).parent / "tiny"
 
 
@@ -108,19 +116,56 @@ class WeightSet:
             "parser": Path(self.spacy_model),
         }[model]
 
-    def missing(self, models: Sequence[str] = ("clip", "sam")) -> list[str]:
-        """Return one line for every file that is not there: what, where, and how to get it.
+    def missing(self, models: Sequence[str] = ("clip", "sam")) -> str:
+        """Say on one line which models are not there and which command fetches them; "" if none.
 
         Args:
-            models: those of "clip" and "sam" that are needed.
+            models: those of "clip", "sam" and "parser" that are needed.
         """
-        lines = []
-        for path in map(self.path, models):
-            if not path.is_file():
-                published = _published(path)
-                fix = _fetch(published, path) if published else "check the path"
-                lines.append(f"Expected weights at {path}, got no such file; {fix}.")
-        return lines
+        absent = [model for model in models if not self._is_there(model)]
+        if not absent:
+            return ""
+        files = [self.path(model) for model in absent if model != "parser"]
+        expected = [f"weights at {' and '.join(map(str, files))}"] if files else []
+        expected += [f"a spaCy pipeline {self.spacy_model!r}"] if "parser" in absent else []
+        got = "no such file" if len(absent) == len(files) == 1 else "none"
+        return f"Expected {' and '.join(expected)}, got {got}; {self._fix(absent, files)}."
+
+    def _fix(self, absent: Sequence[str], files: Sequence[Path]) -> str:
+        """Word how to get models that are not there."""
+        items = [self._item(model) for model in absent]
+        if not all(items):
+            if files:
+                return "check the path"
+            return (
+                f"install it with `python -m spacy download {self.spacy_model}`, or name another "
+                f"with --spacy_model"
+            )
+        fetched = [item for item in items if item]
+        named = "paper" if set(fetched) <= set(PAPER) else " ".join(fetched)
+        elsewhere = [
+            path.parent for path in files if path.parent.absolute() != weights_folder().absolute()
+        ]
+        folder = f" --weights_folder {shlex.quote(str(elsewhere[0]))}" if elsewhere else ""
+        return f"run `hybridgl download {named}{folder}`"
+
+    def _is_there(self, model: str) -> bool:
+        if model != "parser":
+            return self.path(model).is_file()
+        if Path(self.spacy_model).is_dir():
+            return True
+        try:
+            distribution(self.spacy_model)
+        except (PackageNotFoundError, ValueError):
+            return False
+        return True
+
+    def _item(self, model: str) -> str | None:
+        """Return what ``hybridgl download`` calls a model; None where it has none."""
+        if model == "parser":
+            return "spacy" if self.spacy_model == SPACY_MODEL else None
+        published = _published(self.path(model))
+        return published.item if published else None
 
     @timer("hash model files")
     def sha256(self, model: str) -> str:
@@ -238,7 +283,7 @@ def weight_set(
         bundled = sam_type == "tiny"
         sam_checkpoint = _BUNDLED / "sam.npz" if bundled else folder / SAM_FILES[sam_type].name
     if spacy_model is None:
-        spacy_model = str(_BUNDLED / "spacy") if tiny else "en_core_web_lg"
+        spacy_model = str(_BUNDLED / "spacy") if tiny else SPACY_MODEL
     return WeightSet(
         clip_weights=clip_weights,
         clip_model=clip_model,

@@ -14,6 +14,8 @@ import torch
 from benchmarks.gpu.operations import RecordOperations
 from hybridgl import gem, guidance, views
 from hybridgl.config import (
+    KNOWS_SHAPES_ONLY,
+    SAM_SETTINGS,
     FusionConfig,
     FusionMode,
     GuidanceConfig,
@@ -462,9 +464,92 @@ def scene():
 
 
 def assert_same_segmentation(first, second):
-    for field in ("mask", "features_mask", "attention_map", "scores"):
+    for field in ("mask", "features_mask", "attention_map", "similarities"):
         np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
     assert (first.box, first.expression) == (second.box, second.expression)
+
+
+def test_result_names_its_choice_among_all_proposals(tiny, scene):
+    result = tiny.segment(scene, "the red thing on the left")
+    (chosen,) = [candidate for candidate in result.candidates if candidate.chosen]
+    assert result.matches
+    assert (result.similarity, result.score) == (chosen.similarity, chosen.score)
+    assert chosen.score == max(candidate.score for candidate in result.candidates)
+    assert result.box == chosen.box
+    assert len(result.proposals) == len(result.similarities)
+    for candidate in result.candidates:
+        np.testing.assert_array_equal(candidate.mask, result.proposals.masks_NHW[candidate.index])
+        assert candidate.similarity == result.similarities[candidate.index]
+    np.testing.assert_array_equal(result.mask, chosen.mask)
+
+
+def test_nothing_matches_below_a_similarity(tiny, scene):
+    """The same candidates with the same scores, none of them chosen."""
+    found = tiny.segment(scene, "the red thing on the left")
+    for limit, matches in ((found.similarity, True), (found.similarity + 1e-6, False)):
+        result = tiny.segment(scene, "the red thing on the left", reject_below=limit)
+        assert result.matches is matches
+        assert result.mask.any() == matches
+        assert (result.box is not None) == matches
+        assert any(candidate.chosen for candidate in result.candidates) == matches
+        assert (result.similarity, result.score) == (found.similarity, found.score)
+        np.testing.assert_array_equal(result.similarities, found.similarities)
+    (limited,) = tiny.segment_all([scene], ["the red thing on the left"], reject_below=1e9)
+    assert not limited.matches
+
+
+def test_settings_are_given_by_the_names_of_their_flags(tmp_path):
+    plain = HybridGL.from_pretrained("tiny", device="cpu")
+    assert plain.config == HybridGLConfig(quirks=ReferenceQuirks.of(Profile.CORRECTED))
+    model = HybridGL.from_pretrained(
+        "tiny",
+        profile="reference",
+        device="cpu",
+        fusion_mode="G2L&L2G",
+        alpha=0.25,
+        without="position",
+        sam_settings="phrasecut",
+        dtype="bfloat16",
+    )
+    assert model.config.fusion.fusion_mode is FusionMode.BOTH
+    assert model.config.quirks == ReferenceQuirks()
+    assert (model.config.guidance.alpha, model.config.guidance.without) == (0.25, ("position",))
+    assert model._sam.config == SAM_SETTINGS["phrasecut"]
+    assert model.models.dtype is torch.bfloat16
+    clip = tmp_path / "other.npz"
+    with pytest.raises(WeightsError, match=f"weights at {clip}, got no such file; check the path"):
+        HybridGL.from_pretrained("tiny", clip_weights=clip)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"alfa": 0.5}, r"Expected settings among .*alpha.*, got 'alfa'; choose one of them"),
+        ({"alpha": 2}, "Expected alpha from 0 to 1, got 2"),
+        ({"alpha": "much"}, r"Expected alpha as --help has it, got 'much' \(.*\); give another"),
+        ({"profile": "improved"}, "Expected the profile 'reference' or 'corrected'"),
+        ({"fusion_mode": "G3L"}, "Expected fusion_mode as --help has it"),
+        ({"without": "sense"}, "Expected without among relationship, coherence, position"),
+    ],
+)
+def test_wrong_settings_are_named(given, words):
+    with pytest.raises(SettingError, match=words):
+        HybridGL.from_pretrained("tiny", **given)
+
+
+def test_tiny_weights_are_asked_for_and_say_what_they_know(caplog, monkeypatch, tmp_path):
+    monkeypatch.setenv("HYBRIDGL_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"run `hybridgl download paper`\.$"):
+        HybridGL.from_pretrained(device="cpu")
+    assert caplog.messages == []
+    model = HybridGL.from_pretrained("tiny", device="cpu")
+    assert caplog.messages == [KNOWS_SHAPES_ONLY]
+    image = np.full((64, 64, 3), 200, dtype=np.uint8)
+    met, unmet = model.segment_all(
+        [image, image], ["the Red circle", "a zeppelin in the red circle"]
+    )
+    assert met.unmet_words == ()
+    assert unmet.unmet_words == ("zeppelin",)
 
 
 def test_red_square_is_found(tiny):
@@ -485,9 +570,9 @@ def test_result_is_one_of_the_candidates_with_the_best_score(tiny, scene):
     best = max(result.candidates, key=lambda candidate: candidate.score)
     np.testing.assert_array_equal(result.mask, best.mask)
     assert result.box == best.box
-    assert len(result.candidates) == min(3, len(result.scores))
+    assert len(result.candidates) == min(3, len(result.similarities))
     similarities = [candidate.similarity for candidate in result.candidates]
-    assert similarities == sorted(result.scores.tolist(), reverse=True)[:3]
+    assert similarities == sorted(result.similarities.tolist(), reverse=True)[:3]
     np.testing.assert_array_equal(result.features_mask, result.candidates[0].mask)
     columns = np.flatnonzero(result.mask.any(axis=0))
     assert result.box[0] == columns[0]
@@ -511,7 +596,7 @@ def test_many_expressions_give_what_each_gives_alone_in_their_order(tiny, scene,
     for image, expression, result in zip(images, expressions, together, strict=True):
         alone = tiny.segment(image, expression)
         np.testing.assert_array_equal(result.mask, alone.mask)
-        np.testing.assert_allclose(result.scores, alone.scores, atol=1e-3)
+        np.testing.assert_allclose(result.similarities, alone.similarities, atol=1e-3)
         np.testing.assert_allclose(result.attention_map, alone.attention_map, atol=1e-3)
         assert result.expression == alone.expression
 
@@ -537,7 +622,7 @@ def test_image_without_proposals_gives_an_empty_mask(tiny):
     result = tiny.segment(np.full((48, 64, 3), 128, np.uint8), "the red star on the left")
     assert not result.mask.any()
     assert not result.features_mask.any()
-    assert (result.box, result.candidates, len(result.scores)) == (None, (), 0)
+    assert (result.box, result.candidates, len(result.similarities)) == (None, (), 0)
     assert result.attention_map.shape == (48, 64)
 
 
@@ -600,7 +685,7 @@ def test_extreme_shapes_give_a_result(clip_file, hw):
     )
     assert result.mask.shape == result.attention_map.shape == hw
     assert np.isfinite(result.attention_map).all()
-    assert np.isfinite(result.scores).all()
+    assert np.isfinite(result.similarities).all()
 
 
 @pytest.mark.parametrize(
@@ -621,7 +706,7 @@ def test_odd_expression_gives_a_result(quarters, image, expression):
     result = quarters.segment(image.pixels_HW3, expression)
     assert result.mask.any()
     assert result.expression.noun_phrase
-    assert np.isfinite(result.scores).all()
+    assert np.isfinite(result.similarities).all()
 
 
 @pytest.mark.parametrize(
@@ -649,7 +734,7 @@ def test_long_expression_is_cut_and_counted(clip_file, image, caplog, monkeypatc
 @pytest.mark.parametrize("most", [1, 2])
 def test_fewer_masks_than_candidates(clip_file, image, most):
     result = quarters_model(clip_file, most).segment(image.pixels_HW3, "the star left of the dot")
-    assert len(result.candidates) == len(result.scores) == most
+    assert len(result.candidates) == len(result.similarities) == most
     assert result.mask.any()
 
 
@@ -677,4 +762,4 @@ def test_images_that_differ_in_palette_alone_have_other_scores(quarters, image):
     other = one.copy()
     other.putpalette([255 - value for value in one.getpalette()])
     first, second = quarters.segment_all([one, other], ["the red block"] * 2)
-    assert not np.array_equal(first.scores, second.scores)
+    assert not np.array_equal(first.similarities, second.similarities)

@@ -81,7 +81,7 @@ def test_numerics_of_sam_depend_on_the_dtype_and_those_of_clip_do_not():
 def test_missing_files_are_named_before_any_work(tmp_path):
     weights = weight_set("tiny", clip_weights=tmp_path / "c.pt", sam_checkpoint=tmp_path / "s.pth")
     of_run = Models(weights, device=torch.device("cpu"))
-    with pytest.raises(WeightsError, match=r"c\.pt, got no such file.*s\.pth, got no such file"):
+    with pytest.raises(WeightsError, match=r"weights at \S+c\.pt and \S+s\.pth, got none; check"):
         of_run.require("clip", "sam")
     Models(TINY, device=torch.device("cpu")).require("clip", "sam")
 

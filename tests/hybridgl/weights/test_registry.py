@@ -39,19 +39,37 @@ def test_published_addresses_are_the_known_ones():
     )
 
 
-def test_missing_files_are_named_with_their_command_and_source(folder):
-    clip, sam = weight_set("paper").missing()
-    assert str(folder / "ViT-B-16.pt") in clip
-    assert "run `hybridgl download clip-ViT-B-16`, or" in clip
-    assert CLIP_FILES["ViT-B-16"].url in clip
-    assert "run `hybridgl download sam-vit_h`, or" in sam
-    assert SAM_FILES["vit_h"].url in sam
+def test_missing_models_are_named_on_one_line_with_one_command(folder):
+    clip, sam = folder / "ViT-B-16.pt", folder / "sam_vit_h_4b8939.pth"
+    weights = weight_set("paper", spacy_model="en_core_web_none")
+    assert weights.missing() == (
+        f"Expected weights at {clip} and {sam}, got none; run `hybridgl download paper`."
+    )
+    assert weights.missing(["parser"]) == (
+        "Expected a spaCy pipeline 'en_core_web_none', got none; install it with "
+        "`python -m spacy download en_core_web_none`, or name another with --spacy_model."
+    )
+    clip.touch()
+    line = f"Expected weights at {sam}, got no such file; run `hybridgl download paper`."
+    assert weights.missing() == line
+    sam.touch()
+    assert weights.missing() == ""
+    other = weight_set("paper", clip_model="RN50", sam_type="vit_b").missing()
+    assert other.endswith("run `hybridgl download clip-RN50 sam-vit_b`.")
+    assert weight_set("tiny").missing(["clip", "sam", "parser"]) == ""
+
+
+def test_everything_for_photographs_is_fetched_with_one_command(folder, monkeypatch):
+    monkeypatch.setattr(registry, "SPACY_MODEL", "en_core_web_none")
+    line = weight_set("paper").missing(["clip", "sam", "parser"])
+    assert "and a spaCy pipeline 'en_core_web_none', got none; run `hybridgl download pa" in line
+    assert len(line) < 300
 
 
 def test_command_for_a_missing_file_names_the_folder_that_it_is_missing_from(folder):
     weights = weight_set("paper", clip_weights=folder / "my own" / "ViT-B-32.pt")
-    clip, _ = weights.missing()
-    assert f"download clip-ViT-B-32 --weights_folder '{folder / 'my own'}'`, or" in clip
+    line = weights.missing(["clip"])
+    assert line.endswith(f"download clip-ViT-B-32 --weights_folder '{folder / 'my own'}'`.")
 
 
 def test_file_with_a_published_name_and_another_content_is_warned_of(folder, monkeypatch):
