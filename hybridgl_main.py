@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from evaluation.run import Methods, Run, RunConfig, add_run_arguments
 from hybridgl.methods.global_local import GlobalLocalClip
 from hybridgl.methods.hybridgl import HybridGL
-from hybridgl.program import run_program
+from hybridgl.program import ArgumentParser, run_program
 
 METHODS: Methods = {method.name: method for method in (HybridGL, GlobalLocalClip)}
 """The methods that can be evaluated, by their names on the command line."""
@@ -24,9 +24,8 @@ METHODS: Methods = {method.name: method for method in (HybridGL, GlobalLocalClip
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the program's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__)
+    parser.add_version()
     add_run_arguments(parser, METHODS)
     return parser
 

@@ -20,7 +20,7 @@ from hybridgl.errors import ImageError
 from hybridgl.images import RgbImage
 from hybridgl.methods.hybridgl import HybridGL
 from hybridgl.models import Models
-from hybridgl.program import run_program
+from hybridgl.program import ArgumentParser, run_program
 from hybridgl.settings import add_arguments
 from refer.config import SplitConfig, load_split
 from utils.runtime import prefetch, progress
@@ -30,9 +30,8 @@ _logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the program's arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__)
+    parser.add_version()
     add_arguments(parser, "data", SplitConfig)
     add_arguments(parser, "models", ModelConfig, ProfileConfig)
     add_arguments(parser, "store", StoreConfig)

@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from hybridgl.program import run_program
+from hybridgl.program import ArgumentParser, run_program
 from refer.doctor import add_doctor_arguments, doctor
 from refer.download import add_download_arguments, download
 
@@ -22,10 +22,11 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status, as of ``hybridgl.cli.main``."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m refer",
         description="Fetch datasets, and look whether they and the store are whole.",
     )
+    parser.add_version()
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("download", help="published datasets, and the library's weights")
     add_download_arguments(command)

@@ -59,7 +59,10 @@ class SplitConfig(Settings):
         help="unc, google or umd (default: the first that the dataset has, see refer/README.md)",
     )
     refer_data_root: Path = setting(
-        Path("refer/data"), metavar="DIR", help="see refer/README.md for what it holds"
+        Path("refer/data"),
+        aliases=("--data_root",),
+        metavar="DIR",
+        help="see refer/README.md for what it holds",
     )
     limit: int | None = setting(None, low=1, metavar="N", help="the first N images only")
 

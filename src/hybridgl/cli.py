@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING
 from hybridgl.doctor import add_doctor_arguments, doctor
 from hybridgl.download import add_download_arguments, download
 from hybridgl.errors import SettingError
-from hybridgl.files import atomic_write_bytes
-from hybridgl.program import run_program
+from hybridgl.files import atomic_write_bytes, check_folder
+from hybridgl.program import ArgumentParser, run_program
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +33,12 @@ __all__ = ["main"]
 
 Report = Callable[[str], None]
 
+_FORMATS: dict[str, dict[str, str]] = {
+    "--output": {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"},
+    "--mask": {".png": "PNG"},
+}
+"""Pillow's formats by what a file name ends in; a mask must come back as it was."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -43,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         fix, 130 after an interruption.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="hybridgl", description="Masks for what words refer to.")
+    return run_program(lambda: _run(words))
+
+
+def _run(words: list[str]) -> bool | None:
+    parser = ArgumentParser(prog="hybridgl", description="Masks for what words refer to.")
+    parser.add_version()
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, about, add_arguments, run in (
         ("segment", "mask of what an expression refers to", _add_segment_arguments, _segment),
@@ -55,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in words[:1]:  # what the arguments of others import takes seconds
             add_arguments(command)
     arguments = parser.parse_args(words)
-    return run_program(lambda: arguments.run(arguments, functools.partial(print, flush=True)))
+    done: bool | None = arguments.run(arguments, functools.partial(print, flush=True))
+    return done
 
 
 def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +78,9 @@ def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        metavar="FILE.png",
-        help="where the image with the mask goes (default: IMAGE-segmented.png, here)",
+        metavar="FILE",
+        help="where the image with the mask goes, as .png, .jpg or .webp (default: "
+        "IMAGE-segmented.png, here)",
     )
     parser.add_argument("--mask", type=Path, metavar="FILE.png", help="where the bare mask goes")
     parser.add_argument(
@@ -98,8 +110,9 @@ def _segment(arguments: argparse.Namespace, report: Report) -> bool:
     from hybridgl.methods.hybridgl import HybridGL
 
     output = arguments.output or Path(f"{arguments.image.stem}-segmented.png")
-    for path in filter(None, (output, arguments.mask)):
-        _check_target(path, arguments.image)
+    _check_target(output, arguments.image, "--output")
+    if arguments.mask:
+        _check_target(arguments.mask, arguments.image, "--mask")
     if arguments.mask and arguments.mask.resolve() == output.resolve():
         raise SettingError(
             f"Expected two files for image and mask, got {output} twice; rename one."
@@ -111,9 +124,9 @@ def _segment(arguments: argparse.Namespace, report: Report) -> bool:
     result = model.segment(
         arguments.image, arguments.expression, reject_below=arguments.reject_below
     )
-    _write_png(output, overlay(image.pixels_HW3, result.mask), "--output")
+    _write_image(output, overlay(image.pixels_HW3, result.mask), "--output")
     if arguments.mask:
-        _write_png(arguments.mask, result.mask.astype(np.uint8) * 255, "--mask")
+        _write_image(arguments.mask, result.mask.astype(np.uint8) * 255, "--mask")
     report(_description(result))
     report(f"image        {output} (prediction outlined in magenta, the rest faded)")
     if arguments.mask:
@@ -150,25 +163,24 @@ def _description(result: Segmentation) -> str:
     return "\n".join(lines)
 
 
-def _check_target(path: Path, image: Path) -> None:
-    """Refuse, before any work, a path that no PNG can be written to."""
-    if path.suffix.lower() != ".png":
-        raise SettingError(f"Expected a file name that ends in .png, got {path}; rename it.")
-    if path.is_dir() or not path.parent.is_dir():
+def _check_target(path: Path, image: Path, option: str) -> None:
+    """Refuse, before any work, a path that cannot be written to."""
+    formats = _FORMATS[option]
+    if path.suffix.lower() not in formats:
         raise SettingError(
-            f"Expected a file in a folder that is there, got {path}; make the folder."
+            f"Expected a file name that ends in {' or '.join(formats)} for {option}, got {path}; "
+            f"rename it."
         )
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise SettingError(
-            f"Expected a folder that can be written, got {path.parent}; give another."
-        )
+    if path.is_dir():
+        raise SettingError(f"Expected a file for {option}, got the folder {path}; name a file.")
+    check_folder(path.parent, option)
     if path.exists() and image.exists() and path.samefile(image):
         raise SettingError(f"Expected another file than the image itself, got {path}; rename it.")
 
 
-def _write_png(path: Path, pixels: NDArray[np.uint8], option: str) -> None:
+def _write_image(path: Path, pixels: NDArray[np.uint8], option: str) -> None:
     from PIL import Image
 
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
+    Image.fromarray(pixels).save(content, _FORMATS[option][path.suffix.lower()], quality=95)
     atomic_write_bytes(path, content.getvalue(), option=option)

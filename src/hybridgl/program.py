@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import io
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from hybridgl.errors import HybridGLError
 
-__all__ = ["keep_freed_memory", "run_program"]
+__all__ = ["ArgumentParser", "keep_freed_memory", "run_program"]
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -20,6 +23,46 @@ _KEPT_BYTES = 2**30
 """Allocations up to this size are kept, and so much at the end of the heap."""
 
 _UNWELL, _FAILED, _INTERRUPTED = 1, 2, 130
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Parser of a program: ``--version``; its docstring as it is written; flags with - or with _.
+
+    Args:
+        named: as for ``argparse.ArgumentParser``.
+    """
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **named})
+
+    def add_version(self) -> None:
+        """Add ``--version``."""
+        try:
+            installed = version("hybridgl")
+        except PackageNotFoundError:
+            installed = "from a folder, not installed"
+        self.add_argument("--version", action="version", version=f"hybridgl {installed}")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """Parse words; what follows a lone -- is left as it is."""
+        words = list(sys.argv[1:] if args is None else args)
+        flags_end = words.index("--") if "--" in words else len(words)
+        plain = [_underscored(word) for word in words[:flags_end]]
+        return super().parse_known_args([*plain, *words[flags_end:]], namespace)
+
+
+def _underscored(word: str) -> str:
+    """Return a flag as it is declared.
+
+    >>> _underscored("--fusion-mode=a-b"), _underscored("a-b")
+    ('--fusion_mode=a-b', 'a-b')
+    """
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def run_program(body: Callable[[], bool | None]) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +112,56 @@ def test_output_is_written_where_it_is_told(image, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere.PNG", "scene.png"]
 
 
+def test_images_are_written_in_other_formats_and_folders_are_made(image, tmp_path):
+    for name, kind in (("a.jpg", "JPEG"), ("b.JPEG", "JPEG"), ("sub/folder/c.webp", "WEBP")):
+        assert segment(image, "--output", name) == 0
+        with Image.open(tmp_path / name) as drawn, Image.open(image) as plain:
+            assert drawn.format == kind
+            assert drawn.size == plain.size
+    assert segment(image, "--mask", "masks/m.png") == 0
+    assert (tmp_path / "masks" / "m.png").is_file()
+
+
+def test_an_interruption_is_one_line_wherever_it_comes(capsys, monkeypatch, image):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for place in ("_add_segment_arguments", "_segment"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"hybridgl.cli.{place}", interrupted)
+            assert segment(image) == 130
+        assert capsys.readouterr().err.startswith("interrupted; ")
+
+
+def test_flags_may_have_dashes_and_values_keep_theirs(image, tmp_path):
+    assert segment(image, "--sam-settings", "shapes", "--output=a-b.png") == 0
+    assert (tmp_path / "a-b.png").is_file()
+
+
+def test_version_is_told(capsys):
+    for argv in (["--version"],):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 0
+        assert capsys.readouterr().out.startswith("hybridgl ")
+
+
+def test_command_is_a_module_too(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "hybridgl",
+        "segment",
+        "gone.png",
+        "the cat",
+        "--weights",
+        "tiny",
+    ]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: Expected an image at gone.png")
+
+
 def test_image_without_proposals_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), (128, 128, 128)).save("grey.png")
@@ -122,8 +174,11 @@ def test_image_without_proposals_says_so(tmp_path, monkeypatch, capsys):
 def test_input_that_cannot_be_used_is_refused(image, refused, tmp_path):
     assert "got no such file; check the path" in refused("gone.png")
     assert "Expected an expression in words" in refused(image, expression=" ")
-    assert "ends in .png, got a.jpg" in refused(image, "--output", "a.jpg")
-    assert "in a folder that is there" in refused(image, "--mask", "none/a.png")
+    assert "in .png or .jpg or .jpeg or .webp for --output, got a.gif" in refused(
+        image, "--output", "a.gif"
+    )
+    assert "ends in .png for --mask, got a.jpg" in refused(image, "--mask", "a.jpg")
+    assert "got the file" in refused(image, "--mask", "scene.png/a.png")
     assert "got a.png twice" in refused(image, "--output", "a.png", "--mask", "a.png")
     assert "than the image itself" in refused(image, "--output", str(tmp_path / "scene.png"))
     assert "Expected weights at gone.pt" in refused(image, "--clip_weights", "gone.pt")

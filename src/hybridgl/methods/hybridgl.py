@@ -12,14 +12,16 @@ input.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from hybridgl import gem, guidance, views
@@ -262,16 +264,17 @@ class HybridGL(Method):
 
     def segment_all(
         self,
-        images: Sequence[ImageSource],
-        expressions: Sequence[str],
+        images: ImageSource | Iterable[ImageSource],
+        expressions: Iterable[str],
         *,
         reject_below: float | None = None,
     ) -> list[Segmentation]:
         """Segment many expressions; each distinct image and sentence is computed once.
 
         Args:
-            images: one for every expression; the same image may come again.
-            expressions: one for every image; must not be blank.
+            images: one for every expression, of which the same may come again; or a single one for
+                all.
+            expressions: must not be blank.
             reject_below: as for ``segment``.
 
         Returns:
@@ -281,9 +284,17 @@ class HybridGL(Method):
             HybridGLError: another number of images than of expressions, an image that cannot be
                 read, or a blank expression.
         """
+        if isinstance(expressions, str):
+            raise SettingError(
+                f"Expected a list of expressions, got the text {expressions!r}; put it into a list."
+            )
+        expressions = list(expressions)
+        if isinstance(images, str | Path | Image.Image | np.ndarray):
+            images = [images] * len(expressions)
+        images = list(images)
         if len(images) != len(expressions):
             raise SettingError(
-                f"Expected as many images as expressions, got {len(images)} and "
+                f"Expected as many images as expressions, or one for all, got {len(images)} and "
                 f"{len(expressions)}; repeat an image for each of its expressions."
             )
         for expression in expressions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from hybridgl.timing import timer
 
 __all__ = ["SpacyParser"]
 
-_MAX_CHARACTERS = 10_000
-"""Longest sentence that is parsed: expressions have a few dozen characters."""
+_MOST_CHARACTERS = 1_000
+"""Of a sentence that are parsed: CLIP reads 77 tokens, and long parses take time and memory."""
+
+_logger = logging.getLogger(__name__)
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -65,15 +68,12 @@ class SpacyParser:
             sentences: any strings; blank ones give empty expressions.
             right_relation_never_matches: quirk Q4.
 
+        Those of more than 1,000 characters are cut at the last word before; such sentences are
+        longer than CLIP's context too, and are counted there.
+
         Raises:
-            SettingError: a sentence is longer than 10,000 characters, or is not valid Unicode.
+            SettingError: a sentence is not valid Unicode.
         """
-        longest = max(sentences, key=len, default="")
-        if len(longest) > _MAX_CHARACTERS:
-            raise SettingError(
-                f"Expected expressions of at most {_MAX_CHARACTERS:,} characters, got one of "
-                f"{len(longest):,}, {longest[:40]!r}...; shorten it."
-            )
         distinct = list(dict.fromkeys(sentences))
         for sentence in distinct:
             if _LONE_SURROGATE.search(sentence):
@@ -81,7 +81,7 @@ class SpacyParser:
                     f"Expected expressions in valid Unicode, got {sentence!r} with half of a "
                     f"character; decode it again."
                 )
-        cleaned = [clean_sentence(self._nlp.make_doc(s.lower())) for s in distinct]
+        cleaned = [clean_sentence(self._nlp.make_doc(_cut(s).lower())) for s in distinct]
         parsed = {
             sentence: parse_expression(
                 doc, right_relation_never_matches=right_relation_never_matches
@@ -89,3 +89,18 @@ class SpacyParser:
             for sentence, doc in zip(distinct, self._nlp.pipe(cleaned), strict=True)
         }
         return [parsed[sentence] for sentence in sentences]
+
+
+def _cut(sentence: str) -> str:
+    """Cut a long sentence at a word."""
+    if len(sentence) <= _MOST_CHARACTERS:
+        return sentence
+    _logger.warning(
+        "A sentence of %d characters, %r..., is cut after %d.",
+        len(sentence),
+        sentence[:40],
+        _MOST_CHARACTERS,
+    )
+    kept = sentence[:_MOST_CHARACTERS]
+    words = kept if sentence[_MOST_CHARACTERS].isspace() else kept.rpartition(" ")[0]
+    return words or kept
