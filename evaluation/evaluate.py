@@ -451,6 +451,7 @@ class Evaluation:
             "image_id": image_id,
             "image": file_sha256(self.split.image_path(image_id)),
             "hw": [info.height, info.width],
+            **({"turned": True} if image_id in self.split.image_errors.turned else {}),
         }
         return entry_key(_KIND, inputs)
 

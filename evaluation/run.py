@@ -204,6 +204,7 @@ class RunConfig:
             **custom,
             **({} if root == SplitConfig().refer_data_root else {"refer_data_root": str(root)}),
             **({} if data.limit is None else {"limit": data.limit}),
+            **({"apply_exif": True} if data.apply_exif else {}),
             **({} if choice.proposals == "sam" else {"proposals": choice.proposals}),
             **method.changed(kind.Config(**given).resolved(data.name)),
             **({} if models.weights == usual_models.weights else {"weights": models.weights}),
@@ -359,6 +360,7 @@ class Run:
             "split": split.split,
             "split_by": split.split_by,
             "limit": self.config.data.limit,
+            **({"apply_exif": True} if self.config.data.apply_exif else {}),
             "data": split.sha256_by_file,
             "profile": self.config.choice.profile.value,
             "method": self.method.settings(),
@@ -628,6 +630,8 @@ class Run:
             "images_missing": len(errors.missing),
             "images_corrupt": len(unreadable) - len(errors.missing),
             "images_of_other_size": len(errors.wrong_size),
+            "images_turned": len(errors.turned),
+            "images_with_orientation": len(errors.tagged),
             "refs_without_mask": len(split.refs_without_mask),
             "refs_without_sentences": len(split.refs_without_sentences),
         }
@@ -652,6 +656,8 @@ def _image_errors(split: ReferSplit) -> dict[str, Any]:
         "missing": list(errors.missing),
         "corrupt": list(errors.corrupt),
         "wrong_size": [[image_id, *hw] for image_id, hw in errors.wrong_size.items()],
+        "turned": list(errors.turned),
+        "tagged": list(errors.tagged),
     }
 
 

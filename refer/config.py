@@ -64,6 +64,11 @@ class SplitConfig(Settings):
         metavar="DIR",
         help="see refer/README.md for what it holds",
     )
+    apply_exif: bool = setting(
+        False,
+        help="of a custom dataset: turn images as their EXIF tags say, also where their size does "
+        "not tell that the annotations are of the turned image",
+    )
     limit: int | None = setting(None, low=1, metavar="N", help="the first N images only")
 
     def resolved(self) -> SplitConfig:
@@ -112,9 +117,15 @@ def load_split(config: SplitConfig) -> ReferSplit:
 
     Raises:
         DataError: as ``SplitConfig.resolved``; data that cannot be read or has no sentence.
+        SettingError: ``apply_exif`` with a published dataset, whose images are taken as stored.
         FileNotFoundError: a file of the dataset is missing, or all of its images.
     """
     config = config.resolved()
+    if config.apply_exif and config.dataset in DATASETS:
+        raise SettingError(
+            f"Expected --apply_exif with a custom dataset, got it with {config.dataset}, whose "
+            f"annotations are of images as stored; leave it out."
+        )
     split = _load(config)
     whole = len(split.images)
     if config.limit is not None and config.limit < whole:
@@ -129,7 +140,8 @@ def load_split(config: SplitConfig) -> ReferSplit:
             f"Expected sentences in {config.name} {config.split}, got {len(split.refs)} refs "
             f"without any; fetch the refs file again, or raise --limit."
         )
-    return _with_image_errors(split)
+    apply_exif = None if config.dataset in DATASETS else config.apply_exif
+    return _with_image_errors(split, apply_exif)
 
 
 def _load(config: SplitConfig) -> ReferSplit:
@@ -143,8 +155,8 @@ def _load(config: SplitConfig) -> ReferSplit:
     return load_refer(root, config.dataset, split, config.split_by, check_counts=False)
 
 
-def _with_image_errors(split: ReferSplit) -> ReferSplit:
-    errors = find_image_errors(split)
+def _with_image_errors(split: ReferSplit, apply_exif: bool | None) -> ReferSplit:
+    errors = find_image_errors(split, apply_exif=apply_exif)
     unreadable = errors.unreadable
     if len(unreadable) == len(split.images):
         raise FileNotFoundError(

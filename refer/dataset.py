@@ -93,11 +93,17 @@ class ImageErrors:
         missing: no such file.
         corrupt: the file is no image, or is cut short.
         wrong_size: height and width of the file, where they are not the annotated ones.
+        turned: those that are turned as their EXIF tag says: the annotated size shows it, or it was
+            asked for.
+        tagged: those with such a tag, of which the size does not tell whether the annotations are
+            of the stored or of the turned image; they are taken as stored.
     """
 
     missing: tuple[int, ...] = ()
     corrupt: tuple[int, ...] = ()
     wrong_size: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    turned: tuple[int, ...] = ()
+    tagged: tuple[int, ...] = ()
 
     @property
     def unreadable(self) -> tuple[int, ...]:
@@ -190,7 +196,8 @@ class ReferSplit:
         Raises:
             ImageError: it is missing or corrupt.
         """
-        image = RgbImage(self.image_path(image_id), apply_orientation=False)
+        turn = image_id in self.image_errors.turned
+        image = RgbImage(self.image_path(image_id), apply_orientation=turn)
         height, width = self._hw(image_id)
         if image.hw == (height, width):
             return image

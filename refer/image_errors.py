@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -23,22 +24,66 @@ ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """How whole files end, by Pillow's names of the formats."""
 
 
-def find_image_errors(split: ReferSplit) -> ImageErrors:
-    """Look at every image file of a split."""
+_ORIENTATION = 0x0112
+"""EXIF's tag; 1 is as stored, 5 to 8 are quarter turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What is read of a whole image.
+
+    Attributes:
+        hw: stored height and width.
+        orientation: EXIF's, 1 to 8; 1 where there is none.
+    """
+
+    hw: tuple[int, int]
+    orientation: int
+
+
+def find_image_errors(split: ReferSplit, *, apply_exif: bool | None = None) -> ImageErrors:
+    """Look at every image file of a split.
+
+    Args:
+        split: whose images are looked at.
+        apply_exif: whether images that size does not settle are turned as their EXIF tag says; None
+            looks at no tag: images of published datasets are annotated as stored.
+    """
     missing: list[int] = []
     corrupt: list[int] = []
     wrong_size: dict[int, tuple[int, int]] = {}
+    turned: list[int] = []
+    tagged: list[int] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         for image_id, info in split.images.items():
-            path = split.image_path(image_id)
+            path, annotated = split.image_path(image_id), (info.height, info.width)
             if not path.is_file():
                 missing.append(image_id)
-            elif (hw := _whole_image_hw(path)) is None:
+                continue
+            header = _read_header(path)
+            if header is None:
                 corrupt.append(image_id)
-            elif hw != (info.height, info.width):
-                wrong_size[image_id] = hw
-    return ImageErrors(tuple(missing), tuple(corrupt), wrong_size)
+                continue
+            kind = _as_stored(header, annotated) if apply_exif is not None else None
+            if kind is False or (kind is None and apply_exif and header.orientation > 1):
+                turned.append(image_id)
+            elif header.hw != annotated:
+                wrong_size[image_id] = header.hw
+            elif kind is None and apply_exif is False and header.orientation > 1:
+                tagged.append(image_id)
+    return ImageErrors(
+        tuple(missing), tuple(corrupt), wrong_size, turned=tuple(turned), tagged=tuple(tagged)
+    )
+
+
+def _as_stored(header: _Header, annotated: tuple[int, int]) -> bool | None:
+    """Tell by size whether annotations are of the stored image; None where size cannot."""
+    if header.orientation < 5 or annotated[0] == annotated[1]:
+        return None
+    if header.hw == annotated:
+        return True
+    return False if header.hw == annotated[::-1] else None
 
 
 def describe_image_errors(split: ReferSplit, image_errors: ImageErrors) -> list[str]:
@@ -59,13 +104,24 @@ def describe_image_errors(split: ReferSplit, image_errors: ImageErrors) -> list[
         *line("are missing", [name[i] for i in image_errors.missing], source),
         *line("are corrupt", [name[i] for i in image_errors.corrupt], "Fetch them again."),
     ]
+    lines += line(
+        "are turned as their EXIF tags say",
+        [name[i] for i in image_errors.turned],
+        "Their annotations are taken to be of the turned image.",
+    )
+    lines += line(
+        "have an EXIF orientation that their size does not settle",
+        [name[i] for i in image_errors.tagged],
+        "They are taken as stored; if the annotations were drawn on turned images, give "
+        "--apply_exif.",
+    )
     if split.mask_rule is not MaskRule.PHRASECUT:  # whose images are published at other sizes
         lines += line("are of another size than annotated", sizes, "Fetch them again.")
     return lines
 
 
-def _whole_image_hw(path: Path) -> tuple[int, int] | None:
-    """Read the height and width of an image; None where it is corrupt."""
+def _read_header(path: Path) -> _Header | None:
+    """Read size and orientation of an image; None where it is corrupt."""
     try:
         with path.open("rb") as file:
             file.seek(-max(map(len, ENDINGS.values())), os.SEEK_END)
@@ -73,9 +129,21 @@ def _whole_image_hw(path: Path) -> tuple[int, int] | None:
             file.seek(0)
             with Image.open(file) as image:
                 width, height = image.size
+                orientation = _orientation(image)
                 ending = ENDINGS.get(image.format or "")
                 if ending is None or not tail.endswith(ending):
                     image.load()
-                return height, width
     except Exception:  # a corrupt image can fail in any operation of its decoder
         return None
+    return _Header((height, width), orientation)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read EXIF's orientation; 1 where there is none that can be read."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # to look behind the pixels, Pillow would decode them
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a damaged block is no reason to leave the image out
+        return 1
+    return orientation if orientation in range(1, 9) else 1

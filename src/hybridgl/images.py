@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +26,9 @@ MAX_PIXELS = 50_000_000
 MAX_ASPECT_RATIO = 100
 """Longest over shortest side: SAM shrinks the longest side to 1024 pixels and sees patches of 16;
 beyond this ratio the shorter side is less than one patch there, and no mask is found."""
+
+_HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif")
+"""Brands in the first box of a file, of what ``pillow-heif`` reads."""
 
 ImageSource = str | Path | Image.Image | NDArray[np.uint8]
 """A path, a PIL image, or an RGB array (H, W, 3) of uint8."""
@@ -137,6 +141,10 @@ def _read_file(path: Path) -> bytes:
 
 def _open(content: bytes, name: str) -> Image.Image:
     """Open a file by its header alone: one that claims gigapixels costs nothing."""
+    with suppress(ImportError):
+        import pillow_heif  # of the extra heic
+
+        pillow_heif.register_heif_opener()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -147,6 +155,11 @@ def _open(content: bytes, name: str) -> Image.Image:
             f"shrink it first."
         ) from error
     except Exception as error:  # a damaged file can fail in any way inside its decoder
+        if content[4:8] == b"ftyp" and content[8:12] in _HEIC:
+            raise ImageError(
+                f"Expected an image that Pillow reads in {name}, got HEIC, a phone's own format; "
+                f"run `pip install pillow-heif`, or save it as JPEG."
+            ) from error
         raise ImageError(
             f"Expected an image in {name}, got {len(content):,} bytes of something else; "
             f"give a JPEG, PNG or another format that Pillow reads."

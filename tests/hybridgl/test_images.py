@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -208,3 +209,12 @@ def test_one_axis_resizes_as_in_one_call(size):
         expected = PORTRAIT.resize(size, Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(np.array(found), np.array(expected))
     assert found.size == size
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_format_of_phones_is_named_with_what_reads_it(brand, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    path = tmp_path / "photo.heic"
+    path.write_bytes(b"\x00\x00\x00\x18ftyp" + brand + bytes(100))
+    with pytest.raises(ImageError, match=r"got HEIC, .*; run `pip install pillow-heif`, or save"):
+        RgbImage(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from hybridgl.errors import SettingError
+from refer.config import SplitConfig, load_split
 from refer.dataset import ImageErrors, ImageInfo, ReferSplit
 from refer.image_errors import describe_image_errors, find_image_errors
+from tests.refer_factories import with_orientation
 
 HW = (24, 32)
 
@@ -141,3 +145,78 @@ def test_each_kind_of_error_gives_a_line_with_count_and_names(split_of):
         "2 of 10 images of birds all are of another size than annotated: "
         "i.jpg (1 x 2, annotated 32 x 24), j.jpg (8 x 9, annotated 32 x 24). Fetch them again.",
     ]
+
+
+# Orientation.
+
+
+def write_photograph(folder, name, orientation, hw=HW):
+    """An image that is upright after its tag; returns its upright pixels."""
+    upright = np.zeros((*hw, 3), dtype=np.uint8)
+    upright[: hw[0] // 2, : hw[1] // 2] = 255
+    held = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation]
+    stored = Image.fromarray(upright) if held is None else Image.fromarray(upright).transpose(held)
+    buffer = io.BytesIO()
+    stored.save(buffer, "PNG" if name.endswith("png") else "JPEG", quality=100)
+    content = buffer.getvalue()
+    if orientation > 1:
+        content = with_orientation(content, orientation)
+    (folder / name).write_bytes(content)
+    return upright
+
+
+def pixels_of(split, image_id, **found):
+    opened = dataclasses.replace(split, image_errors=find_image_errors(split, **found))
+    return opened.open_image(image_id).pixels_HW3.astype(int)
+
+
+def test_quarter_turns_are_made_where_the_annotated_size_is_that_of_the_turned_image(
+    tmp_path, split_of
+):
+    upright = write_photograph(tmp_path, "phone.jpg", 6)
+    split = split_of("phone.jpg")
+    errors = find_image_errors(split, apply_exif=False)
+    assert errors == ImageErrors(turned=(7,))
+    (line,) = describe_image_errors(split, errors)
+    assert "1 of 1 images of birds all are turned as their EXIF tags say: phone.jpg." in line
+    assert np.abs(pixels_of(split, 7, apply_exif=False) - upright).mean() < 5
+    # Annotated as stored: nothing is turned, and nothing to be said.
+    assert find_image_errors(split_of("phone.jpg", hw=HW[::-1]), apply_exif=False) == ImageErrors()
+
+
+@pytest.mark.parametrize(("orientation", "hw"), [(3, HW), (6, (24, 24))])
+def test_turns_that_size_does_not_tell_are_named_and_made_on_demand(
+    tmp_path, split_of, orientation, hw
+):
+    upright = write_photograph(tmp_path, "phone.jpg", orientation, hw)
+    write_photograph(tmp_path, "plain.jpg", 1, hw)
+    split = split_of("phone.jpg", "plain.jpg", hw=hw)
+    errors = find_image_errors(split, apply_exif=False)
+    assert errors == ImageErrors(tagged=(7,))
+    (line,) = describe_image_errors(split, errors)
+    assert "that their size does not settle: phone.jpg. They are taken as stored" in line
+    assert "--apply_exif" in line
+    assert np.abs(pixels_of(split, 7, apply_exif=False) - upright).mean() > 50
+    assert find_image_errors(split, apply_exif=True) == ImageErrors(turned=(7,))
+    assert np.abs(pixels_of(split, 7, apply_exif=True) - upright).mean() < 5
+
+
+def test_tags_of_published_datasets_are_not_looked_at(tmp_path, split_of):
+    write_photograph(tmp_path, "half.jpg", 3)
+    write_photograph(tmp_path, "quarter.jpg", 6)
+    found = find_image_errors(split_of("half.jpg", "quarter.jpg"))
+    assert found == ImageErrors(wrong_size={14: HW[::-1]})
+
+
+def test_damaged_tags_are_none(tmp_path, split_of):
+    write_photograph(tmp_path, "phone.jpg", 3)
+    content = (tmp_path / "phone.jpg").read_bytes()
+    start = content.index(b"Exif")
+    damaged = content[: start + 6] + b"\xff" * 8 + content[start + 14 :]
+    (tmp_path / "phone.jpg").write_bytes(damaged)
+    assert find_image_errors(split_of("phone.jpg"), apply_exif=False) == ImageErrors()
+
+
+def test_published_datasets_refuse_to_be_turned():
+    with pytest.raises(SettingError, match=r"--apply_exif with a custom dataset, got it with refc"):
+        load_split(SplitConfig(dataset="refcoco", apply_exif=True))
