@@ -6,6 +6,11 @@ Example:
 
 from __future__ import annotations
 
+import os
+
+# Before torch loads: on cores that others use too, threads that spin while they wait cost CPU time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 import logging
 import sys

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from evaluation.evaluate import Evaluation, check_ground_truth
 from evaluation.executors import Executor, serial
 from evaluation.manifest import Manifest, find_manifest, other_devices, write_manifest
@@ -212,6 +214,7 @@ class RunConfig:
         }
         if select_device(models.device).type == select_device("auto").type:
             changed.pop("device", None)
+        changed.pop("threads", None)  # how, not what
         return cls(
             data=data,
             choice=choice,
@@ -518,6 +521,7 @@ class Run:
             "store": {"found": found, "made": missed},
             "seconds": dict(watch.seconds),
             "peak_memory_bytes": peak_memory_bytes(),
+            "threads": torch.get_num_threads(),
             "batch_sizes": self.evaluation.batch_sizes_json(),
         }
         try:
@@ -538,6 +542,7 @@ class Run:
         summary = read_summary(self.folder) or {}
         made = {name: summary[name] for name in ("store", "seconds", "peak_memory_bytes")}
         made["batch_sizes"] = summary.get("batch_sizes", [])
+        made["threads"] = summary.get("threads")
         text = self._write_scores(records, made)
         return f"{text}\nthe records were there, and are scored again: {self.folder}"
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0, 1 where ``doctor`` finds something wrong, 2 after an error that the user can
         fix, 130 after an interruption.
     """
+    # Before torch loads, as in the two programs of the clone.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = sys.argv[1:] if argv is None else list(argv)
     return run_program(lambda: _run(words))
 

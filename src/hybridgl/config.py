@@ -424,6 +424,13 @@ class ModelConfig(Settings):
         help="let a GPU round the factors of float32 products to ten bits (TF32), which is faster; "
         "of no effect on a CPU",
     )
+    threads: int | None = setting(
+        None,
+        low=1,
+        metavar="N",
+        help="CPU threads of each operation (default: as many as there are cores); on cores that "
+        "others use too, 1 is often fastest",
+    )
     compile: bool = setting(
         False,
         help="let torch compile the encoders and SAM's decoder, at the start of a run (needs a C++ "

@@ -593,6 +593,7 @@ VALUES = {
 """Values other than the default, of every argument that decides the records."""
 
 ELSEWHERE = {
+    "threads": "how, not what",
     "apply_exif": "of custom datasets, see tests/refer/test_image_errors.py",
     "mixing_weight": "of the method global_local, see below",
     "split_by": "in the name of the split, see below",

@@ -103,7 +103,8 @@ class Models:
         """Take the models that the settings name; no file is read.
 
         Args:
-            config: resolved: what depends on dataset and method is filled in.
+            config: resolved: what depends on dataset and method is filled in. Its number of threads
+                is torch's, and so is set for the process.
 
         Raises:
             SettingError: a wrong name, or a device that is not there.
@@ -116,6 +117,8 @@ class Models:
             sam_checkpoint=config.sam_checkpoint,
             spacy_model=config.spacy_model,
         )
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         return cls(
             weights,
             device=select_device(config.device),
