@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import io
 import re
@@ -13,7 +14,10 @@ from pathlib import Path
 import pytest
 
 import hybridgl_main
+import refer.doctor
+import refer.download
 import save_attn_gem
+from hybridgl import cli
 from hybridgl.config import FusionMode, Profile
 
 ROOT = Path(__file__).parents[1]
@@ -253,6 +257,27 @@ def options(name):
 def test_flags_of_the_programs_and_their_defaults_are_the_promised_ones(name, options):
     expected = SHARED_FLAGS | OWN_FLAGS[name]
     assert {flag: options[flag].default for flag in expected} == expected
+
+
+def test_every_flag_says_what_it_is(name):
+    assert [one.dest for one in PROGRAMS[name].build_parser()._actions if not one.help] == []
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        cli._add_segment_arguments,
+        cli.add_download_arguments,
+        cli.add_doctor_arguments,
+        refer.download.add_download_arguments,
+        refer.doctor.add_doctor_arguments,
+    ],
+    ids=["segment", "download", "doctor", "refer download", "refer doctor"],
+)
+def test_every_flag_of_the_commands_says_what_it_is(add):
+    parser = argparse.ArgumentParser()
+    add(parser)
+    assert [one.dest for one in parser._actions if not one.help] == []
 
 
 def test_former_names_of_flags_stay(options):
