@@ -216,3 +216,23 @@ def identifiers(path):
             yield node.arg
         elif isinstance(node, ast.Attribute):
             yield node.attr
+
+
+def test_table_of_words_is_that_of_the_code():
+    from hybridgl import language
+
+    text = text_of(ROOT / "docs/words.md")
+    found: dict[str, dict[str, str]] = {"position": {}, "relation": {}}
+    for kind, value, words in re.findall(
+        r"^\| (position|relation) \| (\w+) \| (.+) \|$", text, re.M
+    ):
+        found[kind] |= dict.fromkeys(words.split(", "), value)
+    expected = {"position": language._POSITION_WORDS, "relation": language._RELATION_WORDS}
+    for kind, words in expected.items():
+        assert found[kind] == {word: value.value for word, value in words.items()}
+    (unread,) = re.findall(r"by the guidance: (.+?), and every", " ".join(text.split()))
+    for word in unread.split(", "):
+        assert not {*word.split()} & {*found["position"], *found["relation"]}
+    parts = re.search(r"nouns hold (.+?), there is no", " ".join(text.split()))
+    assert parts
+    assert {*re.split(", | or ", parts[1])} == language._PARTS_OF_THE_IMAGE
