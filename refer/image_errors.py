@@ -34,7 +34,7 @@ class _Header:
 
     Attributes:
         hw: stored height and width.
-        orientation: EXIF's, 1 to 8; 1 where there is none.
+        orientation: EXIF's, 1 to 8; 1 where there is none, or none was asked for.
     """
 
     hw: tuple[int, int]
@@ -61,16 +61,16 @@ def find_image_errors(split: ReferSplit, *, apply_exif: bool | None = None) -> I
             if not path.is_file():
                 missing.append(image_id)
                 continue
-            header = _read_header(path)
+            header = _read_header(path, orientation=apply_exif is not None)
             if header is None:
                 corrupt.append(image_id)
                 continue
-            kind = _as_stored(header, annotated) if apply_exif is not None else None
+            kind = _as_stored(header, annotated)
             if kind is False or (kind is None and apply_exif and header.orientation > 1):
                 turned.append(image_id)
             elif header.hw != annotated:
                 wrong_size[image_id] = header.hw
-            elif kind is None and apply_exif is False and header.orientation > 1:
+            elif kind is None and header.orientation > 1:
                 tagged.append(image_id)
     return ImageErrors(
         tuple(missing), tuple(corrupt), wrong_size, turned=tuple(turned), tagged=tuple(tagged)
@@ -120,8 +120,8 @@ def describe_image_errors(split: ReferSplit, image_errors: ImageErrors) -> list[
     return lines
 
 
-def _read_header(path: Path) -> _Header | None:
-    """Read size and orientation of an image; None where it is corrupt."""
+def _read_header(path: Path, *, orientation: bool) -> _Header | None:
+    """Read an image's size, and its orientation if asked; None where it is corrupt."""
     try:
         with path.open("rb") as file:
             file.seek(-max(map(len, ENDINGS.values())), os.SEEK_END)
@@ -129,13 +129,13 @@ def _read_header(path: Path) -> _Header | None:
             file.seek(0)
             with Image.open(file) as image:
                 width, height = image.size
-                orientation = _orientation(image)
+                turn = _orientation(image) if orientation else 1
                 ending = ENDINGS.get(image.format or "")
                 if ending is None or not tail.endswith(ending):
                     image.load()
     except Exception:  # a corrupt image can fail in any operation of its decoder
         return None
-    return _Header((height, width), orientation)
+    return _Header((height, width), turn)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -171,7 +171,7 @@ def compare_folder(folder: Path, device: torch.device = _CPU) -> FolderReport:
 
     Args:
         folder: laid out as the module describes.
-        device: where tensors are computed with.
+        device: where tensors are computed.
 
     Raises:
         DataError: no such folder, nothing in it to compare, or a file that cannot be used.

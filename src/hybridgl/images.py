@@ -9,7 +9,7 @@ import hashlib
 import io
 import warnings
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -141,10 +141,7 @@ def _read_file(path: Path) -> bytes:
 
 def _open(content: bytes, name: str) -> Image.Image:
     """Open a file by its header alone: one that claims gigapixels costs nothing."""
-    with suppress(ImportError):
-        import pillow_heif  # of the extra heic
-
-        pillow_heif.register_heif_opener()
+    _register_heic()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -164,6 +161,14 @@ def _open(content: bytes, name: str) -> Image.Image:
             f"Expected an image in {name}, got {len(content):,} bytes of something else; "
             f"give a JPEG, PNG or another format that Pillow reads."
         ) from error
+
+
+@cache  # once: where it is not installed, each import would search for it again
+def _register_heic() -> None:
+    with suppress(ImportError):
+        import pillow_heif  # of the extra heic
+
+        pillow_heif.register_heif_opener()
 
 
 def _check_size(image: Image.Image, name: str) -> None:

@@ -320,7 +320,6 @@ class GlobalLocalClip(Method):
         image_3HW = views.resize(scaled_13hw, image.hw)[0]
         image_13RR = views.resize(scaled_13hw, (side, side))
         fills = self.config.quirks.crop_unnormalised_fill
-
         chunks = []
         at_once = views.masks_per_chunk(image.hw, self.models.batches.sizes.masks)
         for chunk_NHW in torch.from_numpy(masks_NHW).split(at_once):
