@@ -13,7 +13,7 @@ from pathlib import Path
 
 from evaluation.published import ROWS, SOURCES, Cell, Metric, PublishedRow
 from evaluation.report import Report
-from hybridgl.config import TERMS, FusionMode, GuidanceConfig
+from hybridgl.config import TERMS, CropBox, FusionMode, GuidanceConfig
 from hybridgl.metrics import EvaluationProtocol
 from utils.tables import Table
 
@@ -141,7 +141,8 @@ def _baselines(tiny: bool, freesolo: Path | None) -> tuple[TableRow, ...]:
     if tiny:
         rows = [_global_local("SAM, bundled CLIP")]
     if freesolo:
-        arguments = (*_vit_b_32(tiny), "--proposals", f"coco:{freesolo}")
+        masks = ("--proposals", f"coco:{freesolo}", "--crop_box", CropBox.FREESOLO.value)
+        arguments = (*_vit_b_32(tiny), *masks)
         rows.append(_global_local("FreeSOLO", *arguments, published_id="global_local-freesolo"))
     else:
         rows.append(_published_only("global_local-freesolo"))

@@ -26,6 +26,7 @@ __all__ = [
     "PHOTOGRAPHS",
     "SAM_SETTINGS",
     "SHAPES",
+    "CropBox",
     "FusionConfig",
     "FusionMode",
     "GemConfig",
@@ -94,6 +95,16 @@ class FusionMode(Enum):
     def reads_global_view(self) -> bool:
         """Tell whether the global stream takes part."""
         return self in (self.GLOBAL_TO_LOCAL, self.LOCAL_TO_GLOBAL, self.BOTH)
+
+
+class CropBox(Enum):
+    """Box that Global-Local CLIP crops a mask to."""
+
+    TIGHT = "tight"
+    """The smallest that holds every pixel of the mask."""
+    FREESOLO = "freesolo"
+    """FreeSOLO's: as many columns and rows as the mask occupies, around their mean; its fractions
+    are cut, so that it lies a pixel too far left and up, and is too small for masks with gaps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -366,6 +377,12 @@ class GlobalLocalConfig(MethodConfig):
         help="of global_local: share of the feature in the image, the crop's has the rest; where "
         "not given, 0.85 for refcocog, else 0.95",
         source="released program",
+    )
+    crop_box: CropBox = setting(
+        CropBox.TIGHT,
+        help="of global_local: box that a mask is cropped to; freesolo: as the released program "
+        "does with FreeSOLO's masks",
+        source="boxes of the masks' generators",
     )
 
     def resolved(self, dataset: str) -> GlobalLocalConfig:

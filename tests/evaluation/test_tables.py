@@ -124,7 +124,8 @@ def test_freesolo_is_run_only_where_its_masks_are_given():
         for name, choices in CHOICES.items()
     }
     assert rows["paper"].arguments is None
-    assert rows["FreeSOLO"].arguments[-2:] == ("--proposals", "coco:masks.json")
+    masks = ("--proposals", "coco:masks.json", "--crop_box", "freesolo")
+    assert rows["FreeSOLO"].arguments[-4:] == masks
 
 
 def test_fusion_ablation_has_every_mode_with_and_without_guidance():

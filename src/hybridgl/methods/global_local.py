@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from hybridgl import views
-from hybridgl.config import FusionConfig, FusionMode, GlobalLocalConfig
+from hybridgl.config import CropBox, FusionConfig, FusionMode, GlobalLocalConfig
 from hybridgl.devices import send
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.fusion import mask_features
@@ -66,31 +66,55 @@ def resized_image(image: Image.Image) -> Tensor:
     return views.normalise(resized_3hw / 255, views.IMAGENET_MEAN, views.IMAGENET_STD)
 
 
-def mask_boxes(masks_NHW: Tensor) -> Tensor:
-    """Find boxes that hold every pixel of their masks.
+def mask_boxes(masks_NHW: Tensor, crop_box: CropBox = CropBox.TIGHT) -> Tensor:
+    """Find the boxes that masks are cropped to.
 
     Args:
         masks_NHW: bool, (N, H, W).
+        crop_box: rule of the box.
 
     Returns:
-        int64, (N, 4): x1, y1, x2, y2, right and bottom exclusive; one pixel for an empty mask.
+        int64, (N, 4): x1, y1, x2, y2, right and bottom exclusive, at least one pixel; the first
+        pixel for an empty mask.
 
     Example:
         >>> mask_boxes(torch.tensor([[[False, True, True], [False, False, False]]])).tolist()
         [[1, 0, 3, 1]]
     """
-    # The first and, from the end, the last column and row that hold a pixel.
-    columns_NW, rows_NH = masks_NHW.any(dim=1).int(), masks_NHW.any(dim=2).int()
-    x1, y1 = columns_NW.argmax(dim=1), rows_NH.argmax(dim=1)
-    x2 = columns_NW.shape[1] - columns_NW.flip(1).argmax(dim=1)
-    y2 = rows_NH.shape[1] - rows_NH.flip(1).argmax(dim=1)
-    boxes_N4 = torch.stack([x1, y1, x2, y2], dim=1)
-    pixel_4 = send(torch.tensor([0, 0, 1, 1]), masks_NHW.device)
-    return torch.where(columns_NW.any(dim=1)[:, None], boxes_N4, pixel_4)
+    ends_of = _tight_ends if crop_box is CropBox.TIGHT else _freesolo_ends
+    ends = [ends_of(masks_NHW.any(dim=axis).long()) for axis in (1, 2)]
+    starts_N2 = torch.stack([start_N for start_N, _ in ends], dim=1)
+    stops_N2 = torch.stack([stop_N for _, stop_N in ends], dim=1)
+    return torch.cat([starts_N2, torch.maximum(stops_N2, starts_N2 + 1)], dim=1)
+
+
+def _tight_ends(occupied_NW: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the first occupied place along an axis, W or H, and the one after the last."""
+    first_N = occupied_NW.argmax(dim=1)
+    after_N = occupied_NW.shape[1] - occupied_NW.flip(1).argmax(dim=1)
+    return first_N, torch.where(occupied_NW.any(dim=1), after_N, first_N)
+
+
+def _freesolo_ends(occupied_NW: Tensor) -> tuple[Tensor, Tensor]:
+    """Find c - s / 2 and c + s / 2, cut to whole pixels: c the mean, s the number of places."""
+    places_W = torch.arange(occupied_NW.shape[1], device=occupied_NW.device)
+    number_N = occupied_NW.sum(dim=1)
+    twice_sum_N = 2 * (occupied_NW * places_W).sum(dim=1)
+    starts_and_stops = (
+        (twice_sum_N + sign * number_N**2).clamp(min=0) // (2 * number_N).clamp(min=1)
+        for sign in (-1, 1)
+    )
+    start_N, stop_N = starts_and_stops
+    return start_N, stop_N
 
 
 def crop_views(
-    image_3HW: Tensor, masks_NHW: Tensor, side: int, *, unnormalised_fill: bool
+    image_3HW: Tensor,
+    masks_NHW: Tensor,
+    side: int,
+    *,
+    unnormalised_fill: bool,
+    crop_box: CropBox = CropBox.TIGHT,
 ) -> Tensor:
     """Draw every mask's object on a filled background, cropped to its box, resized to CLIP's input.
 
@@ -103,13 +127,14 @@ def crop_views(
         side: R, in pixels.
         unnormalised_fill: quirk Q7: ImageNet's pixel mean as it is; otherwise 0, which stands for
             that colour among normalised pixels.
+        crop_box: rule of the box; pixels of a mask outside it are not seen.
 
     Returns:
         float32, (N, 3, R, R).
     """
     fill = views.IMAGENET_MEAN if unnormalised_fill else (0.0, 0.0, 0.0)
     fill_1311 = views.channel_values(fill, image_3HW.device)[None]
-    x1_N, y1_N, x2_N, y2_N = mask_boxes(masks_NHW).unbind(dim=1)
+    x1_N, y1_N, x2_N, y2_N = mask_boxes(masks_NHW, crop_box).unbind(dim=1)
     left_NR, right_NR, to_right_NR = _bilinear_taps(x1_N, x2_N, side)
     upper_NR, lower_NR, to_lower_NR = _bilinear_taps(y1_N, y2_N, side)
     mask_index_N11 = torch.arange(len(masks_NHW), device=masks_NHW.device)[:, None, None]
@@ -276,6 +301,7 @@ class GlobalLocalClip(Method):
             "numerics": self.models.numerics("clip"),
             "masking_block": self.config.blocks.masking_block,
             "unnormalised_fill": self.config.quirks.crop_unnormalised_fill,
+            "crop_box": self.config.crop_box.value,
         }
 
         def compute() -> Content:
@@ -325,7 +351,13 @@ class GlobalLocalClip(Method):
         for chunk_NHW in torch.from_numpy(masks_NHW).split(at_once):
             masks = send(chunk_NHW, device)
             with timer("views"):
-                crops_N3RR = crop_views(image_3HW, masks, side, unnormalised_fill=fills)
+                crops_N3RR = crop_views(
+                    image_3HW,
+                    masks,
+                    side,
+                    unnormalised_fill=fills,
+                    crop_box=self.config.crop_box,
+                )
                 coverage_NP = views.patch_coverage(masks, self.clip.grid)
             with timer("features"):
                 global_NE = global_features(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from hybridgl import views
 from hybridgl.config import (
+    CropBox,
     FusionConfig,
     FusionMode,
     GlobalLocalConfig,
@@ -75,9 +76,22 @@ def slow_box(mask_HW):
     return [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
 
-def slow_crop(image_3HW, mask_HW, side, fill):
+def slow_freesolo_box(mask_HW):
+    """Compute FreeSOLO's box, an axis at a time, in the floats of its formula."""
+    starts, stops = [], []
+    for places in map(np.flatnonzero, (mask_HW.any(axis=0), mask_HW.any(axis=1))):
+        start, stop = (int(places.mean() + sign * len(places) / 2) for sign in (-1, 1))
+        starts.append(start)
+        stops.append(max(stop, start + 1))
+    return [*starts, *stops]
+
+
+BOXES = {CropBox.TIGHT: slow_box, CropBox.FREESOLO: slow_freesolo_box}
+
+
+def slow_crop(image_3HW, mask_HW, side, fill, crop_box):
     """Fill, cut and resize one mask's image with the library function for each."""
-    x1, y1, x2, y2 = slow_box(mask_HW.numpy())
+    x1, y1, x2, y2 = BOXES[crop_box](mask_HW.numpy())
     filled = torch.where(mask_HW, image_3HW, torch.tensor(fill)[:, None, None])
     return F.interpolate(
         filled[None, :, y1:y2, x1:x2], (side, side), mode="bilinear", align_corners=False
@@ -88,16 +102,32 @@ def test_boxes_hold_every_pixel_and_end_outside(masks):
     assert mask_boxes(masks).tolist() == [slow_box(mask) for mask in masks.numpy()]
 
 
-def test_box_of_an_empty_mask_is_a_pixel():
-    assert mask_boxes(torch.zeros(1, 3, 5, dtype=torch.bool)).tolist() == [[0, 0, 1, 1]]
+@pytest.mark.parametrize("crop_box", CropBox)
+def test_box_of_an_empty_mask_is_a_pixel(crop_box):
+    assert mask_boxes(torch.zeros(1, 3, 5, dtype=torch.bool), crop_box).tolist() == [[0, 0, 1, 1]]
 
 
+def test_freesolo_boxes_equal_their_formula(masks):
+    boxes = mask_boxes(masks, CropBox.FREESOLO)
+    assert boxes.tolist() == [slow_freesolo_box(mask) for mask in masks.numpy()]
+
+
+def test_freesolo_boxes_lie_a_pixel_left_and_up_and_leave_out_the_ends_of_gaps():
+    masks_NHW = np.zeros((3, 20, 30), dtype=bool)
+    masks_NHW[0, 5:9, 10:20] = True
+    masks_NHW[1, 5:9, [10, 11, 19]] = True
+    masks_NHW[2, 0, 0] = True
+    boxes = mask_boxes(torch.from_numpy(masks_NHW), CropBox.FREESOLO)
+    assert boxes.tolist() == [[9, 4, 19, 8], [11, 4, 14, 8], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("crop_box", CropBox)
 @pytest.mark.parametrize("unnormalised_fill", [True, False])
-def test_crops_equal_a_loop_over_masks(masks, unnormalised_fill):
+def test_crops_equal_a_loop_over_masks(masks, unnormalised_fill, crop_box):
     image_3HW = torch.randn(3, *HW, generator=torch.Generator().manual_seed(0))
     fill = MEAN.tolist() if unnormalised_fill else [0.0, 0.0, 0.0]
-    crops = crop_views(image_3HW, masks, 32, unnormalised_fill=unnormalised_fill)
-    expected = torch.stack([slow_crop(image_3HW, mask, 32, fill) for mask in masks])
+    crops = crop_views(image_3HW, masks, 32, unnormalised_fill=unnormalised_fill, crop_box=crop_box)
+    expected = torch.stack([slow_crop(image_3HW, mask, 32, fill, crop_box) for mask in masks])
     assert torch.allclose(crops, expected, rtol=0, atol=1e-6)
 
 
@@ -188,14 +218,16 @@ def proposals_of(masks):
     return Proposals(masks.numpy(), np.ones((count, 4), dtype=np.int64), ones, ones)
 
 
+@pytest.mark.parametrize("crop_box", CropBox)
 @pytest.mark.parametrize("kind", ["transformer", "resnet"])
-def test_similarity_equals_the_formula(tmp_path, image, masks, kind):
-    model = model_of(tmp_path, kind, mixing_weight=0.7, text=TextConfig(sentence_weight=0.3))
+def test_similarity_equals_the_formula(tmp_path, image, masks, kind, crop_box):
+    text = TextConfig(sentence_weight=0.3)
+    model = model_of(tmp_path, kind, mixing_weight=0.7, text=text, crop_box=crop_box)
     clip = model.clip
     scaled = resized_image(Image.fromarray(image))[None]
     image_3HW = F.interpolate(scaled, HW, mode="bilinear", align_corners=False)[0]
     image_64 = F.interpolate(scaled, (64, 64), mode="bilinear", align_corners=False)
-    crops = torch.stack([slow_crop(image_3HW, mask, 64, MEAN.tolist()) for mask in masks])
+    crops = torch.stack([slow_crop(image_3HW, mask, 64, MEAN.tolist(), crop_box) for mask in masks])
     with torch.inference_mode():
         in_image = global_features(clip, image_64, views.patch_coverage(masks, clip.grid), 9)
         features = 0.7 * in_image + 0.3 * crop_features(clip, crops)
@@ -208,9 +240,10 @@ def test_similarity_equals_the_formula(tmp_path, image, masks, kind):
         else:
             text = 0.3 * sentence + 0.7 * phrase
             expected = clip.logit_scale * F.cosine_similarity(features, text[None])
-        assert np.allclose(scores.arrays["similarity_N"], expected, rtol=0, atol=1e-3)
+        similarity_N = scores.arrays["similarity_N"]
+        assert np.allclose(similarity_N, expected, rtol=0, atol=1e-3)
         prediction = model.choose(scores)
-        assert prediction.proposals == {"features": int(expected.argmax())}
+        assert prediction.proposals == {"features": int(similarity_N.argmax())}
         assert prediction.expression == read
         assert (prediction.choice, prediction.attention, prediction.truncated) == (
             None,
