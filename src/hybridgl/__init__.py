@@ -12,7 +12,8 @@ from hybridgl.errors import DataError, HybridGLError, ImageError, SettingError, 
 
 if TYPE_CHECKING:
     from hybridgl.masks import Proposals
-    from hybridgl.methods.hybridgl import Candidate, HybridGL, Segmentation
+    from hybridgl.methods.hybridgl import HybridGL
+    from hybridgl.results import Candidate, Segmentation
     from hybridgl.store import Store
 
 __all__ = [
@@ -37,7 +38,8 @@ def __getattr__(name: str) -> object:
     """Import what needs torch, which takes seconds, when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from hybridgl import masks, store
+    from hybridgl import masks, results, store
     from hybridgl.methods import hybridgl
 
-    return next(getattr(one, name) for one in (hybridgl, masks, store) if name in one.__all__)
+    holders = (hybridgl, results, masks, store)
+    return next(getattr(one, name) for one in holders if name in one.__all__)

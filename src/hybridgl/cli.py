@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from hybridgl.methods.hybridgl import Segmentation
+    from hybridgl.results import Segmentation
 
 __all__ = ["main"]
 
@@ -145,7 +145,7 @@ def _description(result: Segmentation) -> str:
         f"other nouns  {', '.join(read.other_noun_phrases) or '-'}",
         f"position     {read.position.value}",
         f"relation     {read.relation.value}",
-        f"proposals    {len(result.proposals)}",
+        f"proposals    {len(result.similarities)}",
     ]
     if result.unmet_words:
         lines.append(f"unmet words  {', '.join(result.unmet_words)}: CLIP has never seen them")

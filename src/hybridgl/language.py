@@ -9,6 +9,7 @@ Shapes: S sentences, L texts, E embedding width.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hybridgl.config import TextConfig
+from hybridgl.errors import SettingError
 from hybridgl.store import Content, Store, cached
 from hybridgl.timing import timer
 
@@ -30,6 +32,7 @@ __all__ = [
     "ParsedExpression",
     "Position",
     "Relation",
+    "check_unicode",
     "clean_sentence",
     "expression_features",
     "parse_expression",
@@ -37,6 +40,8 @@ __all__ = [
 ]
 
 _Word = TypeVar("_Word")
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Position(Enum):
@@ -100,6 +105,19 @@ class ParsedExpression:
             other_nouns=tuple(fields["other_nouns"]),
             position=Position(fields["position"]),
             relation=Relation(fields["relation"]),
+        )
+
+
+def check_unicode(sentence: str) -> None:
+    """Refuse a sentence that no text encoder can read.
+
+    Raises:
+        SettingError: half of a character is in it.
+    """
+    if _LONE_SURROGATE.search(sentence):
+        raise SettingError(
+            f"Expected expressions in valid Unicode, got {sentence!r} with half of a character; "
+            f"decode it again."
         )
 
 

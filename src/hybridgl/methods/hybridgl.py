@@ -11,12 +11,12 @@ input.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -36,12 +36,13 @@ from hybridgl.config import (
     ReferenceQuirks,
 )
 from hybridgl.devices import send
-from hybridgl.errors import SettingError, WeightsError
+from hybridgl.errors import HybridGLError, ImageError, SettingError, WeightsError
 from hybridgl.fusion import fuse, stream_tokens
 from hybridgl.images import ImageSource, RgbImage
 from hybridgl.language import (
     ParsedExpression,
     Position,
+    check_unicode,
     expression_features,
     parse_sentences,
 )
@@ -50,78 +51,20 @@ from hybridgl.methods import Method, Prediction, Scores
 from hybridgl.models import Models
 from hybridgl.models.clip import ClipEncoder
 from hybridgl.proposals import SamProposals
+from hybridgl.results import PackedProposals, Segmentation
 from hybridgl.settings import settings_of
 from hybridgl.store import Content, Store, cached
 from hybridgl.timing import timer
 
-__all__ = ["Candidate", "HybridGL", "Segmentation"]
+__all__ = ["HybridGL"]
 
 _logger = logging.getLogger(__name__)
 
+_Opened = RgbImage | ImageError
+"""An image, or why it is none."""
+
 _MAPS_PER_CHUNK = 16
 """Attention maps of one chunk, whatever the memory."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    """One of the masks among which the guidance chose.
-
-    Attributes:
-        index: of its proposal.
-        mask: bool, (H, W).
-        box: x, y, w, h in pixels.
-        similarity: scaled cosine with the expression.
-        relation: relation score before softmax.
-        coherence: coherence score.
-        score: final score.
-        chosen: whether it is the prediction.
-    """
-
-    index: int
-    mask: NDArray[np.bool_]
-    box: tuple[int, int, int, int]
-    similarity: float
-    relation: float
-    coherence: float
-    score: float
-    chosen: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Segmentation:
-    """What an expression refers to in an image.
-
-    Attributes:
-        mask: the predicted mask, bool, (H, W); empty where nothing matches.
-        box: its box x, y, w, h in pixels; None where nothing matches.
-        similarity: scaled cosine of the prediction with the expression: how well the two go
-            together, whatever else is in the image. Where nothing matches, that of what would have
-            been predicted; None without proposals.
-        score: final score of the prediction among the candidates, likewise.
-        matches: whether there is a prediction: False without proposals, and where its similarity
-            is below ``reject_below``.
-        candidates: the masks that the guidance chose from, best similarity first.
-        proposals: all masks of the image.
-        similarities: scaled cosine of every proposal with the expression, float64, (N,).
-        attention_map: GEM map of the noun phrase under the position prior, mean 1, float32,
-            (H, W); None where the settings need none.
-        features_mask: the mask that mask features alone predict, bool, (H, W).
-        expression: noun phrase, other nouns, position and relation.
-        unmet_words: words of the expression that CLIP has never met; only the bundled one has any.
-    """
-
-    mask: NDArray[np.bool_]
-    box: tuple[int, int, int, int] | None
-    similarity: float | None
-    score: float | None
-    matches: bool
-    candidates: tuple[Candidate, ...]
-    proposals: Proposals
-    similarities: NDArray[np.float64]
-    attention_map: NDArray[np.float32] | None
-    features_mask: NDArray[np.bool_]
-    expression: ParsedExpression
-    unmet_words: tuple[str, ...]
 
 
 class HybridGL(Method):
@@ -260,7 +203,10 @@ class HybridGL(Method):
         Raises:
             HybridGLError: the image cannot be read or the expression is blank.
         """
-        return self.segment_all([image], [expression], reject_below=reject_below)[0]
+        (result,) = self.segment_each(image, [expression], reject_below=reject_below)
+        if result.error is not None:
+            raise result.error
+        return result
 
     def segment_all(
         self,
@@ -274,46 +220,85 @@ class HybridGL(Method):
         Args:
             images: one for every expression, of which the same may come again; or a single one for
                 all.
-            expressions: must not be blank.
+            expressions: as for ``segment``.
             reject_below: as for ``segment``.
 
         Returns:
-            One result for every pair, in their order.
+            One result for every pair, in their order. What cannot be segmented, such as an image
+            that is cut short, has an ``error`` and leaves the others as they are.
 
         Raises:
-            HybridGLError: another number of images than of expressions, an image that cannot be
-                read, or a blank expression.
+            SettingError: another number of images than of expressions, or a text for a list.
         """
-        if isinstance(expressions, str):
-            raise SettingError(
-                f"Expected a list of expressions, got the text {expressions!r}; put it into a list."
-            )
-        expressions = list(expressions)
-        if isinstance(images, str | Path | Image.Image | np.ndarray):
-            images = [images] * len(expressions)
-        images = list(images)
-        if len(images) != len(expressions):
-            raise SettingError(
-                f"Expected as many images as expressions, or one for all, got {len(images)} and "
-                f"{len(expressions)}; repeat an image for each of its expressions."
-            )
-        for expression in expressions:
-            if not isinstance(expression, str) or not expression.strip():
-                raise SettingError(
-                    f"Expected an expression in words, got {expression!r}; say what to segment."
-                )
-        indices_of: dict[str, list[int]] = {}
-        for index, source in enumerate(images):
-            indices_of.setdefault(RgbImage(source).sha256, []).append(index)
+        pairs = list(_pairs(images, expressions))
+        identities: dict[int, str] = {}
+        rows_of: dict[str, list[int]] = {}
+        for row, (source, _) in enumerate(pairs):
+            if id(source) not in identities:
+                identities[id(source)] = _identity(_open(source))
+            rows_of.setdefault(identities[id(source)], []).append(row)
         results: dict[int, Segmentation] = {}
-        for indices in indices_of.values():
+        for rows in rows_of.values():
             # Opened again, so that the pixels of one image at a time are in memory.
-            image = RgbImage(images[indices[0]])
+            image, some = _open(pairs[rows[0]][0]), [pairs[row][1] for row in rows]
+            made = self._segment_image(image, some, reject_below)
+            results.update(zip(rows, made, strict=True))
+        return [results[row] for row in range(len(pairs))]
+
+    def segment_each(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        expressions: Iterable[str],
+        *,
+        reject_below: float | None = None,
+    ) -> Iterator[Segmentation]:
+        """Segment a stream of expressions, as ``segment_all`` but image by image.
+
+        Both arguments may be generators, which are drawn as results are: one image is worked on and
+        the next one opened. Expressions of an image are computed together where they follow each
+        other.
+
+        Args:
+            images: as for ``segment_all``.
+            expressions: as for ``segment``.
+            reject_below: as for ``segment``.
+
+        Returns:
+            One result for every pair, in their order, with errors as in ``segment_all``.
+
+        Raises:
+            SettingError: as ``segment_all``; where the arguments have no length, at their end.
+        """
+        pairs = _pairs(images, expressions)
+        opened = ((_open(source), expression) for source, expression in pairs)
+        groups = itertools.groupby(opened, key=lambda pair: _identity(pair[0]))
+        together = (list(group) for _, group in groups)
+        return itertools.chain.from_iterable(
+            self._segment_image(pairs[0][0], [text for _, text in pairs], reject_below)
+            for pairs in together
+        )
+
+    def _segment_image(
+        self, image: _Opened, expressions: Sequence[str], reject_below: float | None
+    ) -> Iterator[Segmentation]:
+        """Segment all expressions of one image, in their order."""
+        errors: list[HybridGLError | None] = [_refusal(expression) for expression in expressions]
+        try:
+            if isinstance(image, ImageError):
+                raise image
+            _ = image.pixels_HW3
+        except ImageError as error:
+            errors = [refusal or error for refusal in errors]
+        readable = [text for text, error in zip(expressions, errors, strict=True) if not error]
+        made: Iterator[Segmentation] = iter(())
+        if readable:
+            assert isinstance(image, RgbImage)
             proposals = self._sam.propose(image)
-            scored = self.score(image, [expressions[index] for index in indices], proposals)
-            for index, scores in zip(indices, scored, strict=True):
-                results[index] = self._segmentation(image, proposals, scores, reject_below)
-        return [results[index] for index in range(len(images))]
+            scored = self.score(image, readable, proposals)
+            packed = PackedProposals(proposals)
+            made = (self._segmentation(packed, scores, reject_below) for scores in scored)
+        for text, refusal in zip(expressions, errors, strict=True):
+            yield Segmentation.failed(str(text), refusal) if refusal else next(made)
 
     # ---- the method, as an evaluation runs it
 
@@ -409,22 +394,24 @@ class HybridGL(Method):
                 undefined_scores_win=self.config.quirks.undefined_scores_win,
                 k_limit=k_limit,
             )
-        drawn = "patch_similarity_gg" in arrays
+        attention = None
+        if "patch_similarity_gg" in arrays:
+            # Holds no model, so that it travels with a result.
+            attention = partial(
+                _attention_map,
+                arrays["patch_similarity_gg"],
+                scores.meta["attention_side"],
+                position=self._prior_of(expression),
+                vertical_priors_disabled=self.config.quirks.vertical_priors_disabled,
+            )
         return Prediction(
             proposals={v: getattr(choice, v) for v in self.variants} if choice else {},
             expression=expression,
             truncated=scores.meta["truncated"],
             similarity_N=similarity_N,
             choice=choice,
-            attention=partial(self._attention_map, scores) if drawn else None,
+            attention=attention,
         )
-
-    def _attention_map(self, scores: Scores, hw: tuple[int, int]) -> NDArray[np.float32]:
-        """Attention map of one sentence under its position prior, mean 1, float32, (H, W)."""
-        sim_1gg = torch.from_numpy(scores.arrays["patch_similarity_gg"])[None]
-        expression = ParsedExpression.from_json(scores.meta["expression"])
-        side = scores.meta["attention_side"]
-        return np.asarray(self._attention(sim_1gg, side, hw, [expression])[0].numpy())
 
     # ---- the stages
 
@@ -605,8 +592,13 @@ class HybridGL(Method):
         for start in range(0, len(expressions), step):
             some = expressions[start : start + step]
             some_Sgg = sim_Sgg[start : start + len(some)]
-            attention_SHW = self._attention(
-                some_Sgg, self._gem_side, hw, some, undefined_scores_win=undefined_win
+            attention_SHW = _attention_maps(
+                some_Sgg,
+                self._gem_side,
+                hw,
+                [self._prior_of(expression) for expression in some],
+                vertical_priors_disabled=self.config.quirks.vertical_priors_disabled,
+                undefined_scores_win=undefined_win,
             )
             weights = [guidance.outside_weight(e.relation, self.config.guidance) for e in some]
             columns = [
@@ -618,75 +610,22 @@ class HybridGL(Method):
             rows.append(torch.cat(columns, dim=1))
         return _doubles(torch.cat(rows))
 
-    def _attention(
-        self,
-        sim_Sgg: Tensor,
-        side: int,
-        hw: tuple[int, int],
-        expressions: Sequence[ParsedExpression],
-        *,
-        undefined_scores_win: bool = False,
-    ) -> Tensor:
-        """Attention maps under their position priors, float32, (S, H, W)."""
-        priors = [
-            guidance.position_prior(
-                e.position if self.config.guidance.uses("position") else Position.NONE,
-                hw,
-                vertical_priors_disabled=self.config.quirks.vertical_priors_disabled,
-            )
-            for e in expressions
-        ]
-        return guidance.weighted_attention(
-            gem.attention_map(sim_Sgg, side, hw),
-            priors,
-            undefined_scores_win=undefined_scores_win,
-        )
+    def _prior_of(self, expression: ParsedExpression) -> Position:
+        """Return the position whose prior counts."""
+        counts = self.config.guidance.uses("position")
+        return expression.position if counts else Position.NONE
 
     def _segmentation(
-        self, image: RgbImage, proposals: Proposals, scores: Scores, reject_below: float | None
+        self, packed: PackedProposals, scores: Scores, reject_below: float | None
     ) -> Segmentation:
         prediction = self.choose(scores)
-        choice, expression = prediction.choice, prediction.expression
-        assert expression is not None
-        assert prediction.similarity_N is not None
-        mask_HW = features_mask_HW = np.zeros(image.hw, dtype=bool)
-        candidates: list[Candidate] = []
-        chosen: Candidate | None = None
-        matches = False
-        if choice is not None:
-            similarity = float(prediction.similarity_N[choice.guided])
-            matches = reject_below is None or similarity >= reject_below
-            candidates = [
-                Candidate(
-                    index=int(index),
-                    mask=proposals.masks_NHW[index].copy(),
-                    box=_box(proposals, index),
-                    similarity=float(prediction.similarity_N[index]),
-                    relation=float(relation),
-                    coherence=float(choice.coherence_N[index]),
-                    score=float(final),
-                    chosen=matches and bool(index == choice.guided),
-                )
-                for index, relation, final in zip(
-                    choice.candidates_K, choice.relation_K, choice.final_K, strict=True
-                )
-            ]
-            chosen = next(one for one in candidates if one.index == choice.guided)
-            features_mask_HW = proposals.masks_NHW[choice.features].copy()
-            mask_HW = chosen.mask.copy() if matches else mask_HW
-        return Segmentation(
-            mask=mask_HW,
-            box=chosen.box if chosen and matches else None,
-            similarity=chosen.similarity if chosen else None,
-            score=chosen.score if chosen else None,
-            matches=matches,
-            candidates=tuple(candidates),
-            proposals=proposals,
-            similarities=prediction.similarity_N,
-            attention_map=prediction.attention(image.hw) if prediction.attention else None,
-            features_mask=features_mask_HW,
-            expression=expression,
-            unmet_words=self.clip.unmet_words(expression.sentence),
+        assert prediction.expression is not None
+        return Segmentation.of(
+            prediction,
+            prediction.expression,
+            packed,
+            reject_below=reject_below,
+            unmet_words=self.clip.unmet_words(prediction.expression.sentence),
         )
 
     def _channels_first(self, image_HW3: NDArray[np.uint8]) -> Tensor:
@@ -712,9 +651,111 @@ class HybridGL(Method):
         }
 
 
-def _box(proposals: Proposals, index: int) -> tuple[int, int, int, int]:
-    x, y, w, h = proposals.boxes_xywh[index].tolist()
-    return x, y, w, h
+def _attention_maps(
+    sim_Sgg: Tensor,
+    side: int,
+    hw: tuple[int, int],
+    positions: Sequence[Position],
+    *,
+    vertical_priors_disabled: bool,
+    undefined_scores_win: bool = False,
+) -> Tensor:
+    """Attention maps under their position priors, float32, (S, H, W)."""
+    priors = [
+        guidance.position_prior(position, hw, vertical_priors_disabled=vertical_priors_disabled)
+        for position in positions
+    ]
+    attention_SHW = gem.attention_map(sim_Sgg, side, hw)
+    return guidance.weighted_attention(
+        attention_SHW, priors, undefined_scores_win=undefined_scores_win
+    )
+
+
+def _attention_map(
+    sim_gg: NDArray[np.float32],
+    side: int,
+    hw: tuple[int, int],
+    *,
+    position: Position,
+    vertical_priors_disabled: bool,
+) -> NDArray[np.float32]:
+    """Attention map of one sentence under its position prior, mean 1, float32, (H, W)."""
+    (map_HW,) = _attention_maps(
+        torch.from_numpy(sim_gg)[None],
+        side,
+        hw,
+        [position],
+        vertical_priors_disabled=vertical_priors_disabled,
+    )
+    return np.asarray(map_HW.numpy())
+
+
+_END = object()
+
+
+def _pairs(
+    images: ImageSource | Iterable[ImageSource], expressions: Iterable[str]
+) -> Iterator[tuple[ImageSource | _Opened, str]]:
+    """Pair images with expressions; one image alone is opened once, for all."""
+    if isinstance(expressions, str):
+        raise SettingError(
+            f"Expected a list of expressions, got the text {expressions!r}; put it into a list."
+        )
+    if isinstance(images, str | Path | Image.Image | np.ndarray):
+        return zip(itertools.repeat(_open(images)), expressions, strict=False)
+    if isinstance(images, Sized) and isinstance(expressions, Sized):
+        _check_lengths(len(images), len(expressions))
+    return _paired(images, expressions)
+
+
+def _paired(
+    images: Iterable[ImageSource], expressions: Iterable[str]
+) -> Iterator[tuple[ImageSource, str]]:
+    """Pair streams, of which none may end before the other."""
+    first, second = iter(images), iter(expressions)
+    for number in itertools.count():
+        image, expression = next(first, _END), next(second, _END)
+        if image is _END and expression is _END:
+            return
+        if image is _END or expression is _END:
+            _check_lengths(number + (image is not _END), number + (expression is not _END))
+        yield cast(ImageSource, image), cast(str, expression)
+
+
+def _check_lengths(num_images: int, num_expressions: int) -> None:
+    if num_images != num_expressions:
+        raise SettingError(
+            f"Expected as many images as expressions, or one for all, got {num_images} and "
+            f"{num_expressions}; repeat an image for each of its expressions."
+        )
+
+
+def _open(source: ImageSource | _Opened) -> _Opened:
+    """Open an image; return the error where there is none."""
+    if isinstance(source, _Opened):
+        return source
+    try:
+        return RgbImage(source)
+    except ImageError as error:
+        return error
+
+
+def _identity(image: _Opened) -> str:
+    """Return what only the very same image has."""
+    return image.sha256 if isinstance(image, RgbImage) else str(image)
+
+
+def _refusal(expression: object) -> SettingError | None:
+    """Return why an expression cannot be read; None where it can."""
+    if not isinstance(expression, str) or not expression.strip():
+        return SettingError(
+            f"Expected an expression in words, got {expression!r}; say what to segment."
+        )
+    try:
+        check_unicode(expression)
+    except SettingError as error:
+        return error
+    return None
 
 
 def _doubles(tensor: Tensor) -> NDArray[np.float64]:

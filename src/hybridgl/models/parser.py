@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hybridgl.errors import SettingError, WeightsError
-from hybridgl.language import ParsedExpression, clean_sentence, parse_expression
+from hybridgl.errors import WeightsError
+from hybridgl.language import ParsedExpression, check_unicode, clean_sentence, parse_expression
 from hybridgl.timing import timer
 
 __all__ = ["SpacyParser"]
@@ -18,8 +17,6 @@ _MOST_CHARACTERS = 1_000
 """Of a sentence that are parsed: CLIP reads 77 tokens, and long parses take time and memory."""
 
 _logger = logging.getLogger(__name__)
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class SpacyParser:
@@ -76,11 +73,7 @@ class SpacyParser:
         """
         distinct = list(dict.fromkeys(sentences))
         for sentence in distinct:
-            if _LONE_SURROGATE.search(sentence):
-                raise SettingError(
-                    f"Expected expressions in valid Unicode, got {sentence!r} with half of a "
-                    f"character; decode it again."
-                )
+            check_unicode(sentence)
         cleaned = [clean_sentence(self._nlp.make_doc(_cut(s).lower())) for s in distinct]
         parsed = {
             sentence: parse_expression(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import shutil
 from functools import partial
 from pathlib import Path
@@ -637,7 +638,69 @@ def test_without_coherence_there_is_no_attention_map(tiny, scene):
 def test_expression_without_words_is_refused_before_any_work(expression):
     model = HybridGL(models_of(Path("gone.npz")), HybridGLConfig())
     with pytest.raises(SettingError, match=r"Expected an expression in words, got .*; say"):
-        model.segment_all(["gone.png", "gone.png"], ["a star", expression])
+        model.segment("gone.png", expression)
+
+
+def test_what_cannot_be_segmented_has_an_error_and_leaves_the_others(tiny, scene, tmp_path):
+    whole, cut = tmp_path / "whole.png", tmp_path / "cut.png"
+    Image.fromarray(scene).save(whole)
+    cut.write_bytes(whole.read_bytes()[:-200])
+    images = [whole, cut, tmp_path / "gone.png", whole, whole, tmp_path / "lost.png"]
+    expressions = ["the red thing", "the red thing", "a star", " ", "a \ud800 star", "a star"]
+    errors = [None, "cannot be decoded", "gone.png, got no such", "in words", "Unicode", "lost.png"]
+    for results in (
+        tiny.segment_all(images, expressions),
+        list(tiny.segment_each(iter(images), iter(expressions))),
+    ):
+        for result, expected in zip(results, errors, strict=True):
+            if expected is None:
+                assert_same_segmentation(result, tiny.segment(scene, "the red thing"))
+                continue
+            assert expected in str(result.error)
+            assert (result.matches, result.box, result.candidates) == (False, None, ())
+            for name in ("mask", "features_mask", "proposals", "attention_map"):
+                with pytest.raises(HybridGLError, match=expected):
+                    getattr(result, name)
+
+
+def test_results_come_image_by_image_as_images_are_drawn(tiny, scene):
+    drawn = []
+
+    def images():
+        for number in range(4):
+            drawn.append(number)
+            yield scene if number < 2 else scene[:, ::-1].copy()
+
+    results = tiny.segment_each(images(), iter(["the red thing", "the thing on the left"] * 2))
+    assert drawn == []
+    first = next(results)
+    assert drawn == [0, 1, 2]
+    np.testing.assert_array_equal(first.mask, tiny.segment(scene, "the red thing").mask)
+    assert len(list(results)) == 3
+
+
+def test_a_buffer_that_a_stream_fills_again_is_another_image(tiny, scene):
+    def frames():
+        buffer = scene.copy()
+        yield buffer
+        buffer[:] = scene[:, ::-1]
+        yield buffer
+
+    results = list(tiny.segment_each(frames(), ["the red thing"] * 2))
+    assert_same_segmentation(results[0], tiny.segment(scene, "the red thing"))
+    assert_same_segmentation(results[1], tiny.segment(scene[:, ::-1].copy(), "the red thing"))
+
+
+def test_results_are_small_hold_no_model_and_travel(tiny, scene):
+    side = 4
+    large = scene.repeat(side, axis=0).repeat(side, axis=1)
+    results = tiny.segment_all(large, ["the red thing", "the thing on the left"])
+    packed = pickle.dumps(results)
+    assert len(packed) < large.nbytes / 50
+    for result, again in zip(results, pickle.loads(packed), strict=True):
+        assert_same_segmentation(result, again)
+        for mine, other in zip(result.candidates, again.candidates, strict=True):
+            np.testing.assert_array_equal(mine.mask, other.mask)
 
 
 def test_images_and_expressions_must_pair_up(tiny, scene):
@@ -646,7 +709,9 @@ def test_images_and_expressions_must_pair_up(tiny, scene):
         tiny.segment_all([scene], ["a", "b"])
     with pytest.raises(HybridGLError, match="a list of expressions, got the text 'a star'; put"):
         tiny.segment_all([scene], "a star")
-    assert tiny.segment_all([], []) == []
+    with pytest.raises(SettingError, match="one for all, got 2 and 1; repeat"):
+        list(tiny.segment_each(iter([scene, scene]), iter(["a red thing"])))
+    assert tiny.segment_all([], []) == list(tiny.segment_each([], [])) == []
 
 
 def test_one_image_stands_for_all_expressions_and_any_iterable_will_do(tiny, scene, tmp_path):
