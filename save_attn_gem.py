@@ -25,10 +25,10 @@ from hybridgl.errors import ImageError
 from hybridgl.images import RgbImage
 from hybridgl.methods.hybridgl import HybridGL
 from hybridgl.models import Models
-from hybridgl.program import ArgumentParser, run_program
+from hybridgl.program import ArgumentParser, progress, run_program
 from hybridgl.settings import add_arguments
 from refer.config import SplitConfig, load_split
-from utils.runtime import prefetch, progress
+from utils.runtime import prefetch
 
 _logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from hybridgl.errors import DataError
+from hybridgl.program import progress
 from refer.dataset import ReferSplit
 from refer.entries import first_few
 from refer.segmentation import check_segmentation
-from utils.runtime import progress
 
 __all__ = ["read_json", "read_masks"]
 

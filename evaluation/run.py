@@ -50,13 +50,14 @@ from hybridgl.files import atomic_write_bytes, check_folder, file_sha256
 from hybridgl.methods import Method
 from hybridgl.metrics import PROTOCOLS
 from hybridgl.models import Models
+from hybridgl.program import progress
 from hybridgl.settings import Settings, add_arguments, setting, setting_names
 from hybridgl.store import Store
 from refer.config import SplitConfig, load_split
 from refer.dataset import ReferSplit
 from refer.entries import first_few
 from refer.splits import DATASETS
-from utils.runtime import Stopwatch, peak_memory_bytes, progress
+from utils.runtime import Stopwatch, peak_memory_bytes
 
 __all__ = [
     "ChoiceConfig",

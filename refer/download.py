@@ -18,11 +18,10 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import IO
 
-from tqdm import tqdm
-
 from hybridgl import download as library
 from hybridgl.download import DownloadError, RemoteFile, disk_errors, folder_lock, require_space
 from hybridgl.errors import DataError
+from hybridgl.program import progress
 from refer.splits import SPLITS
 
 __all__ = ["ARCHIVES", "ITEMS", "add_download_arguments", "download", "unpack"]
@@ -257,9 +256,7 @@ def unpack(
             missing = [m for name, m in members.items() if not _has_size(folder / name, m)]
             require_space(folder, sum(member.file_size for member in missing))
             num_written = 0
-            for name, member in tqdm(
-                members.items(), desc=archive.name, unit="file", disable=None, leave=False
-            ):
+            for name, member in progress(members.items(), archive.name, "file", leave=False):
                 if not _is_there(folder / name, member):
                     _write(archive, opened, member, folder / name)
                     num_written += 1

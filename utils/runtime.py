@@ -1,4 +1,4 @@
-"""What long work shows and overlaps: progress, prefetching, elapsed time, peak memory."""
+"""What long work overlaps and takes: prefetching, elapsed time, peak memory."""
 
 from __future__ import annotations
 
@@ -11,35 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-from tqdm import tqdm
-
 __all__ = [
     "Stopwatch",
     "peak_memory_bytes",
     "prefetch",
-    "progress",
 ]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-_LOG_SECONDS = 60
-
-
-def progress(
-    items: Iterable[Item], what: str, unit: str, *, total: int | None = None
-) -> Iterable[Item]:
-    """Draw the items with a progress bar; in a log, where a bar is no use, a line every minute.
-
-    Args:
-        items: of a known number, unless ``total`` is given.
-        what: name of the work.
-        unit: of an item.
-        total: number of the items.
-    """
-    log = {} if sys.stderr.isatty() else {"delay": _LOG_SECONDS, "mininterval": _LOG_SECONDS}
-    bar: Iterable[Item] = tqdm(items, desc=what, unit=unit, total=total, **log)
-    return bar
 
 
 def prefetch(

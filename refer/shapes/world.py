@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from hybridgl.errors import SettingError
 from hybridgl.files import file_sha256
+from hybridgl.program import progress
 from refer.shapes.grammar import Expression, expressions_for
 from refer.shapes.scene import RING_HOLE, SHAPES, Scene, sample_scene
 
@@ -108,7 +108,6 @@ def write_world(
     *,
     seed: int = 0,
     sizes: Mapping[str, int] = DEFAULT_SIZES,
-    progress: bool = False,
 ) -> Path:
     """Write the world below a data root, all of it or nothing.
 
@@ -118,7 +117,6 @@ def write_world(
         root: the data root, such as ``refer/data``; made if need be.
         seed: from 0 to 2**32 - 1.
         sizes: images of each split; a split left out has none.
-        progress: whether to show a progress bar.
 
     Returns:
         The folder with the annotations, ``<root>/shapes``.
@@ -149,7 +147,7 @@ def write_world(
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".shapes-", dir=root) as folder:
         build = Path(folder)
-        _build(build, seed, sizes, progress)
+        _build(build, seed, sizes)
         files = {
             path.relative_to(build).as_posix(): file_sha256(path)
             for path in sorted(build.rglob("*"))
@@ -246,13 +244,13 @@ def _install(build: Path, root: Path) -> None:
         (build / place).rename(root / place)
 
 
-def _build(build: Path, seed: int, sizes: Mapping[str, int], progress: bool) -> None:
+def _build(build: Path, seed: int, sizes: Mapping[str, int]) -> None:
     image_folder = build / "images" / "shapes"
     image_folder.mkdir(parents=True)
     (build / "shapes").mkdir()
     contents = _Contents()
     todo = [(split, index) for split in _SPLIT_NUMBERS for index in range(sizes.get(split, 0))]
-    for split, index in tqdm(todo, desc="shapes world", unit="image", disable=not progress):
+    for split, index in progress(todo, "shapes world", "image"):
         scene = sample_scene(_generator(seed, _SPLIT_NUMBERS[split], index))
         language = _generator(seed, _SPLIT_NUMBERS[split], index, _LANGUAGE_STREAM)
         image_id = _SPLIT_NUMBERS[split] * _IDS_PER_SPLIT + index
@@ -376,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     sizes = {split: getattr(options, split) for split in DEFAULT_SIZES}
     try:
-        write_world(options.root, seed=options.seed, sizes=sizes, progress=True)
+        write_world(options.root, seed=options.seed, sizes=sizes)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

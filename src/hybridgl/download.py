@@ -38,6 +38,7 @@ from urllib3.util.retry import Retry
 
 from hybridgl.errors import DataError, SettingError, WeightsError
 from hybridgl.files import atomic_write_bytes, file_sha256
+from hybridgl.program import progress
 from hybridgl.weights.registry import (
     CLIP_FILES,
     PAPER,
@@ -486,15 +487,15 @@ def _check_answer(response: requests.Response, part: _Part) -> None:
 def _append(response: requests.Response, part: _Part) -> None:
     size = part.size
     require_space(part.path.parent, part.total - size)
-    bar = {"initial": size, "unit": "B", "unit_scale": True, "disable": None, "leave": False}
+    bar = {"initial": size, "unit_scale": True, "leave": False}
     with (
         part.path.open("ab") as stream,
-        tqdm(total=part.total or None, desc=part.file.name, **bar) as progress,
+        progress(None, part.file.name, "B", total=part.total or None, **bar) as received,
     ):
         try:
             for chunk in response.iter_content(_CHUNK_BYTES):
                 stream.write(chunk)
-                progress.update(len(chunk))
+                received.update(len(chunk))
         except requests.RequestException as error:
             stream.flush()
             raise _DroppedError(f"it broke off after {part.size} bytes") from error

@@ -1,4 +1,4 @@
-"""How a program runs: one-line errors, exit status, memory."""
+"""How a program runs: progress, one-line errors, exit status, memory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ import ctypes
 import io
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from hybridgl.errors import HybridGLError
 
-__all__ = ["ArgumentParser", "keep_freed_memory", "run_program"]
+__all__ = ["ArgumentParser", "keep_freed_memory", "progress", "run_program"]
+
+Item = TypeVar("Item")
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 _KEPT_BYTES = 2**30
 """Allocations up to this size are kept, and so much at the end of the heap."""
+
+_LOG_SECONDS = 60
 
 _UNWELL, _FAILED, _INTERRUPTED = 1, 2, 130
 
@@ -63,6 +69,35 @@ def _underscored(word: str) -> str:
         return word
     name, equals, value = word[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+class _LogLines:
+    """What ``tqdm`` writes to in a log: every state of a bar becomes a whole line."""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line:
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress(
+    items: Iterable[Item] | None, what: str, unit: str, *, total: int | None = None, **options: Any
+) -> tqdm[Item]:
+    """Draw items with a progress bar; in a log, where a bar is no use, a line every minute.
+
+    Args:
+        items: of a known number, unless ``total`` is given; None: the caller updates the bar.
+        what: name of the work.
+        unit: of an item.
+        total: number of the items.
+        options: more of ``tqdm``.
+    """
+    if not sys.stderr.isatty():
+        options |= {"delay": _LOG_SECONDS, "mininterval": _LOG_SECONDS, "file": _LogLines()}
+    return tqdm(items, desc=what, unit=unit, total=total, **options)
 
 
 def run_program(body: Callable[[], bool | None]) -> int:
