@@ -15,7 +15,6 @@ import argparse
 import ctypes
 import gc
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -68,6 +67,7 @@ from refer.image_errors import find_image_errors
 from refer.phrasecut import load_phrasecut
 from refer.refer import load_refer
 from refer.segmentation import MaskRule, check_segmentation
+from utils.runtime import cpu_name
 from utils.tables import Table
 
 __all__ = ["forget_peaks", "joules", "machine", "peaks", "table"]
@@ -141,11 +141,9 @@ def joules(device: torch.device) -> float | None:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Return when and where the measurements are made."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
         "date": str(date.today()),
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

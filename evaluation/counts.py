@@ -1,5 +1,7 @@
 """Pixel counts of proposals and ground truths: all that any protocol's scores are made from.
 
+And the boxes of proposals, which records name.
+
 Shapes: N proposals, S ground truths of one image, H x W image pixels.
 """
 
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.records import PredictionCounts
-from hybridgl.masks import mask_areas, resize_nearest
+from hybridgl.masks import mask_areas, mask_boxes_xywh, resize_nearest
 from hybridgl.metrics import intersections
 
 __all__ = ["ImageCounts"]
@@ -30,6 +32,7 @@ class ImageCounts:
     """Pixels of an image's proposals, of its ground truths, and of both.
 
     Attributes:
+        boxes_xywh: of the proposals, x, y, w, h in pixels, (N, 4).
         areas_N: of the proposals.
         gt_areas_S: of the ground truths.
         intersections_NS: in both.
@@ -38,6 +41,7 @@ class ImageCounts:
         intersections_480_NS: likewise.
     """
 
+    boxes_xywh: _Counts
     areas_N: _Counts
     gt_areas_S: _Counts
     intersections_NS: _Counts
@@ -46,12 +50,18 @@ class ImageCounts:
     intersections_480_NS: _Counts
 
     @classmethod
-    def of(cls, masks_NHW: NDArray[np.bool_], gt_masks_SHW: NDArray[np.bool_]) -> ImageCounts:
+    def of(
+        cls,
+        masks_NHW: NDArray[np.bool_],
+        gt_masks_SHW: NDArray[np.bool_],
+        boxes_xywh: _Counts | None = None,
+    ) -> ImageCounts:
         """Count the pixels of masks.
 
         Args:
             masks_NHW: bool, (N, H, W).
             gt_masks_SHW: bool, (S, H, W).
+            boxes_xywh: of the masks, (N, 4); None measures them.
         """
         areas_N, gt_areas_S, intersections_NS = _counts(masks_NHW, gt_masks_SHW)
         gt_480_SHW = resize_nearest(gt_masks_SHW, _RESIZED_SIDE)
@@ -62,6 +72,7 @@ class ImageCounts:
             )
         ]
         return cls(
+            boxes_xywh=mask_boxes_xywh(masks_NHW) if boxes_xywh is None else boxes_xywh,
             areas_N=areas_N,
             gt_areas_S=gt_areas_S,
             intersections_NS=intersections_NS,
@@ -100,9 +111,11 @@ class ImageCounts:
             return PredictionCounts(
                 proposal=None, area=0, intersection=0, area_480=0, intersection_480=0
             )
+        area = int(self.areas_N[index])
         return PredictionCounts(
             proposal=index,
-            area=int(self.areas_N[index]),
+            box=self.boxes_xywh[index].tolist() if area else None,
+            area=area,
             intersection=int(self.intersections_NS[index, column]),
             area_480=int(self.areas_480_N[index]),
             intersection_480=int(self.intersections_480_NS[index, column]),

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from evaluation.counts import ImageCounts
 from evaluation.executors import Executor, serial
 from evaluation.proposals import Finish, ProposalSource
-from evaluation.records import Record
+from evaluation.records import PredictionCounts, Record
 from hybridgl.devices import BatchSizes
 from hybridgl.errors import DataError, ImageError
 from hybridgl.files import file_sha256
@@ -42,17 +43,23 @@ from hybridgl.timing import timer
 from refer.dataset import Ref, ReferSplit, Sentence
 from utils.runtime import prefetch
 
-__all__ = ["Evaluation", "ImageResult", "check_ground_truth"]
+__all__ = ["Evaluation", "ImageResult", "Made", "check_ground_truth"]
 
 _logger = logging.getLogger(__name__)
 
 _KIND = "scores"
+
+_DECIMALS = 4
+"""Of similarities and scores in records: more depend on what was computed together."""
 
 _HOST_THREADS = min(os.cpu_count() or 1, 4)
 """Threads that clean and store masks, and that decode images for a GPU."""
 
 _RESULTS_KEPT = 64
 """Images whose results stay in memory: refs of one image may be far apart in a dataset."""
+
+Made = tuple[Record, int | None]
+"""A record, and the running limit on top-k that it was made under."""
 
 
 def check_ground_truth(split: ReferSplit) -> None:
@@ -274,7 +281,7 @@ class Evaluation:
             return opened.image_id  # nothing is stored: it may be readable tomorrow
         with timer("counts"):
             gt_masks = [self.gt_mask(ref) for ref in self._refs_by_image[opened.image_id]]
-            counts = ImageCounts.of(proposals.masks_NHW, np.stack(gt_masks))
+            counts = ImageCounts.of(proposals.masks_NHW, np.stack(gt_masks), proposals.boxes_xywh)
         result = ImageResult(scored.scores, counts, scored.batch_sizes)
         self.store.save(_KIND, opened.key, *result.content())
         return opened.image_id
@@ -292,7 +299,7 @@ class Evaluation:
 
     # ---- second pass
 
-    def records(self) -> Iterator[tuple[Record, int | None]]:
+    def records(self) -> Iterator[Made]:
         """Make the record of every sentence, in the order of the dataset.
 
         An image whose entry proves damaged is scored again.
@@ -380,6 +387,7 @@ class Evaluation:
             ref_id=ref.ref_id,
             sent_id=sentence.sent_id,
             image_id=ref.image_id,
+            image_file=self.split.images[ref.image_id].file_name,
             image_error=result.counts is None,
             sentence=sentence.raw,
             kind=sentence.kind,
@@ -411,12 +419,21 @@ class Evaluation:
 
     def _predicted(
         self, ref: Ref, variant: str, prediction: Prediction, counts: ImageCounts, column: int
-    ) -> Any:
+    ) -> PredictionCounts:
         if variant in prediction.masks:
             masks_1HW = prediction.masks[variant][None]
             counts = ImageCounts.of(masks_1HW, self.gt_mask(ref)[None])
             return msgspec.structs.replace(counts.prediction(0, 0), proposal=None)
-        return counts.prediction(prediction.proposals.get(variant), column)
+        index = prediction.proposals.get(variant)
+        counted = counts.prediction(index, column)
+        if index is None:
+            return counted
+        similarity_N = prediction.similarity_N
+        return msgspec.structs.replace(
+            counted,
+            similarity=None if similarity_N is None else _rounded(similarity_N[index]),
+            score=_rounded(prediction.scores.get(variant, math.nan)),
+        )
 
     def any_readable(self, image_ids: Iterable[int]) -> bool:
         """Tell whether one of some images can be decoded."""
@@ -454,6 +471,11 @@ class Evaluation:
             **({"turned": True} if image_id in self.split.image_errors.turned else {}),
         }
         return entry_key(_KIND, inputs)
+
+
+def _rounded(value: float) -> float | None:
+    """Return a number as records have it; None for NaN."""
+    return None if math.isnan(value) else round(float(value), _DECIMALS)
 
 
 def _overlaps(models: Models) -> bool:

@@ -50,6 +50,11 @@ class PredictionCounts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         intersection: pixels of the mask and of the ground truth.
         area_480: as ``area``.
         intersection_480: as ``intersection``.
+        box: x, y, w, h of the mask in pixels; None where it has none.
+        similarity: scaled cosine of the proposal with the sentence, rounded; None where there is no
+            proposal, or the method compares none.
+        score: what the proposal was chosen by, rounded: by features the similarity, by guidance the
+            final score; None where it is undefined or there is no proposal.
     """
 
     proposal: int | None
@@ -57,6 +62,9 @@ class PredictionCounts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     intersection: int
     area_480: int
     intersection_480: int
+    box: list[int] | None = None
+    similarity: float | None = None
+    score: float | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,6 +77,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ref_id: the dataset's id of the object that is referred to.
         sent_id: the dataset's id of the sentence, unique among those of its ref.
         image_id: the dataset's id of the image.
+        image_file: its file's name, as annotated.
         image_error: whether the image is missing or corrupt, so that nothing was predicted.
         sentence: as it was given.
         kind: of the expression, where the dataset says it.
@@ -97,6 +106,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ref_id: int | str
     sent_id: int
     image_id: int
+    image_file: str
     image_error: bool
     sentence: str
     kind: str | None

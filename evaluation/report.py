@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,8 @@ class ReportContext:
         counts: of the run; ``sentences`` and ``without_proposals`` are shown.
         warnings: what speaks against taking the scores as they are, a line each.
         notes: what else should be known of the run, a line each.
+        origin: when, by which command and where the records were made, a line each.
+        figures: paths of the figures, from the page's folder.
     """
 
     dataset: str
@@ -103,6 +106,8 @@ class ReportContext:
     counts: Mapping[str, int]
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
+    origin: Sequence[str] = ()
+    figures: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -236,10 +241,14 @@ class Report:
         return "\n".join([self._table("kind"), "", *lines])
 
     def markdown(self, context: ReportContext) -> str:
-        """Return a page with the tables of all breakdowns, then the lines of ``text``."""
+        """Return a page: the tables of all breakdowns, the lines of ``text``, and the figures."""
+        method = _PUBLISHED_NAMES.get(context.method, context.method)
+        title = f"# {method} on {context.dataset} {context.split}\n"
         tables = [f"{self._table(name)}\n" for name in BREAKDOWNS]
         lines = ["  " * deep + f"* {line}" for deep, line in self._lines(context)]
-        return "\n".join([*tables, *lines])
+        figures = [f"![{Path(path).stem}]({path})\n" for path in context.figures]
+        shown = ["", "## Figures", "", *figures] if figures else []
+        return "\n".join([title, *_paragraph(context.origin), *tables, *lines, *shown])
 
     def _table(self, name: str) -> str:
         rows = self.breakdown(name)
@@ -294,6 +303,10 @@ class Report:
             pairs = [(r.predictions[variant].intersection, r.union(variant)) for r in self.records]
         intersections, unions = np.array(pairs, dtype=np.int64).T
         return intersections, unions
+
+
+def _paragraph(lines: Sequence[str]) -> list[str]:
+    return [*lines, ""] if lines else []
 
 
 def _span(interval: Sequence[float]) -> str:

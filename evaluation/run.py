@@ -15,9 +15,11 @@ from typing import Any, Self
 
 import torch
 
-from evaluation.evaluate import Evaluation, check_ground_truth
+from evaluation.evaluate import Evaluation, Made, check_ground_truth
 from evaluation.executors import Executor, serial
 from evaluation.manifest import Manifest, find_manifest, other_devices, write_manifest
+from evaluation.origin import Origin
+from evaluation.predicted_masks import write_predicted_masks
 from evaluation.proposals import (
     FileSource,
     GroundTruthSource,
@@ -33,7 +35,7 @@ from evaluation.records import (
     write_summary,
 )
 from evaluation.report import Report, ReportContext
-from evaluation.samples import draw_samples
+from evaluation.samples import draw_samples, drawn_figures
 from evaluation.shards import Shard
 from hybridgl.config import (
     KNOWS_SHAPES_ONLY,
@@ -78,6 +80,19 @@ _COCO = "coco:"
 
 _SUMMARY = "summary.json"
 _RECORDS = "records.jsonl"
+_MASKS = "masks.json"
+_FIGURES = "figures"
+
+_MADE = (
+    "origin",
+    "store",
+    "seconds",
+    "peak_memory_bytes",
+    "threads",
+    "batch_sizes",
+    "masks_sha256",
+)
+"""Of a summary, what tells how its records were made: it stays when they are scored again."""
 
 _PACKAGES = ("hybridgl", "torch", "torchvision", "open_clip_torch", "segment-anything", "spacy")
 
@@ -150,6 +165,11 @@ class OutputConfig(StoreConfig):
         False,
         help="store what enters CLIP's masked blocks too (1.2 MB a mask), so that another "
         "--fusion_mode takes a fraction of the time",
+    )
+    save_masks: bool = setting(
+        False,
+        help="write the predicted masks as COCO results, masks.json, which --proposals coco:FILE "
+        "reads",
     )
     output: Path | None = setting(
         None,
@@ -383,7 +403,12 @@ class Run:
         path = self.folder / _RECORDS
         if summary is None or summary.get("images_sha256") != self._images_sha256:
             return None
-        if not path.is_file() or file_sha256(path) != summary.get("records_sha256"):
+        if _sha256(path) != summary.get("records_sha256"):
+            return None
+        masks_sha256 = summary.get("masks_sha256")
+        if self.config.storage.save_masks and not masks_sha256:
+            return None
+        if masks_sha256 and _sha256(self.folder / _MASKS) != masks_sha256:
             return None
         for manifest in (self.manifest, *other_devices(self.store, self.manifest)):
             if summary["settings"] == self._settings(manifest):
@@ -409,7 +434,7 @@ class Run:
                 return self._rescored(finished)
         self.check_folder_settings()
         check_ground_truth(self.split)
-        watch = Stopwatch()
+        watch, origin = Stopwatch(), Origin.now(self.models.device)
         if storage.shard and storage.overwrite:
             # Otherwise the run without --shard would give back what it had made before.
             (self.folder / _SUMMARY).unlink(missing_ok=True)
@@ -427,7 +452,7 @@ class Run:
                     self.evaluation.records(), "records", "sentence", total=self.split.num_sentences
                 )
             )
-        return self._write(made, watch)
+        return self._write(made, watch, origin)
 
     def _score(self, executor: Executor[int, int]) -> None:
         shard = self.config.storage.shard
@@ -511,25 +536,31 @@ class Run:
                 f"run with other {', '.join(others)}; give another --output DIR, or --overwrite."
             )
 
-    def _write(self, made: Sequence[tuple[Record, int | None]], watch: Stopwatch) -> str:
-        """Write records, figures, report and summary; returns what to print."""
+    def _write(self, made: Sequence[Made], watch: Stopwatch, origin: Origin) -> str:
+        """Write records, masks, figures, report and summary; returns what to print."""
         # The summary, written last, vouches for all else here; an earlier run's no longer does.
         (self.folder / _SUMMARY).unlink(missing_ok=True)
+        (self.folder / _MASKS).unlink(missing_ok=True)
         records = [record for record, _ in made]
         write_records(self.folder / _RECORDS, records)
+        if self.config.storage.save_masks:
+            with watch.measure("masks"):
+                write_predicted_masks(self.folder / _MASKS, self.evaluation, made)
         found, missed = dict(self.store.hits), dict(self.store.misses)
-        costs = {
+        how = {
+            "origin": origin.json(),
             "store": {"found": found, "made": missed},
             "seconds": dict(watch.seconds),
             "peak_memory_bytes": peak_memory_bytes(),
             "threads": torch.get_num_threads(),
             "batch_sizes": self.evaluation.batch_sizes_json(),
+            "masks_sha256": _sha256(self.folder / _MASKS),
         }
         try:
-            draw_samples(self.evaluation, made, self.folder / "figures")
+            draw_samples(self.evaluation, made, self.folder / _FIGURES)
         except (HybridGLError, OSError) as error:
             _logger.warning("The figures could not be drawn: %s", error)
-        text = self._write_scores(records, costs)
+        text = self._write_scores(records, how)
         return "\n".join(
             [
                 text,
@@ -541,9 +572,7 @@ class Run:
     def _rescored(self, records: Sequence[Record]) -> str:
         """Write report and summary again from an earlier run's records; returns what to print."""
         summary = read_summary(self.folder) or {}
-        made = {name: summary[name] for name in ("store", "seconds", "peak_memory_bytes")}
-        made["batch_sizes"] = summary.get("batch_sizes", [])
-        made["threads"] = summary.get("threads")
+        made = {name: summary.get(name) for name in _MADE}
         text = self._write_scores(records, made)
         return f"{text}\nthe records were there, and are scored again: {self.folder}"
 
@@ -551,6 +580,8 @@ class Run:
         """Write report and summary; returns the report in short."""
         report = self.report(records)
         warnings = [*self.warnings, *self._unreadable(records)]
+        origin = Origin(**made["origin"]) if made["origin"] else None
+        figures = drawn_figures(self.folder / _FIGURES)
         context = ReportContext(
             dataset=self.split.dataset,
             split_by=self.split.split_by,
@@ -559,7 +590,9 @@ class Run:
             setting=self._setting(),
             counts=self._counts(records, report),
             warnings=tuple(warnings),
-            notes=(*self.notes, *_other_batch_sizes(made["batch_sizes"])),
+            origin=origin.lines() if origin else (),
+            figures=[path.relative_to(self.folder).as_posix() for path in figures],
+            notes=(*self.notes, *_other_batch_sizes(made["batch_sizes"] or [])),
         )
         summary = {
             "settings": self.settings,
@@ -665,6 +698,11 @@ def _image_errors(split: ReferSplit) -> dict[str, Any]:
         "turned": list(errors.turned),
         "tagged": list(errors.tagged),
     }
+
+
+def _sha256(path: Path) -> str | None:
+    """Return the sha256 of a file; None where there is none."""
+    return file_sha256(path) if path.is_file() else None
 
 
 def _version(package: str) -> str | None:

@@ -8,21 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from evaluation.evaluate import Evaluation
+from evaluation.evaluate import Evaluation, Made
 from evaluation.records import Record
 from hybridgl.figures import GalleryItem, draw_gallery, draw_prediction
 from hybridgl.files import atomic_write_bytes, sweep_partials
 from hybridgl.methods import Prediction
 from refer.dataset import Ref
 
-__all__ = ["draw_samples"]
+__all__ = ["draw_samples", "drawn_figures"]
 
 _FIGURE = re.compile(r"(worst|best|random)-\d+\.png|gallery\.png")
 _FIGURES_OF_EACH_SORT = 3
 _GALLERY_ITEMS = 8
 
-Made = tuple[Record, int | None]
-"""A record, and the running limit on top-k that it was made under."""
+
+def drawn_figures(folder: Path) -> list[Path]:
+    """List the figures that ``draw_samples`` has left in a folder, the gallery first."""
+    found = [path for path in sorted(folder.glob("*.png")) if _FIGURE.fullmatch(path.name)]
+    return sorted(found, key=lambda path: path.stem != "gallery")
 
 
 def draw_samples(evaluation: Evaluation, made: Sequence[Made], folder: Path) -> None:
@@ -34,9 +37,8 @@ def draw_samples(evaluation: Evaluation, made: Sequence[Made], folder: Path) -> 
         folder: gets ``best-1.png`` and so on, and ``gallery.png``; made if missing.
     """
     sweep_partials(folder)
-    for earlier in folder.glob("*.png"):
-        if _FIGURE.fullmatch(earlier.name):
-            earlier.unlink()
+    for earlier in drawn_figures(folder):
+        earlier.unlink()
     variant = evaluation.method.variants[-1]
     shown = [one for one in made if not one[0].image_error]
     order = sorted(shown, key=lambda one: one[0].iou(variant))

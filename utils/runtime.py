@@ -1,18 +1,21 @@
-"""What long work overlaps and takes: prefetching, elapsed time, peak memory."""
+"""What long work overlaps, takes and runs on: prefetching, elapsed time, memory, processor."""
 
 from __future__ import annotations
 
+import platform
 import resource
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 __all__ = [
     "Stopwatch",
+    "cpu_name",
     "peak_memory_bytes",
     "prefetch",
 ]
@@ -50,6 +53,15 @@ def prefetch(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def cpu_name() -> str:
+    """Return the processor's name, as the system has it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def peak_memory_bytes() -> int:

@@ -59,6 +59,15 @@ class Choice:
     coherence_N: _Floats
     final_K: _Floats
 
+    def score_of(self, proposal: int, scores_K: _Floats) -> float:
+        """Return the score of a candidate.
+
+        Args:
+            proposal: index of the candidate's proposal.
+            scores_K: ``relation_K`` or ``final_K``.
+        """
+        return float(scores_K[self.candidates_K == proposal][0])
+
 
 def similarity_scores(features_NE: Tensor, texts_SE: Tensor, logit_scale: float) -> Tensor:
     """Compute the scaled cosine of every mask with every text.

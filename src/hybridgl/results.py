@@ -178,7 +178,7 @@ class Segmentation:
             matches=matches,
             box=packed.box(choice.guided) if matches else None,
             similarity=similarity,
-            score=next(one.score for one in candidates if one.index == choice.guided),
+            score=choice.score_of(choice.guided, choice.final_K),
             candidates=candidates,
             _features=choice.features,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,6 +55,7 @@ def record_of(sent_id, predictions, /, *, num_proposals=2, **changes):
         "ref_id": sent_id,
         "sent_id": sent_id,
         "image_id": sent_id,
+        "image_file": f"{sent_id}.jpg",
         "image_error": False,
         "sentence": "the cat",
         "kind": None,
@@ -127,6 +129,7 @@ class ToyMethod(Method):
         limit = min(self.config.most, len(order), len(order) if k_limit is None else k_limit)
         return Prediction(
             proposals={"first": order[0], "last": order[limit - 1]} if order else {},
+            scores={"first": similarity_N[order[0]], "last": math.nan} if order else {},
             expression=ParsedExpression(
                 sentence.lower(), sentence[:3], "", (), ("x", "y"), Position.LEFT, Relation.WITHIN
             ),

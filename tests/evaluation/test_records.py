@@ -28,6 +28,7 @@ VALUES = {
     "ref_id": 3,
     "sent_id": 11,
     "image_id": 581857,
+    "image_file": "581857.jpg",
     "image_error": False,
     "sentence": "Red cat  left",
     "kind": None,
@@ -49,6 +50,9 @@ VALUES = {
             "intersection": 40,
             "area_480": 900,
             "intersection_480": 900,
+            "box": [3, 5, 4, 9],
+            "similarity": 24.1875,
+            "score": 24.1875,
         },
         "guided": {
             "proposal": 0,
@@ -56,10 +60,16 @@ VALUES = {
             "intersection": 60,
             "area_480": 1600,
             "intersection_480": 1200,
+            "box": [0, 5, 8, 9],
+            "similarity": 22.5,
+            "score": None,
         },
     },
 }
-NOTHING = {"proposal": None, "area": 0, "intersection": 0, "area_480": 0, "intersection_480": 0}
+NOTHING = {
+    **dict.fromkeys(("proposal", "box", "similarity", "score")),
+    **dict.fromkeys(("area", "intersection", "area_480", "intersection_480"), 0),
+}
 NO_PROPOSALS = {
     "num_proposals": 0,
     "predictions": {"features": NOTHING, "guided": NOTHING},

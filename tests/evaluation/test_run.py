@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
+import re
+import shlex
 import shutil
+import sys
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import hybridgl_main
 from evaluation.evaluate import Evaluation
@@ -19,8 +26,10 @@ from evaluation.samples import draw_samples
 from hybridgl.config import KNOWS_SHAPES_ONLY
 from hybridgl.devices import BatchSizes
 from hybridgl.errors import DataError, SettingError
+from hybridgl.masks import decode_rle
 from hybridgl.metrics import PROTOCOLS
 from hybridgl.store import Store
+from refer.refer import load_refer
 from tests.evaluation.factories import ToyMethod
 from tests.refer_factories import HW, mini_refer
 from tests.run_folders import content_of, records_of, summary_of
@@ -71,6 +80,104 @@ def test_run_writes_records_report_and_summary(finished):
     (warning,) = summary["warnings"]
     assert warning.startswith("Not the whole of refcoco val")
     assert warning in (finished / "run" / "report.md").read_text()
+
+
+def test_run_says_when_how_by_which_code_and_where_it_was_made(finished):
+    origin = summary_of(finished)["origin"]
+    made = datetime.fromisoformat(origin["date"])
+    assert timedelta() <= datetime.now(UTC) - made < timedelta(hours=3)
+    assert origin["command"] == shlex.join(["python", *sys.orig_argv[1:]])
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?", origin["commit"] or "0" * 40)
+    assert f"{os.cpu_count()} cores of" in origin["machine"]
+    assert summary_of(finished)["threads"] == torch.get_num_threads()
+    page = (finished / "run" / "report.md").read_text()
+    assert page.startswith(f"# toy on refcoco val\n\nMade on {origin['date']}")
+    assert f"```\n{origin['command']}\n```" in page
+
+
+def test_records_name_the_image_file_and_place_and_scores_of_the_prediction(finished, data_root):
+    images = load_refer(data_root, "refcoco", "val", check_counts=False).images
+    for record in records_of(finished):
+        assert record.image_file == images[record.image_id].file_name
+        for one in record.predictions.values():
+            x, y, w, h = one.box
+            assert (w + 1) * (h + 1) >= one.area > 0
+            assert min(x, y) >= 0
+            assert one.similarity == round(one.similarity, 4)
+        assert record.predictions["first"].score == record.predictions["first"].similarity
+        assert record.predictions["last"].score is None  # undefined
+
+
+# Predicted masks.
+
+
+def masks_of(folder):
+    return json.loads((folder / "run" / "masks.json").read_text())
+
+
+def decoded(result):
+    size, counts = result["segmentation"]["size"], result["segmentation"]["counts"]
+    return decode_rle([counts], tuple(size))[0]
+
+
+def test_saved_masks_are_those_of_the_records_in_their_order(toy, finished, tmp_path):
+    toy.run(tmp_path, "--save_masks")
+    assert content_of(tmp_path) == content_of(finished)
+    for record, result in zip(records_of(tmp_path), masks_of(tmp_path), strict=True):
+        prediction = record.predictions["last"]
+        named = [result[name] for name in ("image_id", "ref_id", "sent_id", "bbox", "area")]
+        assert named == [
+            *(record.image_id, record.ref_id, record.sent_id),
+            *(prediction.box, prediction.area),
+        ]
+        assert result["score"] == prediction.similarity
+        mask_HW = decoded(result)
+        assert mask_HW.sum() == prediction.area
+        x, y, w, h = prediction.box
+        assert mask_HW[y : y + h + 1, x : x + w + 1].sum() == prediction.area
+
+
+def test_saved_masks_of_a_method_without_proposals_are_its_own(toy, tmp_path):
+    toy.run(tmp_path, "--method", "mask", "--save_masks")
+    assert len(masks_of(tmp_path)) == 15
+    for result in masks_of(tmp_path):
+        mask_HW = decoded(result)
+        assert mask_HW[: HW[0] // 2].all()
+        assert not mask_HW[HW[0] // 2 :].any()
+        assert result["score"] == 1
+
+
+def test_saved_masks_serve_as_proposals(toy, tmp_path):
+    toy.run(tmp_path, "--save_masks")
+    toy.run(tmp_path / "again", "--proposals", f"coco:{tmp_path / 'run' / 'masks.json'}")
+    numbers = Counter(result["image_id"] for result in masks_of(tmp_path))
+    for record in records_of(tmp_path / "again"):
+        assert record.num_proposals == numbers[record.image_id]
+
+
+def test_masks_are_written_when_they_are_asked_for_later_and_made_again_when_damaged(
+    toy, again, finished
+):
+    assert not (again / "run" / "masks.json").exists()
+    toy.run(again, "--save_masks")
+    masks = (again / "run" / "masks.json").read_bytes()
+    assert summary_of(again)["store"] == {"found": {"scores": 3}, "made": {}}
+    printed = toy.run(again, "--protocol", "lavt")
+    assert "the records were there" in printed
+    assert (again / "run" / "masks.json").read_bytes() == masks
+    (again / "run" / "masks.json").write_bytes(masks[:-9])
+    toy.run(again, "--save_masks")
+    assert (again / "run" / "masks.json").read_bytes() == masks
+    assert content_of(again) == content_of(finished)
+
+
+def test_images_that_cannot_be_read_have_no_mask(toy, copied_root, tmp_path):
+    split = load_refer(copied_root, "refcoco", "val", check_counts=False)
+    split.image_path(next(iter(split.images))).unlink()
+    toy.run(tmp_path, "--refer_data_root", copied_root, "--save_masks")
+    errors = [record.image_error for record in records_of(tmp_path)]
+    assert any(errors)
+    assert len(masks_of(tmp_path)) == errors.count(False)
 
 
 def test_second_run_finds_everything_and_gives_the_same_bytes(toy, again, finished):
@@ -495,6 +602,9 @@ def test_best_worst_and_random_predictions_are_drawn(toy, tmp_path, monkeypatch)
         ["gallery.png", "mine.png", *sorts]
     )
     assert (figures / "gallery.png").read_bytes() == b"a gallery"
+    page = (tmp_path / "run" / "report.md").read_text()
+    linked = re.findall(r"!\[([\w-]+)\]\(figures/([\w.-]+)\)", page)
+    assert linked == [(name.removesuffix(".png"), name) for name in ("gallery.png", *sorts)]
     assert len(gallery) == 8
     # Drawn is what was recorded, under the limit that it was made with (Q5).
     recorded = {
@@ -596,6 +706,7 @@ ELSEWHERE = {
     "threads": "how, not what",
     "apply_exif": "of custom datasets, see tests/refer/test_image_errors.py",
     "mixing_weight": "of the method global_local, see below",
+    "crop_box": "of the method global_local, see below",
     "split_by": "in the name of the split, see below",
     "device": "differs from the default by the machine",
     "protocol": "scores the same records",
@@ -604,6 +715,7 @@ ELSEWHERE = {
     "store": "where, not what",
     "overwrite": "how, not what",
     "keep_tokens": "how, not what",
+    "save_masks": "what is written beside the records",
 }
 
 
@@ -617,6 +729,7 @@ def test_no_two_settings_share_a_folder():
     settings += [
         ("--method", "global_local", "--mixing_weight", weight) for weight in ("0.5", "0.25")
     ]
+    settings += [("--method", "global_local", "--crop_box", "freesolo")]
     settings += [("--alpha", "0", "--num_candidates", "1"), ("--limit", "1", "--alpha", "0.5")]
     for given in settings:
         given_by_name.setdefault(name_of(*given), []).append(" ".join(given))

@@ -153,7 +153,8 @@ def test_shard_of_another_late_setting_is(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(ToyMethod, "score", None)
     toy.run(tmp_path, "--most", "1")
     records = read_records(tmp_path / "run" / "records.jsonl")
-    assert all(r.predictions["first"] == r.predictions["last"] for r in records)
+    for record in records:
+        assert record.predictions["first"].proposal == record.predictions["last"].proposal
 
 
 def test_finished_run_and_shards_may_follow_each_other(toy, whole, tmp_path):

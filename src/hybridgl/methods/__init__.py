@@ -48,16 +48,19 @@ class Prediction:
     Attributes:
         proposals: index of the predicted proposal by variant; empty where the image has none, or
             the method needs none.
+        scores: what the predicted proposal was chosen by, by variant; NaN where it is undefined.
         masks: predicted mask by variant, bool, (H, W), of a method that needs no proposals.
         expression: what was read off the sentence; None where the method reads nothing off it.
         truncated: whether the sentence was too long for the text encoder, and cut.
-        similarity_N: similarity of every proposal with the expression, float64; for figures.
+        similarity_N: similarity of every proposal with the expression, float64; None where the
+            method compares none.
         choice: candidates and their scores, for figures; None where nothing was guided.
         attention: draws the attention map of the noun phrase under its position prior, for a height
             and width: mean 1, float32, (H, W); None where the method has none.
     """
 
     proposals: Mapping[str, int] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
     masks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     expression: ParsedExpression | None = None
     truncated: bool = False

@@ -275,8 +275,10 @@ class GlobalLocalClip(Method):
             k_limit: not read: the best proposal is within every limit.
         """
         similarity_N = scores.arrays["similarity_N"]
+        best = int(similarity_N.argmax()) if len(similarity_N) else None
         return Prediction(
-            proposals={"features": int(similarity_N.argmax())} if len(similarity_N) else {},
+            proposals={} if best is None else {"features": best},
+            scores={} if best is None else {"features": float(similarity_N[best])},
             expression=ParsedExpression.from_json(scores.meta["expression"]),
             truncated=scores.meta["truncated"],
             similarity_N=similarity_N,

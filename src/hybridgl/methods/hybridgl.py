@@ -382,7 +382,7 @@ class HybridGL(Method):
         """
         arrays, expression = scores.arrays, ParsedExpression.from_json(scores.meta["expression"])
         similarity_N = arrays["similarity_N"]
-        choice = None
+        choice, chosen_by = None, {}
         if len(similarity_N):
             choice = guidance.choose(
                 similarity_N,
@@ -394,6 +394,11 @@ class HybridGL(Method):
                 undefined_scores_win=self.config.quirks.undefined_scores_win,
                 k_limit=k_limit,
             )
+            chosen_by = {
+                "features": float(similarity_N[choice.features]),
+                "relations": choice.score_of(choice.relations, choice.relation_K),
+                "guided": choice.score_of(choice.guided, choice.final_K),
+            }
         attention = None
         if "patch_similarity_gg" in arrays:
             # Holds no model, so that it travels with a result.
@@ -406,6 +411,7 @@ class HybridGL(Method):
             )
         return Prediction(
             proposals={v: getattr(choice, v) for v in self.variants} if choice else {},
+            scores=chosen_by,
             expression=expression,
             truncated=scores.meta["truncated"],
             similarity_N=similarity_N,

@@ -244,6 +244,7 @@ def test_similarity_equals_the_formula(tmp_path, image, masks, kind, crop_box):
         assert np.allclose(similarity_N, expected, rtol=0, atol=1e-3)
         prediction = model.choose(scores)
         assert prediction.proposals == {"features": int(similarity_N.argmax())}
+        assert prediction.scores == {"features": similarity_N.max()}
         assert prediction.expression == read
         assert (prediction.choice, prediction.attention, prediction.truncated) == (
             None,
