@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the program's arguments."""
     parser = ArgumentParser(description=__doc__)
     parser.add_version()
+    parser.add_config()
     add_run_arguments(parser, METHODS)
     return parser
 

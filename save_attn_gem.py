@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the program's arguments."""
     parser = ArgumentParser(description=__doc__)
     parser.add_version()
+    parser.add_config()
     add_arguments(parser, "data", SplitConfig)
     add_arguments(parser, "models", ModelConfig, ProfileConfig)
     add_arguments(parser, "store", StoreConfig)

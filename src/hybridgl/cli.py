@@ -72,10 +72,11 @@ def _run(words: list[str]) -> bool | None:
     return done
 
 
-def _add_segment_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_segment_arguments(parser: ArgumentParser) -> None:
     from hybridgl.config import HybridGLConfig, ModelConfig, Profile
     from hybridgl.settings import add_arguments
 
+    parser.add_config()
     parser.add_argument("image", type=Path, metavar="IMAGE", help="an image file")
     parser.add_argument("expression", metavar="EXPRESSION", help='such as "the cat on the left"')
     parser.add_argument(

@@ -6,10 +6,12 @@ import argparse
 import contextlib
 import ctypes
 import io
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -32,7 +34,9 @@ _UNWELL, _FAILED, _INTERRUPTED = 1, 2, 130
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Parser of a program: ``--version``; its docstring as it is written; flags with - or with _.
+    """Parser of a program: ``--version``, ``--config``; flags with - or with _.
+
+    Its description is shown as it is written.
 
     Args:
         named: as for ``argparse.ArgumentParser``.
@@ -40,6 +44,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, **named: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **named})
+        self._takes_config = False
 
     def add_version(self) -> None:
         """Add ``--version``."""
@@ -49,6 +54,15 @@ class ArgumentParser(argparse.ArgumentParser):
             installed = "from a folder, not installed"
         self.add_argument("--version", action="version", version=f"hybridgl {installed}")
 
+    def add_config(self) -> None:
+        """Add ``--config``."""
+        self.add_argument(
+            "--config",
+            metavar="FILE",
+            help="JSON object of flags, by their names without dashes; flags that are given win",
+        )
+        self._takes_config = True
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
@@ -56,7 +70,38 @@ class ArgumentParser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         flags_end = words.index("--") if "--" in words else len(words)
         plain = [_underscored(word) for word in words[:flags_end]]
-        return super().parse_known_args([*plain, *words[flags_end:]], namespace)
+        found = super().parse_known_args([*plain, *words[flags_end:]], namespace)
+        config = found[0].config if self._takes_config else None
+        if config is None:
+            return found
+        return super().parse_known_args(
+            [*self._configured(config), *plain, *words[flags_end:]], namespace
+        )
+
+    def _configured(self, path: str) -> list[str]:
+        """Return what the file of ``--config`` stands for, as words before all others."""
+        try:
+            content = json.loads(Path(path).read_bytes())
+        except (OSError, ValueError) as error:
+            self.error(f"Expected JSON in --config {path}, got none that can be read ({error}).")
+        if not isinstance(content, dict):
+            self.error(f"Expected an object of flags in --config {path}, got {content!r:.60}.")
+        flags = [word for name, value in content.items() for word in _flag_words(name, value)]
+        # As the last of them, it ends a flag of several values.
+        return [*map(_underscored, flags), f"--config={path}"]
+
+
+def _flag_words(name: str, value: object) -> list[str]:
+    """Return a setting as the words of a command line.
+
+    >>> _flag_words("alpha", 0.5), _flag_words("without", ["position"]), _flag_words("tf32", True)
+    (['--alpha=0.5'], ['--without', 'position'], ['--tf32'])
+    """
+    if isinstance(value, bool) or value is None:
+        return [f"--{name}"] if value else []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={value}"]
 
 
 def _underscored(word: str) -> str:

@@ -703,6 +703,7 @@ VALUES = {
 """Values other than the default, of every argument that decides the records."""
 
 ELSEWHERE = {
+    "config": "a file of the others",
     "threads": "how, not what",
     "apply_exif": "of custom datasets, see tests/refer/test_image_errors.py",
     "mixing_weight": "of the method global_local, see below",

@@ -1,8 +1,9 @@
-"""Progress in terminals and in logs."""
+"""Progress in terminals and in logs; settings from a file."""
 
 from __future__ import annotations
 
 import io
+import json
 import sys
 
 import pytest
@@ -50,3 +51,54 @@ def test_long_work_is_reported_in_a_log_by_whole_lines(shown, monkeypatch):
     assert all(line.startswith("work: ") for line in lines)
     assert "5/5" in lines[-1]
     assert "\r" not in shown(terminal=False)
+
+
+@pytest.fixture
+def parser():
+    parser = program.ArgumentParser()
+    parser.add_config()
+    parser.add_argument("image")
+    parser.add_argument("--alpha", type=float, default=0.6)
+    parser.add_argument("--fusion_mode")
+    parser.add_argument("--without", nargs="+", default=[])
+    parser.add_argument("--tf32", action="store_true")
+    return parser
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "my settings.json"
+    settings = {"alpha": 0.25, "fusion-mode": "L2G", "tf32": True, "without": ["position", "gem"]}
+    path.write_text(json.dumps({**settings, "device": None}))
+    return str(path)
+
+
+@pytest.mark.parametrize("flag", ["--config", "--conf"])
+def test_file_of_settings_stands_for_flags_and_given_ones_win(parser, config, flag):
+    found = parser.parse_args([flag, config, "a.jpg", "--alpha", "0.5"])
+    assert (found.image, found.alpha, found.fusion_mode) == ("a.jpg", 0.5, "L2G")
+    assert (found.without, found.tf32) == (["position", "gem"], True)
+    assert parser.parse_args(["a.jpg", f"{flag}={config}"]).alpha == 0.25
+    assert parser.parse_args(["a.jpg"]).alpha == 0.6
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "Expected JSON in --config"),
+        ("{", "Expected JSON in --config"),
+        ("[3]", "Expected an object of flags in --config"),
+        ('{"alhpa": 1}', "unrecognized arguments: --alhpa=1"),
+        ('{"alpha": "much"}', "invalid float value: 'much'"),
+    ],
+)
+def test_file_of_settings_that_cannot_be_read_is_refused_by_name(
+    parser, tmp_path, capsys, content, said
+):
+    path = tmp_path / "settings.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(["a.jpg", "--config", str(path)])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
