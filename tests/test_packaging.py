@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,7 @@ def files_of_the_package() -> set[str]:
 
 
 def run(*command, **options):
-    """Without what this environment says about Python's paths and about make; returns the output."""
+    """Without what the environment says about Python's paths and make; returns the output."""
     environment = {
         key: value
         for key, value in os.environ.items()
@@ -160,3 +162,55 @@ def test_torch_for_cpus_is_left_as_it_is(command, for_cpus, beside, tmp_path):
     run(*what, cwd=beside / "hybridgl", env=planned)
     changed = [one["metadata"]["name"] for one in json.loads(plan.read_text())["install"]]
     assert changed == ["hybridgl"]
+
+
+def link_torch(folder):
+    """Let an environment have the torch of this one, which takes minutes to fetch."""
+    for package in distributions():
+        if re.match(r"torch(vision)?$|triton|nvidia|cuda", package.metadata["Name"]):
+            for name in {file.parts[0] for file in package.files or ()} - {".."}:
+                if not (folder / name).exists():
+                    (folder / name).symlink_to(package.locate_file(name))
+
+
+RECIPE = re.search(
+    r'^pip install -e \. (.*"spacy==.*)$',
+    (ROOT / "docs/running.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("which", ["wheel, newest packages", "clone, parser as released"])
+def test_installation_works_in_an_environment_of_its_own(which, wheel, beside, tmp_path):
+    newest = which.startswith("wheel")
+    if not newest and sys.version_info >= (3, 13):
+        pytest.skip("spaCy 3.7 is not there for Python 3.13")
+    venv.create(tmp_path / "venv", with_pip=False)
+    link_torch(packages_of(tmp_path / "venv"))
+    programs = tmp_path / "venv" / "bin"
+    pip = [sys.executable, "-m", "pip", f"--python={programs / 'python'}"]
+    versions_before = versions_of(pip)
+
+    what = [wheel] if newest else ["--editable", beside / "hybridgl", *shlex.split(RECIPE[1])]
+    run(*pip, "install", "--quiet", "--no-compile", *what)
+
+    run(*pip, "check")
+    versions = versions_of(pip)
+    assert {name: versions[name] for name in versions_before} == versions_before
+    assert versions["numpy"].split(".")[0] == ("2" if newest else "1")
+    assert "opencv-python-headless" in versions
+    assert "opencv-python" not in versions
+    run(programs / "hybridgl", "--help")
+    assert run(programs / "hybridgl", "--version").startswith("hybridgl ")
+    segment = ["segment", "docs/scene.png", "the circle left of the yellow moon"]
+    segment += ["--weights", "tiny", "--output", tmp_path / "overlay.png"]
+    found = run(programs / "hybridgl", *segment, cwd=ROOT).splitlines()
+    here = run(sys.executable, "-m", "hybridgl", *segment, cwd=ROOT, env={"PYTHONPATH": "src"})
+    assert found[:6] == here.splitlines()[:6]
+    assert found[0].split() == ["noun", "phrase", "the", "circle"]
+    assert found[5].startswith("box ")
+
+
+def versions_of(pip):
+    packages = json.loads(run(*pip, "list", "--format=json", "--disable-pip-version-check"))
+    return {package["name"]: package["version"] for package in packages}
