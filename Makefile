@@ -3,7 +3,7 @@
 # make test-slow  whole programs, real sizes, installs
 # make check      linters and types
 # make format     what the linters can fix
-# make install    the environment alone
+# make install    the environment alone; VENV=FOLDER names another than .venv, new or not
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,14 +32,22 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Runs pip only where the requirements or the place of the checkout have changed.
+# Runs pip only where the requirements or the place of the checkout have changed. An environment that
+# is there is used as it is, and its torch and torchvision stay, whatever is pinned: they may be those
+# for CPUs alone.
 install:
 	@wanted=$$( (cat pyproject.toml constraints.txt; pwd) | cksum ); \
 	if [ "$$wanted" != "$$(cat $(VENV)/installed 2>/dev/null)" ]; then \
-		echo "Installing into $(VENV) (a few GB, once)"; \
-		$(PYTHON) -m venv $(VENV) && \
-		$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
-			-e ".[dev]" && \
+		echo "Installing into $(VENV) (once, a few GB where torch is not there yet)"; \
+		[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || exit 1; \
+		cp constraints.txt $(VENV)/constraints.txt && \
+		kept=$$($(BIN)/python -m pip list --format=freeze | grep -E '^torch(vision)?=='); \
+		if [ -n "$$kept" ]; then \
+			echo "Keeping" $$kept; \
+			{ grep -vE '^torch(vision)?==' constraints.txt; echo "$$kept"; } > $(VENV)/constraints.txt; \
+		fi; \
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+			-c $(VENV)/constraints.txt -e ".[dev]" && \
 		echo "$$wanted" > $(VENV)/installed; \
 	fi
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +136,24 @@ def test_five_lines_of_the_readme_find_the_circle(tmp_path, monkeypatch):
     with Image.open("docs/scene.png") as scene:
         assert found_HW.shape == (scene.height, scene.width)
     assert found_HW.any()
+
+
+@pytest.mark.slow
+def test_example_of_several_processes_finds_two_objects(tmp_path):
+    (code,) = [block for block in blocks(ROOT / "docs/running.md", "python") if "spawn" in block]
+    (tmp_path / "example.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "example.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    boxes = ast.literal_eval(done.stdout)
+    assert [len(box) for box in boxes] == [4, 4]
+    assert boxes[0] != boxes[1]
 
 
 def test_flags_of_the_table_are_those_of_the_program():

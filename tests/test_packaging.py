@@ -1,14 +1,18 @@
-"""What an installation holds: both ways of installing, beside a clone of the package's own name."""
+"""What an installation holds, what it leaves as it is, and what it works beside."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -42,12 +46,23 @@ def files_of_the_package() -> set[str]:
     }
 
 
+def run(*command, **options):
+    """Without what the environment says about Python's paths and make; returns the output."""
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PYTHONPATH", "MAKE"))
+    }
+    environment |= options.pop("env", {})
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
 def pip(python, *arguments):
-    """Without a network, and without what the environment says about Python's paths."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    """Without a network."""
     command = [sys.executable, "-m", "pip", f"--python={python}", *arguments]
-    command += ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    run(*command, "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +76,7 @@ def beside(tmp_path_factory):
     for name in ("utils", "refer", "tests"):
         (clone / name).mkdir()
         (clone / name / "__init__.py").touch()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt"):
         shutil.copy(ROOT / name, clone)
     script = SCRIPT.replace("STRANGERS", repr(["utils", "refer", "tests"]))
     (folder / "script.py").write_text(script)
@@ -72,23 +87,17 @@ def beside(tmp_path_factory):
 def python(tmp_path):
     """The interpreter of an environment without hybridgl that sees our other packages."""
     venv.create(tmp_path / "venv", with_pip=False)
-    purelib = sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")})
-    ours = "\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    (Path(purelib) / "dependencies.pth").write_text(f"{ours}\n")
+    ours = "\n".join(path for path in sys.path if Path(path).name.endswith("-packages"))
+    (packages_of(tmp_path / "venv") / "dependencies.pth").write_text(f"{ours}\n")
     return tmp_path / "venv" / "bin" / "python"
 
 
+def packages_of(environment):
+    return Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
+
+
 def said_by_the_script(python, folder):
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [python, "script.py"],
-        cwd=folder,
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip()
+    return run(python, "script.py", cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +127,90 @@ def test_editable_installation_is_imported_beside_its_own_clone(beside, python):
     where, strangers = said_by_the_script(python, beside).split(" ", 1)
     assert Path(where) == beside / "hybridgl" / "src" / "hybridgl"
     assert strangers == "[]"
+
+
+@pytest.fixture
+def for_cpus(python):
+    """The same, with a torch and a torchvision for CPUs alone, the oldest that are allowed."""
+    for name, version, needs in (
+        ("torch", "2.4.0+cpu", ""),
+        ("torchvision", "0.19.0+cpu", "Requires-Dist: torch==2.4.0\n"),
+    ):
+        folder = packages_of(python.parents[1]) / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
+        (folder / "METADATA").write_text(about)
+        (folder / "INSTALLER").write_text("pip\n")
+        (folder / "RECORD").touch()
+    return python
+
+
+@pytest.mark.parametrize("command", ["pip", "make"])
+def test_torch_for_cpus_is_left_as_it_is(command, for_cpus, beside, tmp_path):
+    plan = tmp_path / "plan.json"
+    planned = {
+        "PIP_DRY_RUN": "1",
+        "PIP_REPORT": str(plan),
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "false",  # pip's way of saying yes
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    if command == "make":
+        what = ["make", "install", f"VENV={for_cpus.parents[1]}"]
+    else:
+        what = [for_cpus, "-m", "pip", "install", "-e", "."]
+    run(*what, cwd=beside / "hybridgl", env=planned)
+    changed = [one["metadata"]["name"] for one in json.loads(plan.read_text())["install"]]
+    assert changed == ["hybridgl"]
+
+
+def link_torch(folder):
+    """Let an environment have the torch of this one, which takes minutes to fetch."""
+    for package in distributions():
+        if re.match(r"torch(vision)?$|triton|nvidia|cuda", package.metadata["Name"]):
+            for name in {file.parts[0] for file in package.files or ()} - {".."}:
+                if not (folder / name).exists():
+                    (folder / name).symlink_to(package.locate_file(name))
+
+
+RECIPE = re.search(
+    r'^pip install -e \. (.*"spacy==.*)$',
+    (ROOT / "docs/running.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("which", ["wheel, newest packages", "clone, parser as released"])
+def test_installation_works_in_an_environment_of_its_own(which, wheel, beside, tmp_path):
+    newest = which.startswith("wheel")
+    if not newest and sys.version_info >= (3, 13):
+        pytest.skip("spaCy 3.7 is not there for Python 3.13")
+    venv.create(tmp_path / "venv", with_pip=False)
+    link_torch(packages_of(tmp_path / "venv"))
+    programs = tmp_path / "venv" / "bin"
+    pip = [sys.executable, "-m", "pip", f"--python={programs / 'python'}"]
+    versions_before = versions_of(pip)
+
+    what = [wheel] if newest else ["--editable", beside / "hybridgl", *shlex.split(RECIPE[1])]
+    run(*pip, "install", "--quiet", "--no-compile", *what)
+
+    run(*pip, "check")
+    versions = versions_of(pip)
+    assert {name: versions[name] for name in versions_before} == versions_before
+    assert versions["numpy"].split(".")[0] == ("2" if newest else "1")
+    assert "opencv-python-headless" in versions
+    assert "opencv-python" not in versions
+    run(programs / "hybridgl", "--help")
+    assert run(programs / "hybridgl", "--version").startswith("hybridgl ")
+    segment = ["segment", "docs/scene.png", "the circle left of the yellow moon"]
+    segment += ["--weights", "tiny", "--output", tmp_path / "overlay.png"]
+    found = run(programs / "hybridgl", *segment, cwd=ROOT).splitlines()
+    here = run(sys.executable, "-m", "hybridgl", *segment, cwd=ROOT, env={"PYTHONPATH": "src"})
+    assert found[:6] == here.splitlines()[:6]
+    assert found[0].split() == ["noun", "phrase", "the", "circle"]
+    assert found[5].startswith("box ")
+
+
+def versions_of(pip):
+    packages = json.loads(run(*pip, "list", "--format=json", "--disable-pip-version-check"))
+    return {package["name"]: package["version"] for package in packages}

@@ -157,7 +157,8 @@ def select_device(name: str) -> torch.device:
     """Return the device of a name; "auto" is the first GPU, or else the CPU.
 
     Raises:
-        SettingError: no device has this name, or it is not there.
+        SettingError: no device has this name, or it is not there, or nothing here was tested on one
+            of its kind, such as a Mac's ``mps``.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -167,7 +168,8 @@ def select_device(name: str) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise SettingError(
-            f"Expected the device auto, cpu, cuda or cuda:i, got {name!r}; choose one of them."
+            f"Expected the device auto, cpu, cuda or cuda:i, got {name!r}, which is not supported; "
+            f"use --device cpu."
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingError(

@@ -164,6 +164,7 @@ def test_wrong_choice_of_a_run_lists_the_right_ones(given, words, capsys):
         (["--dataset", "phrasecut", "--split", "testA"], ["train, val, test, miniv", "'testA'"]),
         (["--limit", "0"], ["at least 1", "got 0"]),
         (["--device", "tpu"], ["auto, cpu, cuda", "'tpu'"]),
+        (["--device", "mps"], ["'mps', which is not supported", "--device cpu"]),
         (["--device", "cuda:99"], ["'cuda:99'", "--device cpu"]),
     ],
     ids=lambda value: " ".join(value),
