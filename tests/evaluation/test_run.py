@@ -571,6 +571,7 @@ VALUES = {
     "weights": ["paper"],
     "clip_model": ["ViT-B-32", "RN50"],
     "clip_weights": ["weights/mine.pt", "weights/other.pt", "elsewhere/mine.pt"],
+    "clip_activation": ["gelu", "quickgelu"],
     "sam_type": ["vit_b", "tiny"],
     "sam_checkpoint": ["weights/sam-mine.pth"],
     "sam_settings": ["phrasecut", "refcoco"],
