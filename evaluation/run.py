@@ -25,6 +25,7 @@ from evaluation.proposals import (
     ProposalSource,
     SamSource,
 )
+from evaluation.published import parser_warnings
 from evaluation.records import (
     Record,
     read_records,
@@ -52,6 +53,7 @@ from hybridgl.metrics import PROTOCOLS
 from hybridgl.models import Models
 from hybridgl.settings import Settings, add_arguments, setting, setting_names
 from hybridgl.store import Store
+from hybridgl.weights.registry import Parser
 from refer.config import SplitConfig, load_split
 from refer.dataset import ReferSplit
 from refer.entries import first_few
@@ -523,6 +525,7 @@ class Run:
             "peak_memory_bytes": peak_memory_bytes(),
             "threads": torch.get_num_threads(),
             "batch_sizes": self.evaluation.batch_sizes_json(),
+            "parsers": self.evaluation.parsers_json(),
         }
         try:
             draw_samples(self.evaluation, made, self.folder / "figures")
@@ -543,13 +546,19 @@ class Run:
         made = {name: summary[name] for name in ("store", "seconds", "peak_memory_bytes")}
         made["batch_sizes"] = summary.get("batch_sizes", [])
         made["threads"] = summary.get("threads")
+        made["parsers"] = summary.get("parsers", [])
         text = self._write_scores(records, made)
         return f"{text}\nthe records were there, and are scored again: {self.folder}"
 
     def _write_scores(self, records: Sequence[Record], made: Mapping[str, Any]) -> str:
         """Write report and summary; returns the report in short."""
         report = self.report(records)
-        warnings = [*self.warnings, *self._unreadable(records)]
+        parsers = [Parser(**one["parser"]) for one in made["parsers"]]
+        warnings = [
+            *self.warnings,
+            *self._unreadable(records),
+            *parser_warnings(self.split.dataset, parsers),
+        ]
         context = ReportContext(
             dataset=self.split.dataset,
             split_by=self.split.split_by,
@@ -568,6 +577,7 @@ class Run:
             "image_errors": _image_errors(self.split),
             "images_sha256": self._images_sha256,
             "versions": {name: _version(name) for name in _PACKAGES},
+            "clip_activation": self.models.weights.activation if "clip" in self._needed else None,
             "warnings": warnings,
             "notes": list(context.notes),
             **report.json(),
