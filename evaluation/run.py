@@ -577,7 +577,7 @@ class Run:
             "image_errors": _image_errors(self.split),
             "images_sha256": self._images_sha256,
             "versions": {name: _version(name) for name in _PACKAGES},
-            "clip_activation": self.models.weights.activation if "clip" in self._needed else None,
+            "clip_activation": self.models.activation if "clip" in self._needed else None,
             "warnings": warnings,
             "notes": list(context.notes),
             **report.json(),

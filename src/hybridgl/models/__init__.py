@@ -139,10 +139,15 @@ class Models:
             "clip",
             self.weights.clip_weights,
             architecture=self.weights.clip_model,
-            activation=self.weights.activation,
+            activation=self.activation,
             device=self.device,
         )
         return clip
+
+    @cached_property
+    def activation(self) -> str:
+        """Activation that CLIP is computed with, a key of ``ACTIVATIONS``."""
+        return self.weights.activation
 
     @cached_property
     def sam(self) -> Sam:
@@ -274,7 +279,7 @@ class Models:
         dtype = self.dtype if name == "sam" else torch.float32
         set_by_torch = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
         rounded = self.tf32 or set_by_torch
-        gelu = name == "clip" and self.weights.activation == "gelu"
+        gelu = name == "clip" and self.activation == "gelu"
         parts = {" tf32": rounded, " compiled": self.compiles, " gelu": gelu}
         return f"{dtype}{''.join(part for part, holds in parts.items() if holds)}"
 

@@ -74,6 +74,8 @@ _OTHER_FILES = {
 }
 """Files that are taken for weights, by how they start, in lower case."""
 
+_ONE_ALONE = "save the `state_dict()` of the one that is meant alone"
+
 _LONGEST_HEADER = 10**8
 """Bytes of the header of safetensors, by the format's definition."""
 
@@ -260,9 +262,7 @@ def _chosen(
     path: Path,
 ) -> _Weights:
     """Choose the model's weights from all that a file holds."""
-    tensors_of: dict[tuple[str, ...], dict[str, Tensor]] = {}
-    for (*keys, name), tensor in _tensors(content):
-        tensors_of.setdefault(tuple(keys), {})[_unwrapped(name)] = tensor
+    tensors_of = _by_mapping(content)
     found = [
         weights
         for keys, tensors in tensors_of.items()
@@ -275,10 +275,7 @@ def _chosen(
         kept = [one for one in kept if fits(one.tensors)] or kept
     weights, *more = kept
     if more:
-        raise _FileError(
-            f"{len(kept)} of them: {_few(map(str, kept))}",
-            "save the `state_dict()` of the one that is meant alone",
-        )
+        raise _FileError(f"{len(kept)} of them: {_few(map(str, kept))}", _ONE_ALONE)
     if weights.others:
         raise _FileError(
             f"{len(weights.others)} other tensors beside {weights}: {_few(weights.others)}",
@@ -289,6 +286,19 @@ def _chosen(
     if left:
         _logger.warning("Of %s, %s is read and %s left out.", path, weights, _few(left))
     return weights
+
+
+def _by_mapping(content: Any) -> dict[tuple[str, ...], dict[str, Tensor]]:
+    """Return every tensor by the keys of the mapping that it lies in, and its unwrapped name."""
+    found: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    for (*keys, name), tensor in _tensors(content):
+        tensors, plain = found.setdefault(tuple(keys), {}), _unwrapped(name)
+        if plain in tensors:
+            raise _FileError(
+                f"two tensors {_line(plain)}, one of them compiled or wrapped", _ONE_ALONE
+            )
+        tensors[plain] = tensor
+    return found
 
 
 def _tensors(content: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tensor]]:

@@ -258,6 +258,13 @@ def test_several_weights_are_refused_with_their_names(tmp_path, state):
     )
 
 
+def test_weights_that_are_there_both_compiled_and_plain_are_refused(tmp_path):
+    content = {"state_dict": {**STATE, **below("_orig_mod.", STATE)}}
+    assert refusal_of(saved(tmp_path / "w.pt", content)).startswith(
+        "two tensors stem.weight, one of them compiled or wrapped; save the `state_dict()` of"
+    )
+
+
 def test_other_tensors_among_the_weights_are_refused_with_their_names(tmp_path):
     content = {"state_dict": {**below("sam."), "w_As.0.weight": torch.zeros(2)}}
     assert refusal_of(saved(tmp_path / "w.pt", content)) == (
