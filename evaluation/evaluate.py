@@ -40,6 +40,7 @@ from hybridgl.methods import Method, Prediction, Scores
 from hybridgl.models import Models
 from hybridgl.store import Content, Entry, Store, entry_key
 from hybridgl.timing import timer
+from hybridgl.weights.registry import Parser
 from refer.dataset import Ref, ReferSplit, Sentence
 from utils.runtime import prefetch
 
@@ -83,12 +84,15 @@ class ImageResult:
         counts: of its proposals and its refs' ground truths; None where the image cannot be read.
         batch_sizes: in use when it was scored (masks and features that were stored before may be of
             others); None where the image cannot be read.
+        parser: that read its sentences (parses that were stored before may be of another version
+            of spaCy); None where the image cannot be read, or none is needed.
         error: why the image cannot be read; empty where it can.
     """
 
     scores: Sequence[Scores]
     counts: ImageCounts | None
     batch_sizes: BatchSizes | None = None
+    parser: Parser | None = None
     error: str = ""
 
     def content(self) -> Content:
@@ -100,8 +104,11 @@ class ImageResult:
         }
         if self.counts is not None:
             arrays |= self.counts.arrays()
-        sizes = dataclasses.asdict(self.batch_sizes) if self.batch_sizes else None
-        return arrays, {"scores": [dict(one.meta) for one in self.scores], "batch_sizes": sizes}
+        return arrays, {
+            "scores": [dict(one.meta) for one in self.scores],
+            "batch_sizes": dataclasses.asdict(self.batch_sizes) if self.batch_sizes else None,
+            "parser": dataclasses.asdict(self.parser) if self.parser else None,
+        }
 
     @classmethod
     def from_entry(cls, entry: Entry) -> ImageResult:
@@ -115,6 +122,8 @@ class ImageResult:
             scores=[Scores(*one) for one in zip(arrays, entry.meta["scores"], strict=True)],
             counts=ImageCounts.from_arrays(entry.arrays),
             batch_sizes=BatchSizes(**entry.meta["batch_sizes"]),
+            # Earlier versions did not say.
+            parser=Parser(**entry.meta["parser"]) if entry.meta.get("parser") else None,
         )
 
 
@@ -153,6 +162,7 @@ class Evaluation:
 
     Attributes:
         batch_sizes: that the images were scored with, counted by the last ``records``.
+        parsers: that read their sentences, likewise.
     """
 
     def __init__(
@@ -183,6 +193,9 @@ class Evaluation:
         self._limit_shrinks = top_k_shrinks_across_images
         self._may_score = may_score
         self.batch_sizes: Counter[BatchSizes] = Counter()
+        self.parsers: Counter[Parser] = Counter()
+        parses = "parser" in method.models_needed
+        self._parser = method.models.weights.parser if parses else None
         self._refs_by_image = split.refs_by_image()
         self._unreadable = set(split.image_errors.unreadable)
         self._cached_result = lru_cache(maxsize=_RESULTS_KEPT)(self._result)
@@ -282,7 +295,7 @@ class Evaluation:
         with timer("counts"):
             gt_masks = [self.gt_mask(ref) for ref in self._refs_by_image[opened.image_id]]
             counts = ImageCounts.of(proposals.masks_NHW, np.stack(gt_masks), proposals.boxes_xywh)
-        result = ImageResult(scored.scores, counts, scored.batch_sizes)
+        result = ImageResult(scored.scores, counts, scored.batch_sizes, self._parser)
         self.store.save(_KIND, opened.key, *result.content())
         return opened.image_id
 
@@ -295,6 +308,13 @@ class Evaluation:
         return [
             {"sizes": dataclasses.asdict(sizes), "images": count}
             for sizes, count in self.batch_sizes.most_common()
+        ]
+
+    def parsers_json(self) -> list[dict[str, Any]]:
+        """Return the parsers that read sentences, the usual first, as JSON values."""
+        return [
+            {"parser": dataclasses.asdict(parser), "images": count}
+            for parser, count in self.parsers.most_common()
         ]
 
     # ---- second pass
@@ -311,14 +331,17 @@ class Evaluation:
         limit: int | None = None
         seen = set(self._unreadable)
         self.batch_sizes.clear()
+        self.parsers.clear()
         for ref in self.split.refs:
             result = self.result(ref.image_id)
             if ref.image_id not in seen:
                 seen.add(ref.image_id)
                 if result.error:
                     _logger.warning("%s Nothing is predicted for it.", result.error)
-                elif result.batch_sizes:
+                if result.batch_sizes:
                     self.batch_sizes[result.batch_sizes] += 1
+                if result.parser:
+                    self.parsers[result.parser] += 1
             count = len(result.counts.areas_N) if result.counts else 0
             # As released: whoever goes through sentences never meets a ref without any.
             if self._limit_shrinks and count and ref.sentences:

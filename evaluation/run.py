@@ -27,6 +27,7 @@ from evaluation.proposals import (
     ProposalSource,
     SamSource,
 )
+from evaluation.published import parser_warnings
 from evaluation.records import (
     Record,
     read_records,
@@ -55,6 +56,7 @@ from hybridgl.models import Models
 from hybridgl.program import progress
 from hybridgl.settings import Settings, add_arguments, setting, setting_names
 from hybridgl.store import Store
+from hybridgl.weights.registry import Parser
 from refer.config import SplitConfig, load_split
 from refer.dataset import ReferSplit
 from refer.entries import first_few
@@ -90,6 +92,7 @@ _MADE = (
     "peak_memory_bytes",
     "threads",
     "batch_sizes",
+    "parsers",
     "masks_sha256",
 )
 """Of a summary, what tells how its records were made: it stays when they are scored again."""
@@ -555,6 +558,7 @@ class Run:
             "threads": torch.get_num_threads(),
             "batch_sizes": self.evaluation.batch_sizes_json(),
             "masks_sha256": _sha256(self.folder / _MASKS),
+            "parsers": self.evaluation.parsers_json(),
         }
         try:
             draw_samples(self.evaluation, made, self.folder / _FIGURES)
@@ -579,7 +583,12 @@ class Run:
     def _write_scores(self, records: Sequence[Record], made: Mapping[str, Any]) -> str:
         """Write report and summary; returns the report in short."""
         report = self.report(records)
-        warnings = [*self.warnings, *self._unreadable(records)]
+        parsers = [Parser(**one["parser"]) for one in made["parsers"] or []]
+        warnings = [
+            *self.warnings,
+            *self._unreadable(records),
+            *parser_warnings(self.split.dataset, parsers),
+        ]
         origin = Origin(**made["origin"]) if made["origin"] else None
         figures = drawn_figures(self.folder / _FIGURES)
         context = ReportContext(
@@ -602,6 +611,7 @@ class Run:
             "image_errors": _image_errors(self.split),
             "images_sha256": self._images_sha256,
             "versions": {name: _version(name) for name in _PACKAGES},
+            "clip_activation": self.models.activation if "clip" in self._needed else None,
             "warnings": warnings,
             "notes": list(context.notes),
             **report.json(),

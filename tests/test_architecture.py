@@ -38,7 +38,7 @@ HOMES = {
     "requests": {"src/hybridgl/download.py"},
     "urllib3": {"src/hybridgl/download.py"},
     "filelock": {"src/hybridgl/download.py"},
-    "safetensors": {"src/hybridgl/store.py"},
+    "safetensors": {"src/hybridgl/store.py", "src/hybridgl/weights/states.py"},
     "msgspec": {
         "evaluation/records.py",
         "evaluation/evaluate.py",
@@ -58,6 +58,7 @@ SHARED_FLAGS = {
     "--weights": None,
     "--clip_model": None,
     "--clip_weights": None,
+    "--clip_activation": None,
     "--sam_type": None,
     "--sam_checkpoint": None,
     "--sam_settings": None,
@@ -99,6 +100,7 @@ ALIASES = {
 }
 CHOICES = {
     "--weights": ["tiny", "paper"],
+    "--clip_activation": ["gelu", "quickgelu"],
     "--dtype": ["float32", "bfloat16"],
     "--method": ["hybridgl", "global_local"],
     "--protocol": ["zero-shot", "lavt", "lisa", "phrasecut"],

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from hybridgl.errors import SettingError
 from hybridgl.settings import Settings, setting
-from hybridgl.weights.registry import CLIP_FILES, SAM_FILES
+from hybridgl.weights.registry import ACTIVATIONS, CLIP_FILES, SAM_FILES
 
 __all__ = [
     "KNOWS_SHAPES_ONLY",
@@ -419,7 +419,17 @@ class ModelConfig(Settings):
     clip_model: str | None = setting(
         None, choices=tuple(CLIP_FILES), help="another CLIP architecture"
     )
-    clip_weights: Path | None = setting(None, metavar="FILE", help="CLIP's file")
+    clip_weights: Path | None = setting(
+        None,
+        metavar="FILE",
+        help="CLIP's file: OpenAI's, open_clip's, or a checkpoint of a training program",
+    )
+    clip_activation: str | None = setting(
+        None,
+        choices=tuple(ACTIVATIONS),
+        help="activation that CLIP was trained with: quickgelu, as OpenAI's, or gelu, as LAION's "
+        "and DataComp's (default: by the file's name, else quickgelu, with a warning)",
+    )
     sam_type: str | None = setting(None, choices=(*SAM_FILES, "tiny"), help="another size of SAM")
     sam_checkpoint: Path | None = setting(None, metavar="FILE", help="SAM's file")
     sam_settings: str | None = setting(

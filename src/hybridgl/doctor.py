@@ -22,7 +22,12 @@ from typing import Literal
 
 from hybridgl.download import GROUPS, WEIGHTS, RemoteFile
 from hybridgl.files import file_sha256, nearest_existing
-from hybridgl.weights.registry import SPACY_MODEL, weight_set, weights_folder
+from hybridgl.weights.registry import (
+    RELEASED_PARSER,
+    SPACY_MODEL,
+    weight_set,
+    weights_folder,
+)
 
 __all__ = [
     "Check",
@@ -194,15 +199,21 @@ def _weights() -> Iterator[Check]:
     checks = blocked or [
         check for item, file in WEIGHTS.items() for check in _weights_file(folder, item, file)
     ]
-    try:
-        checks.append(Check("weights", SPACY_MODEL, "ok", version(SPACY_MODEL)))
-    except PackageNotFoundError:
-        fix = "hybridgl download spacy"
-        checks.append(Check("weights", SPACY_MODEL, "missing", "none", "installed", fix))
+    checks.append(_parser())
     yield from checks
     is_needed = any(check.status == "missing" for check in checks)
     fix = "export HYBRIDGL_WEIGHTS=FOLDER_ON_A_LARGER_DISK"
     yield disk_check("weights", folder, _WEIGHTS_GB, fix, is_needed=is_needed)
+
+
+def _parser() -> Check:
+    """Name the parser, beside the released program's where it is another one."""
+    parser = weight_set("paper").parser
+    if parser.model_version is None:
+        fix = "hybridgl download spacy"
+        return Check("weights", SPACY_MODEL, "missing", "none", "installed", fix)
+    expected = "" if parser.is_released else f"{RELEASED_PARSER}, to compare with published values"
+    return Check("weights", SPACY_MODEL, "ok", str(parser), expected)
 
 
 def _bundled() -> Check:

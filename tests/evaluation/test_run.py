@@ -21,6 +21,7 @@ import torch
 
 import hybridgl_main
 from evaluation.evaluate import Evaluation
+from evaluation.published import parser_warnings
 from evaluation.run import RunConfig
 from evaluation.samples import draw_samples
 from hybridgl.config import KNOWS_SHAPES_ONLY
@@ -29,8 +30,9 @@ from hybridgl.errors import DataError, SettingError
 from hybridgl.masks import decode_rle
 from hybridgl.metrics import PROTOCOLS
 from hybridgl.store import Store
+from hybridgl.weights.registry import Parser
 from refer.refer import load_refer
-from tests.evaluation.factories import ToyMethod
+from tests.evaluation.factories import MaskMethod, ToyMethod
 from tests.refer_factories import HW, mini_refer
 from tests.run_folders import content_of, records_of, summary_of
 
@@ -77,9 +79,12 @@ def test_run_writes_records_report_and_summary(finished):
     assert summary["store"] == {"found": {}, "made": {"manifests": 1, "scores": 3}}
     assert summary["settings"]["method"]["name"] == "toy"
     assert set(summary["settings"]["models"]["sha256"]) == {"clip", "parser"}
-    (warning,) = summary["warnings"]
-    assert warning.startswith("Not the whole of refcoco val")
-    assert warning in (finished / "run" / "report.md").read_text()
+    whole, parser = summary["warnings"]
+    assert whole.startswith("Not the whole of refcoco val")
+    assert parser.startswith("Sentences were read by en_tiny_shapes 1 under spaCy ")
+    report = (finished / "run" / "report.md").read_text()
+    assert whole in report
+    assert parser in report
 
 
 def test_run_says_when_how_by_which_code_and_where_it_was_made(finished):
@@ -219,6 +224,79 @@ def test_same_files_in_other_places_are_the_same_settings(toy, again, data_root,
     clip = shutil.copy(weights.clip_weights, tmp_path)
     printed = toy.run(again, "--refer_data_root", root, "--clip_weights", clip)
     assert "the records were there" in printed
+
+
+# The parser.
+
+
+def parser_lines(folder):
+    return [line for line in summary_of(folder)["warnings"] if "Sentences were read by" in line]
+
+
+def installed(monkeypatch, **versions):
+    """Have some versions of packages, and no others."""
+    monkeypatch.setattr("hybridgl.weights.registry._version", versions.get)
+
+
+def test_parser_that_read_the_sentences_is_recorded_wherever_records_are_made(
+    toy, tmp_path, monkeypatch
+):
+    installed(monkeypatch, spacy="3.8.1")
+    toy.run(tmp_path, "--shard", "1/2")
+    installed(monkeypatch, spacy="3.7.6")
+    toy.run(tmp_path, "--shard", "2/2")
+    installed(monkeypatch)
+    toy.run(tmp_path)
+    recorded = summary_of(tmp_path)["parsers"]
+    tiny = {"model": "en_tiny_shapes", "model_version": "1"}
+    assert recorded == [
+        {"parser": {**tiny, "spacy_version": "3.8.1"}, "images": 2},
+        {"parser": {**tiny, "spacy_version": "3.7.6"}, "images": 1},
+    ]
+    warnings = parser_lines(tmp_path)
+    released = "in HybridGL's released program by en_core_web_lg 3.7.1 under spaCy 3.7.6."
+    assert [released in line for line in warnings] == [True, True]
+    assert "by en_tiny_shapes 1 under spaCy 3.8.1," in warnings[0]
+    toy.run(tmp_path, "--protocol", "lisa")
+    assert summary_of(tmp_path)["parsers"] == recorded
+    assert parser_lines(tmp_path) == warnings
+
+
+def test_released_parser_is_not_warned_of(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "hybridgl.weights.registry.RELEASED_PARSER", Parser("en_tiny_shapes", "1", "3.7.6")
+    )
+    installed(monkeypatch, spacy="3.7.2")
+    toy.run(tmp_path)
+    assert parser_lines(tmp_path) == []
+    assert summary_of(tmp_path)["parsers"][0]["images"] == 3
+
+
+def test_parser_of_data_without_published_numbers_is_not_warned_of():
+    other = Parser("en_core_web_sm", "3.8.0", "3.8.1")
+    assert parser_warnings("shapes", [other]) == parser_warnings("birds", [other]) == []
+    for dataset in ("refcoco", "refcoco+", "refcocog", "phrasecut"):
+        assert len(parser_warnings(dataset, [other])) == 1
+
+
+def test_method_without_a_parser_records_none(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(MaskMethod, "models_needed", ("clip",))
+    toy.run(tmp_path, "--method", "mask")
+    assert summary_of(tmp_path)["parsers"] == parser_lines(tmp_path) == []
+
+
+def test_activation_of_clip_is_recorded_and_that_of_an_unknown_file_warned_of(toy, tmp_path):
+    weights = toy.prepare(tmp_path / "unused").models.weights
+    own = shutil.copy(weights.clip_weights, tmp_path / "own.npz")
+    printed = toy.run(tmp_path, "--clip_weights", own)
+    (line,) = [line for line in summary_of(tmp_path)["warnings"] if "known activation" in line]
+    assert f"note: {line}" in printed
+    assert summary_of(tmp_path)["clip_activation"] == "quickgelu"
+    toy.run(tmp_path, "--clip_weights", own, "--clip_activation", "gelu", "--overwrite")
+    summary = summary_of(tmp_path)
+    assert not any("activation" in line for line in summary["warnings"])
+    assert summary["clip_activation"] == "gelu"
+    assert summary["settings"]["models"]["numerics"] == {"clip": "torch.float32 gelu"}
 
 
 # Finished and interrupted runs.
@@ -681,6 +759,7 @@ VALUES = {
     "weights": ["paper"],
     "clip_model": ["ViT-B-32", "RN50"],
     "clip_weights": ["weights/mine.pt", "weights/other.pt", "elsewhere/mine.pt"],
+    "clip_activation": ["gelu", "quickgelu"],
     "sam_type": ["vit_b", "tiny"],
     "sam_checkpoint": ["weights/sam-mine.pth"],
     "sam_settings": ["phrasecut", "refcoco"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from hybridgl.cli import main
 from hybridgl.config import SAM_SETTINGS, FusionMode
 from hybridgl.figures import overlay
 from hybridgl.methods.hybridgl import HybridGL
+from hybridgl.weights.registry import weight_set
 from refer.shapes.world import training_scene
 
 
@@ -94,6 +96,16 @@ def test_tiny_weights_say_what_they_know_and_which_words_they_have_never_met(ima
     assert "unmet words  carburetor, zeppelin: CLIP has never seen them" in printed.out.splitlines()
     assert segment(image) == 0
     assert "unmet words" not in capsys.readouterr().out
+
+
+def test_clip_of_unknown_activation_is_told_once_with_the_flag_that_says_it(image, caplog):
+    own = shutil.copy(weight_set("tiny").clip_weights, "own.npz")
+    assert segment(image, "--clip_weights", own) == 0
+    (line,) = [line for line in caplog.messages if "activation" in line]
+    assert "own.npz, which is computed with QuickGELU, OpenAI's; say --clip_activation" in line
+    caplog.clear()
+    assert segment(image, "--clip_weights", own, "--clip_activation", "quickgelu") == 0
+    assert "activation" not in caplog.text
 
 
 def test_nothing_matches_where_the_similarity_is_too_low(image, capsys):

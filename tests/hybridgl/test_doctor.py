@@ -20,6 +20,7 @@ from hybridgl import doctor
 from hybridgl.cli import main
 from hybridgl.doctor import Check, folder_checks, guarded, move_away, show
 from hybridgl.download import GROUPS, WEIGHTS, RemoteFile
+from hybridgl.weights import registry
 
 SHA256 = hashlib.sha256(b"the weights").hexdigest()
 
@@ -34,6 +35,7 @@ def folder(tmp_path, monkeypatch):
     # Reading the bundled weights takes most of the time of a report.
     monkeypatch.setattr(doctor, "_bundled", lambda: Check("weights", "tiny (bundled)", "ok", ""))
     monkeypatch.setattr(doctor, "version", lambda _: "1")
+    monkeypatch.setattr(registry, "_version", lambda _: "1")
     for item, file in WEIGHTS.items():
         monkeypatch.setitem(WEIGHTS, item, RemoteFile(file.name, "", SHA256))
     return folder
@@ -72,6 +74,35 @@ def test_empty_weights_folder_lacks_the_papers_weights_only(folder):
     assert checks["free disk"].expected == "4 GB"
     folder.mkdir()
     assert weights_checks() == checks
+
+
+@pytest.mark.parametrize(
+    ("model", "spacy", "status", "expected"),
+    [
+        ("3.7.1", "3.7.4", "ok", ""),
+        (
+            "3.8.0",
+            "3.8.1",
+            "ok",
+            "en_core_web_lg 3.7.1 under spaCy 3.7.6, to compare with published values",
+        ),
+        (
+            "3.7.1",
+            "3.8.1",
+            "ok",
+            "en_core_web_lg 3.7.1 under spaCy 3.7.6, to compare with published values",
+        ),
+        (None, "3.8.1", "missing", "installed"),
+    ],
+)
+def test_parser_is_told_beside_the_released_programs(monkeypatch, model, spacy, status, expected):
+    versions = {"en_core_web_lg": model, "spacy": spacy}
+    monkeypatch.setattr(registry, "_version", versions.get)
+    check = doctor._parser()
+    assert (check.name, check.status) == ("en_core_web_lg", status)
+    assert check.expected == expected
+    if model:
+        assert check.found == f"en_core_web_lg {model} under spaCy {spacy}"
 
 
 def a_folder(path):

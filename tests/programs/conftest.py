@@ -29,7 +29,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_npz(tmp_path_factory.mktemp("clip") / "clip.npz", clip_state())
+    # In a folder whose name says what activation it has.
+    return save_npz(tmp_path_factory.mktemp("openai") / "clip.npz", clip_state())
 
 
 @pytest.fixture

@@ -370,7 +370,7 @@ def weights(clip_file, tmp_path_factory):
     ("option", "file", "words", "more"),
     [
         ("--clip_weights", "clip.npz", ["clip.npz", "cut short"], []),
-        ("--clip_weights", BUNDLED / "sam.npz", ["Expected OpenAI CLIP weights"], []),
+        ("--clip_weights", BUNDLED / "sam.npz", ["Expected CLIP weights"], []),
         ("--clip_weights", None, ["CLIP ViT-B-16", "width 128"], ["--clip_model", "ViT-B-16"]),
         ("--clip_weights", "shallow.npz", ["at least 10 vision blocks", "got 9", "ViT-B-16"], []),
         ("--clip_weights", None, ["got 12", "--masking_block"], ["--masking_block", "12"]),

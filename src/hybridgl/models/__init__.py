@@ -47,8 +47,8 @@ def load(name: str, weights: Path | str, **options: Any) -> Any:
     Args:
         name: "clip", "sam" or "parser".
         weights: its file; of the parser, a folder or the name of an installed pipeline.
-        options: those of its loader: ``device`` of CLIP and SAM, ``architecture`` of CLIP,
-            ``sam_type``, ``dtype``, ``compiles`` and ``batches`` of SAM.
+        options: those of its loader: ``device`` of CLIP and SAM, ``architecture`` and
+            ``activation`` of CLIP, ``sam_type``, ``dtype``, ``compiles`` and ``batches`` of SAM.
 
     Returns:
         A ``ClipEncoder``, a ``Sam`` or a ``SpacyParser``.
@@ -116,6 +116,7 @@ class Models:
             sam_type=config.sam_type,
             sam_checkpoint=config.sam_checkpoint,
             spacy_model=config.spacy_model,
+            clip_activation=config.clip_activation,
         )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -138,9 +139,15 @@ class Models:
             "clip",
             self.weights.clip_weights,
             architecture=self.weights.clip_model,
+            activation=self.activation,
             device=self.device,
         )
         return clip
+
+    @cached_property
+    def activation(self) -> str:
+        """Activation that CLIP is computed with, a key of ``ACTIVATIONS``."""
+        return self.weights.activation
 
     @cached_property
     def sam(self) -> Sam:
@@ -186,14 +193,14 @@ class Models:
     def sha256(self, name: str) -> str:
         """Return the sha256 of a model's weights: part of the keys of what it computes.
 
-        A file that has a published one's name, but not its content, is named in a warning.
+        What ``warnings`` says of the model is logged, once.
 
         Args:
             name: "clip", "sam" or "parser".
         """
         if name not in self._sha256:
             self._sha256[name] = self.weights.sha256(name)
-            for warning in self.weights.warnings(name):
+            for warning in self._warnings(name):
                 _logger.warning(warning)
         return self._sha256[name]
 
@@ -235,12 +242,16 @@ class Models:
         return Batches(BatchSizes.of(total, point_bytes=point_bytes, image_bytes=image_bytes))
 
     def warnings(self, *names: str) -> list[str]:
-        """Return one line for every model that is not as its name says.
+        """Return one line for every way in which a model may not be what its name says.
 
         Args:
             names: those of "clip", "sam" and "parser" that take part.
         """
-        return self.weights.warnings(*(name for name in names if name not in self._assumed))
+        return [line for name in names for line in self._warnings(name)]
+
+    def _warnings(self, name: str) -> list[str]:
+        lines = [] if name in self._assumed else self.weights.warnings(name)
+        return lines + (self.weights.clip_warnings() if name == "clip" else [])
 
     def notes(self, *names: str) -> list[str]:
         """Return one line for every model that is not here.
@@ -263,12 +274,14 @@ class Models:
 
         Returns:
             The number format; whether TF32 is on, here or in torch's own settings; whether torch
-            compiles.
+            compiles; of CLIP, an activation other than OpenAI's.
         """
         dtype = self.dtype if name == "sam" else torch.float32
         set_by_torch = self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
         rounded = self.tf32 or set_by_torch
-        return f"{dtype}{' tf32' if rounded else ''}{' compiled' if self.compiles else ''}"
+        gelu = name == "clip" and self.activation == "gelu"
+        parts = {" tf32": rounded, " compiled": self.compiles, " gelu": gelu}
+        return f"{dtype}{''.join(part for part, holds in parts.items() if holds)}"
 
     def compiled(self, function: Callable[_Parameters, Tensor]) -> Callable[_Parameters, Tensor]:
         """Compile a function with torch, if that was asked for."""

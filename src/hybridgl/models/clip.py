@@ -1,8 +1,9 @@
-"""CLIP through open_clip: load OpenAI's files, encode images and texts, run parts of the towers.
+"""CLIP through open_clip: load its files, encode images and texts, run parts of the towers.
 
-OpenAI's ``.pt`` files are TorchScript archives of float16 weights trained with QuickGELU; the
-architecture, vision transformer or ResNet, is read off the weights and built from open_clip's
-public classes. Residual blocks run through ``hybridgl.models.transformer``, in float32: two masks
+OpenAI's ``.pt`` files are TorchScript archives of float16 weights trained with QuickGELU, those of
+others are state dicts, most of them trained with GELU, which they do not say. The architecture,
+vision transformer or ResNet, is read off the weights and built from open_clip's public classes.
+Residual blocks run through ``hybridgl.models.transformer``, in float32: two masks
 are often more alike than bfloat16's rounding of their features.
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
@@ -15,14 +16,11 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +29,7 @@ from hybridgl.devices import send
 from hybridgl.errors import WeightsError
 from hybridgl.models.transformer import linear, mlp, patch_tokens, quick_gelu_
 from hybridgl.timing import timer
+from hybridgl.weights.states import read_state
 
 __all__ = [
     "ClipEncoder",
@@ -44,6 +43,9 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
+
+_ENTRIES = ("text_projection", "visual.conv1.weight")
+"""Tensors that every CLIP in the layout of OpenAI's has, and no other model."""
 
 _WEIGHTS_OF_NO_MODULE = ("input_resolution", "context_length", "vocab_size")
 """Settings that stand among the tensors of OpenAI's archives."""
@@ -61,6 +63,13 @@ _RESNET_STRIDE = 32
 
 _HEAD_WIDTH = 64
 """Of every attention head of OpenAI's CLIPs."""
+
+_OTHER_HEADS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+"""Width of the attention heads by that of the vision tower, where it is another one: ViT-H, g, bigG
+and e. Source: open_clip's configurations; the weights do not say."""
+
+_VOCABULARY = 49_408
+"""Tokens of CLIP's own tokenizer."""
 
 
 class VisionTower(Protocol):
@@ -146,7 +155,8 @@ def finish_block(block: Any, tokens_BTD: Tensor, attended_BhTd: Tensor) -> Tenso
     merged_BTD = attended_BhTd.transpose(1, 2).flatten(2)
     tokens_BTD = tokens_BTD + linear(merged_BTD, out_proj.weight, out_proj.bias)
     middle = block.mlp
-    return tokens_BTD + mlp(block.ln_2(tokens_BTD), middle.c_fc, quick_gelu_, middle.c_proj)
+    activation_ = middle.gelu if isinstance(middle.gelu, nn.GELU) else quick_gelu_
+    return tokens_BTD + mlp(block.ln_2(tokens_BTD), middle.c_fc, activation_, middle.c_proj)
 
 
 def residual_block(block: Any, tokens_BTD: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -246,7 +256,9 @@ class ClipEncoder:
         logit_scale: factor on cosines, already exponentiated.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+    def __init__(
+        self, state: Mapping[str, Tensor], device: torch.device, activation: str = "quickgelu"
+    ) -> None:
         import open_clip
 
         state = {name: value.float() for name, value in state.items()}
@@ -256,7 +268,7 @@ class ClipEncoder:
             positions = "visual.attnpool.positional_embedding"
         self.grid: int = round((len(state[positions]) - 1) ** 0.5)
         self.image_size: int = self.grid * (tower.patch or _RESNET_STRIDE)
-        self._model = self._built(tower, state).to(device)
+        self._model = self._built(tower, state, activation).to(device)
         self._tokenizer = open_clip.SimpleTokenizer(context_length=self._model.context_length)
         self.device = device
         self.resnet: ResNetTower | None = None if tower.patch else self._model.visual
@@ -264,7 +276,7 @@ class ClipEncoder:
         self._truncated: set[str] = set()
         self._text_features: dict[str, Tensor] = {}
 
-    def _built(self, tower: _Tower, state: Mapping[str, Tensor]) -> Any:
+    def _built(self, tower: _Tower, state: Mapping[str, Tensor], activation: str) -> Any:
         """Build open_clip's ``CLIP`` of the sizes that the weights have, and load them."""
         import open_clip
 
@@ -285,7 +297,7 @@ class ClipEncoder:
                 heads=text_width // _HEAD_WIDTH,
                 layers=_count(state, "transformer.resblocks."),
             ),
-            quick_gelu=True,
+            quick_gelu=activation == "quickgelu",
         )
         model.load_state_dict(state)
         return model.eval().requires_grad_(False)
@@ -296,34 +308,42 @@ class ClipEncoder:
         path: Path,
         *,
         architecture: str | None = None,
+        activation: str = "quickgelu",
         device: torch.device | str = "cpu",
     ) -> ClipEncoder:
-        """Load OpenAI's TorchScript archive, a state dict of it, or a ``.npz`` of its arrays.
+        """Load OpenAI's TorchScript archive, or its tensors in any file that ``read_state`` reads.
 
         Args:
             path: a local file.
             architecture: the expected one, as ``ViT-B-16`` or ``RN50``; None takes any.
+            activation: of the blocks, "gelu" or "quickgelu": that which CLIP was trained with.
             device: where the weights go.
 
         Raises:
             WeightsError: no such file, unreadable, or of another architecture.
         """
-        if not path.is_file():
-            raise WeightsError(
-                f"Expected CLIP weights at {path}, got no such file; "
-                f"give another one with --clip_weights."
-            )
-        state = _read_state(path)
+        state = read_state(
+            path,
+            _ENTRIES,
+            expected="CLIP weights",
+            fix="give another file with --clip_weights",
+            fits=lambda some: _fits(some, architecture),
+        )
+        for name in _WEIGHTS_OF_NO_MODULE:
+            state.pop(name, None)
         try:
-            _check_architecture(_Tower.of(state), path, architecture)
-            return cls(state, torch.device(device))
+            tower = _Tower.of(state)
+            _check_architecture(tower, path, architecture)
+            _check_represented(tower, state, path)
+            return cls(state, torch.device(device), activation)
         except (WeightsError, MemoryError):
             raise
         except Exception as error:  # shapes that fit no CLIP can fail anywhere in open_clip
             reason = " ".join(str(error).split())[:200]
             raise WeightsError(
-                f"Expected the weights of a whole OpenAI CLIP in {path}, got some that none can "
-                f"be built from ({type(error).__name__}: {reason}); fetch the file again."
+                f"Expected the weights of a whole CLIP in OpenAI's layout in {path}, got some that "
+                f"none can be built from ({type(error).__name__}: {reason}); give another file "
+                f"with --clip_weights."
             ) from error
 
     @property
@@ -443,42 +463,18 @@ class ClipEncoder:
         return tokens
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file by name, whichever kind of file it is."""
-    try:
-        if path.suffix == ".npz":
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        elif _is_torchscript(path):
-            with warnings.catch_warnings():
-                # The format of OpenAI's files is not ours to choose.
-                warnings.filterwarnings("ignore", ".*torch.jit.load.*")
-                state = torch.jit.load(str(path), map_location="cpu").state_dict()
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise WeightsError(
-            f"Expected CLIP weights in {path}, got a file that cannot be read "
-            f"({type(error).__name__}), perhaps cut short; fetch it again."
-        ) from error
-    if not isinstance(state, dict) or "text_projection" not in state:
-        raise WeightsError(
-            f"Expected OpenAI CLIP weights in {path}, got something without text_projection; "
-            f"give another file with --clip_weights."
-        )
-    return {name: value for name, value in state.items() if name not in _WEIGHTS_OF_NO_MODULE}
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Tell TorchScript archives from other files: they hold code beside the tensors."""
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     """Count the numbered modules under a prefix."""
     numbers = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
     return len(numbers)
+
+
+def _fits(state: Mapping[str, Tensor], architecture: str | None) -> bool:
+    """Decide whether weights may be of an architecture, or of any where none is expected."""
+    try:
+        return _Tower.of(state) == _ARCHITECTURES.get(architecture or "", _Tower.of(state))
+    except (KeyError, ValueError):  # of no whole CLIP
+        return False
 
 
 def _check_architecture(tower: _Tower, path: Path, expected: str | None) -> None:
@@ -489,3 +485,21 @@ def _check_architecture(tower: _Tower, path: Path, expected: str | None) -> None
         if names:
             received, fix = names[0], f"choose --clip_model {names[0]}, or {fix}"
         raise WeightsError(f"Expected CLIP {expected} in {path}, got {received}; {fix}.")
+
+
+def _check_represented(tower: _Tower, state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that fit this model, but were trained in one that computes otherwise."""
+    text_width, vocabulary = state["text_projection"].shape[0], len(state["token_embedding.weight"])
+    width = tower.width if tower.patch else 0
+    wrong = ""
+    if width in _OTHER_HEADS:
+        wrong = f"a {tower}, whose heads have {_OTHER_HEADS[width]}"
+    elif width % _HEAD_WIDTH or text_width % _HEAD_WIDTH:
+        wrong = f"a {tower}, and texts of width {text_width}"
+    elif vocabulary != _VOCABULARY:
+        wrong = f"one of {vocabulary:,} tokens, which has another tokenizer"
+    if wrong:
+        raise WeightsError(
+            f"Expected a CLIP with attention heads of {_HEAD_WIDTH} channels and {_VOCABULARY:,} "
+            f"tokens in {path}, got {wrong}; give ViT-B, ViT-L or a ResNet with --clip_weights."
+        )

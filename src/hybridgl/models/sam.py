@@ -29,6 +29,7 @@ from hybridgl.models.sam_encoder import encode, encoder_block
 from hybridgl.models.sam_generator import MaskGenerator
 from hybridgl.models.transformer import set_product_dtype
 from hybridgl.weights.registry import SAM_FILES
+from hybridgl.weights.states import read_state
 
 __all__ = ["SAM_TYPES", "Sam", "build_tiny_sam", "image_and_point_bytes", "load_sam"]
 
@@ -177,8 +178,8 @@ class Sam:
         """Load weights.
 
         Args:
-            path: one of the official ``.pth`` files, or a ``.npz`` with the same entries as plain
-                arrays (any float type; computed in float32).
+            path: one of the official ``.pth`` files, or any other that ``read_state`` reads, with
+                the same entries (any float type; computed in float32).
             sam_type: one of ``SAM_TYPES``.
             device: where the model computes.
             dtype: number format of the image encoder's products.
@@ -248,7 +249,13 @@ def load_sam(path: Path, sam_type: str) -> Any:
             f"of them."
         )
     expected = _TYPES[sam_type]
-    state = _read_state(path, expected)
+    state = read_state(
+        path,
+        (_ENCODER_STEM,),
+        expected=f"weights of SAM {sam_type}",
+        fix=expected.fix,
+        fits=lambda some: _width_and_depth(some) == (expected.width, expected.depth),
+    )
     _check_type(state, path, expected)
     with torch.device("meta"):  # ViT-H takes 8 s to draw random weights, which nobody wants
         sam = expected.build()
@@ -258,36 +265,9 @@ def load_sam(path: Path, sam_type: str) -> Any:
     return sam
 
 
-def _read_state(path: Path, expected: _SamType) -> dict[str, Tensor]:
-    """Read the tensors of a file by name."""
-    weights = f"Expected weights of SAM {expected.name}"
-    if not path.is_file():
-        raise WeightsError(f"{weights} at {path}, got no such file; {expected.fix}.")
-    try:
-        if path.suffix == ".npz":
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (MemoryError, PermissionError):
-        raise
-    except Exception as error:  # a damaged file can fail in any way inside zip, pickle or NumPy
-        raise WeightsError(
-            f"{weights} in {path}, got a file that cannot be read ({type(error).__name__}), "
-            f"perhaps cut short; {expected.fix}."
-        ) from error
-    tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
-    if not tensors or _ENCODER_STEM not in state:
-        raise WeightsError(
-            f"{weights} in {path}, got something without {_ENCODER_STEM}; {expected.fix}."
-        )
-    return dict(state)
-
-
 def _check_type(state: Mapping[str, Tensor], path: Path, expected: _SamType) -> None:
     """Tell the architectures apart by the image encoder's width and depth."""
-    width = state[_ENCODER_STEM].shape[:1].numel()
-    depth = len({name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")})
+    width, depth = _width_and_depth(state)
     if (width, depth) == (expected.width, expected.depth):
         return
     names = [
@@ -302,6 +282,13 @@ def _check_type(state: Mapping[str, Tensor], path: Path, expected: _SamType) -> 
         f"Expected weights of SAM {expected.name} (width {expected.width}, {expected.depth} "
         f"blocks) in {path}, got width {width} and {depth} blocks; {expected.fix}."
     )
+
+
+def _width_and_depth(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Read the size of the image encoder off the weights."""
+    width = state[_ENCODER_STEM].shape[:1].numel()
+    depth = len({name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")})
+    return width, depth
 
 
 def _check_entries(

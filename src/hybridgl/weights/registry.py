@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from hybridgl.errors import SettingError, WeightsError
@@ -20,12 +22,17 @@ from hybridgl.files import file_sha256
 from hybridgl.timing import timer
 
 __all__ = [
+    "ACTIVATIONS",
     "CLIP_FILES",
     "PAPER",
+    "RELEASED_PARSER",
     "SAM_FILES",
     "SPACY_MODEL",
+    "Parser",
     "WeightSet",
     "WeightsFile",
+    "is_torchscript",
+    "known_activation",
     "weight_set",
     "weights_folder",
 ]
@@ -77,8 +84,60 @@ SAM_FILES: Mapping[str, WeightsFile] = {
 }
 """Segment Anything's models by type."""
 
+ACTIVATIONS = {"gelu": "GELU", "quickgelu": "QuickGELU"}
+"""Of CLIP's blocks, by the values of ``--clip_activation``."""
+
+_ACTIVATION_BY_NAME = (
+    (r"quick_?gelu", "quickgelu"),
+    (r"dfn2b.*39b|metaclip_altogether|v1\.2_altogether", "gelu"),
+    (r"patch32_clip_224\.laion400m", "quickgelu"),
+    (r"laion|datacomp|commonpool", "gelu"),
+    (r"openai|metaclip|dfn[25]b|fullcc2\.5b|[bl]\d\d_400m|yfcc15m|cc12m", "quickgelu"),
+)
+"""What the names say under which CLIPs are published; the first that matches counts. Source: the
+table of pretrained models in open_clip 3.3, and its names on Hugging Face."""
+
+_OTHER_STATISTICS = r"laion2b[_-]s32b[_-]b82k"
+"""In the names of CLIPs that were trained on images normalised otherwise. Source: as above."""
+
+_FOLDERS_OF_NAMES = 3
+"""Above a file, whose names may say what it is: as many as a cache of Hugging Face has."""
+
 SPACY_MODEL = "en_core_web_lg"
 """The parser that the published numbers were made with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parser:
+    """Which parser reads the sentences.
+
+    Attributes:
+        model: name of the pipeline.
+        model_version: its version; None where it is not known.
+        spacy_version: of the package that runs it; None where it is not installed.
+    """
+
+    model: str
+    model_version: str | None
+    spacy_version: str | None
+
+    def __str__(self) -> str:
+        model, spacy = self.model_version or "of unknown version", self.spacy_version or "unknown"
+        return f"{self.model} {model} under spaCy {spacy}"
+
+    @property
+    def is_released(self) -> bool:
+        """Whether it is the released program's, up to the last part of spaCy's version."""
+        released, spacy = RELEASED_PARSER, (self.spacy_version or "").split(".")
+        return (self.model, self.model_version, spacy[:2]) == (
+            released.model,
+            released.model_version,
+            (released.spacy_version or "").split(".")[:2],
+        )
+
+
+RELEASED_PARSER = Parser(SPACY_MODEL, "3.7.1", "3.7.6")
+"""The released program's. Source: its environment (third_party/hybridgl-released.md)."""
 
 PAPER = ("sam-vit_h", "clip-ViT-B-16", "spacy")
 """What ``hybridgl download paper`` fetches."""
@@ -96,6 +155,8 @@ class WeightSet:
         sam_checkpoint: SAM's file.
         sam_type: vit_h, vit_l, vit_b or tiny.
         spacy_model: name or folder of a spaCy pipeline.
+        clip_activation: activation of CLIP's blocks that is asked for, a key of ``ACTIVATIONS``;
+            None takes what is known of the file.
     """
 
     clip_weights: Path
@@ -103,6 +164,23 @@ class WeightSet:
     sam_checkpoint: Path
     sam_type: str
     spacy_model: str
+    clip_activation: str | None = None
+
+    @property
+    def activation(self) -> str:
+        """Activation of CLIP's blocks, a key of ``ACTIVATIONS``: QuickGELU where it is unknown."""
+        return self.clip_activation or known_activation(self.clip_weights) or "quickgelu"
+
+    @property
+    def parser(self) -> Parser:
+        """The parser, as far as its own files say which it is: it need not be loaded."""
+        name, model_version = self.spacy_model, _version(self.spacy_model)
+        try:
+            meta = json.loads((Path(name) / "meta.json").read_text(encoding="utf-8"))
+            name, model_version = f"{meta['lang']}_{meta['name']}", meta["version"]
+        except (OSError, ValueError, KeyError):
+            pass  # a package, or nothing that can be loaded
+        return Parser(name, model_version, _version("spacy"))
 
     def path(self, model: str) -> Path:
         """Return the file of a model, or what names the parser's pipeline.
@@ -194,6 +272,23 @@ class WeightSet:
                 )
         return lines
 
+    def clip_warnings(self) -> list[str]:
+        """Return one line for every way in which CLIP may be computed otherwise than trained."""
+        path, lines = self.clip_weights, []
+        if not (self.clip_activation or known_activation(path)):
+            lines.append(
+                f"Expected a CLIP of known activation, got {path}, which is computed with "
+                f"QuickGELU, OpenAI's; say --clip_activation quickgelu, or gelu for weights that "
+                f"were trained with it, as LAION's, DataComp's and open_clip's own are."
+            )
+        if any(re.search(_OTHER_STATISTICS, name) for name in _names(path)):
+            lines.append(
+                f"Expected a CLIP trained on images with OpenAI's mean and standard deviation, got "
+                f"{path}, which by its name was trained with 0.5 for both; give another file with "
+                f"--clip_weights."
+            )
+        return lines
+
     def _pipeline_sha256(self) -> str:
         """Hash what an installer recorded of a package's files, or else a folder's own files."""
         name, folder = self.spacy_model, Path(self.spacy_model)
@@ -218,6 +313,49 @@ class WeightSet:
                 if file.hash and file.parts[0] == name and file.suffix != ".pyc"
             } or {name: package.version}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def known_activation(clip_weights: Path) -> str | None:
+    """Tell what activation a CLIP was trained with, which its tensors do not say.
+
+    Args:
+        clip_weights: its file, which need not be there: its name and those of its folders may say.
+
+    Returns:
+        A key of ``ACTIVATIONS``; None where it is not known.
+    """
+    if clip_weights.parent == _BUNDLED or _published(clip_weights):
+        return "quickgelu"
+    of_file, *of_folders = (
+        next((known for part, known in _ACTIVATION_BY_NAME if re.search(part, name)), None)
+        for name in _names(clip_weights)
+    )
+    if of_file is None and is_torchscript(clip_weights):
+        return "quickgelu"  # OpenAI's way to publish
+    return of_file or next(filter(None, of_folders), None)
+
+
+def _names(path: Path) -> list[str]:
+    """Return the names of a file and the folders above it, nearest first, in lower case."""
+    path = path.absolute()
+    return [one.name.lower() for one in (path, *path.parents[:_FOLDERS_OF_NAMES])]
+
+
+def is_torchscript(path: Path) -> bool:
+    """Tell TorchScript archives from other files: they hold code beside the tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _version(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
+    try:
+        return version(package)
+    except (PackageNotFoundError, ValueError):
+        return None
 
 
 def _published(path: Path) -> WeightsFile | None:
@@ -247,6 +385,7 @@ def weight_set(
     sam_type: str | None = None,
     sam_checkpoint: Path | None = None,
     spacy_model: str | None = None,
+    clip_activation: str | None = None,
 ) -> WeightSet:
     """Return the files of a set, each replaced by the argument that names another.
 
@@ -257,6 +396,7 @@ def weight_set(
         sam_type: vit_h, vit_l, vit_b or tiny.
         sam_checkpoint: SAM's file.
         spacy_model: name or folder of a spaCy pipeline.
+        clip_activation: of CLIP's blocks; None takes what is known of the file.
 
     Raises:
         SettingError: no set, architecture or type has this name.
@@ -290,4 +430,5 @@ def weight_set(
         sam_checkpoint=sam_checkpoint,
         sam_type=sam_type,
         spacy_model=spacy_model,
+        clip_activation=clip_activation,
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hybridgl.errors import WeightsError
 from hybridgl.models import clip as module
@@ -120,7 +122,7 @@ def test_file_that_is_cut_short_is_refused(torchscript, state, tmp_path, kind, s
         save_state_dict(path, state)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(WeightsError, match=r"cannot be read .* cut short; fetch it again"):
+    with pytest.raises(WeightsError, match=r"cannot be read .* cut short\); fetch it again"):
         ClipEncoder.from_file(path)
 
 
@@ -146,9 +148,8 @@ def test_pickle_that_calls_a_function_is_refused_and_not_called(tmp_path):
 
 def test_weights_of_another_model_are_refused(tmp_path):
     torch.save({"image_encoder.pos_embed": torch.zeros(3)}, tmp_path / "sam.pth")
-    with pytest.raises(
-        WeightsError, match=r"Expected OpenAI CLIP weights in .*without text_projection"
-    ):
+    held = r"without text_projection: it holds image_encoder\.pos_embed; give another file with"
+    with pytest.raises(WeightsError, match=rf"Expected CLIP weights in .*{held}"):
         ClipEncoder.from_file(tmp_path / "sam.pth")
 
 
@@ -183,7 +184,7 @@ def test_resnet_of_another_size_than_expected_is_refused(tmp_path):
 
 def test_weights_without_any_vision_tower_are_refused(state, tmp_path):
     bare = {name: value for name, value in state.items() if not name.startswith("visual.")}
-    with pytest.raises(WeightsError, match="Expected the weights of a whole OpenAI CLIP"):
+    with pytest.raises(WeightsError, match=r"got something without visual\.conv1\.weight: it"):
         ClipEncoder.from_file(save_npz(tmp_path / "c.npz", bare))
 
 
@@ -191,7 +192,6 @@ def test_weights_without_any_vision_tower_are_refused(state, tmp_path):
     "change",
     [
         {"visual.ln_post.weight": None},
-        {"visual.conv1.weight": None},
         {"logit_scale": None},
         {"visual.extra": torch.zeros(2)},
         {"visual.proj": torch.zeros(64, 64)},
@@ -203,7 +203,8 @@ def test_weights_without_any_vision_tower_are_refused(state, tmp_path):
 )
 def test_weights_that_do_not_fit_together_are_refused(state, tmp_path, change):
     changed = {name: value for name, value in {**state, **change}.items() if value is not None}
-    with pytest.raises(WeightsError, match=r"whole OpenAI CLIP in .*, got some that none can be"):
+    refusal = r"whole CLIP in OpenAI's layout in .*, got some that none can be|, got a vision trans"
+    with pytest.raises(WeightsError, match=refusal):
         ClipEncoder.from_file(save_npz(tmp_path / "c.npz", changed))
 
 
@@ -447,3 +448,125 @@ def test_parts_of_a_block_leave_their_tokens_as_they_are(encoder, tokens):
     class_block(block, tokens)
     assert torch.equal(tokens, before)
     assert all(torch.equal(*pair) for pair in zip(heads, kept, strict=True))
+
+
+# The activation.
+
+
+def clip_of_open_clip(state, vision, *, quick_gelu):
+    """Open_clip's own CLIP with these weights."""
+    text = open_clip.CLIPTextCfg(width=64, heads=1, layers=2)
+    model = open_clip.CLIP(64, vision, text, quick_gelu=quick_gelu)
+    model.load_state_dict(state)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quickgelu"])
+@pytest.mark.parametrize("tower", ["transformer", "ResNet"])
+def test_features_are_those_of_open_clip_with_either_activation(activation, tower):
+    if tower == "ResNet":
+        state = resnet_clip_state()
+        vision = open_clip.CLIPVisionCfg(layers=(1, 1, 1, 1), width=16, image_size=64)
+    else:
+        state = clip_state(blocks=2)
+        vision = open_clip.CLIPVisionCfg(layers=2, width=128, patch_size=16, image_size=64)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    texts = ["a cat", "the red chair on the left"]
+    tokens = open_clip.get_tokenizer("ViT-B-32")(texts)
+
+    encoder = ClipEncoder(state, torch.device("cpu"), activation)
+
+    with torch.inference_mode():
+        same, other = (
+            clip_of_open_clip(state, vision, quick_gelu=quick)
+            for quick in (activation == "quickgelu", activation != "quickgelu")
+        )
+        got_texts, got_images = encoder.encode_texts(texts), encoder.encode_images(images)
+        torch.testing.assert_close(got_texts, same.encode_text(tokens), atol=1e-5, rtol=0)
+        torch.testing.assert_close(got_images, same.encode_image(images), atol=1e-5, rtol=0)
+        assert (got_texts - other.encode_text(tokens)).abs().max() > 0.001
+        moved = (got_images - other.encode_image(images)).abs().max() > 0.001
+        assert moved == (tower == "transformer"), "a ResNet has no such activation"
+
+
+def test_parts_of_blocks_have_the_activation_of_their_block(state, tokens):
+    encoder = ClipEncoder(state, torch.device("cpu"), "gelu")
+    block = encoder.visual.transformer.resblocks[1]
+    expected = block(tokens)
+    torch.testing.assert_close(residual_block(block, tokens), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(class_block(block, tokens), expected[:, 0], atol=1e-5, rtol=0)
+    heads = qkv_heads(block, block.ln_1(tokens))
+    attended = torch.nn.functional.scaled_dot_product_attention(*heads)
+    torch.testing.assert_close(finish_block(block, tokens, attended), expected, atol=1e-5, rtol=0)
+
+
+def test_activation_of_a_file_is_that_which_is_asked_for(state, tmp_path):
+    path = save_npz(tmp_path / "c.npz", state)
+    gelu, quick = (ClipEncoder.from_file(path, activation=a) for a in ("gelu", "quickgelu"))
+    assert_same_features(gelu, ClipEncoder(state, torch.device("cpu"), "gelu"))
+    assert_same_features(quick, ClipEncoder.from_file(path))
+    assert not torch.equal(gelu.encode_texts(["a cat"]), quick.encode_texts(["a cat"]))
+
+
+# Weights that fit, and are of a model that computes otherwise.
+
+
+@pytest.mark.parametrize(
+    ("changes", "received"),
+    [
+        ({"width": 1280}, "width 1280, 1 blocks, embedding 64, whose heads have 80; give ViT-B"),
+        ({"width": 1408}, "whose heads have 88"),
+        ({"width": 96}, "width 96, 1 blocks, embedding 64, and texts of width 64"),
+        ({"text_width": 96}, "and texts of width 96"),
+    ],
+    ids=str,
+)
+def test_heads_of_another_width_are_refused(tmp_path, changes, received):
+    path = save_npz(tmp_path / "c.npz", clip_state(**{"blocks": 1, "text_blocks": 1} | changes))
+    with pytest.raises(WeightsError, match=f"attention heads of 64 channels .*{received}"):
+        ClipEncoder.from_file(path)
+
+
+def test_another_vocabulary_is_refused(state, tmp_path):
+    other = {**state, "token_embedding.weight": torch.zeros(32000, 64)}
+    with pytest.raises(WeightsError, match="got one of 32,000 tokens, which has another tokenizer"):
+        ClipEncoder.from_file(save_npz(tmp_path / "c.npz", other))
+
+
+# Files of training programs; what kinds there are, see tests/hybridgl/weights/test_states.py.
+
+
+def test_checkpoint_of_a_training_program_loads(encoder, state, tmp_path):
+    below = {f"module.{name}": value for name, value in state.items()}
+    torch.save({"epoch": 3, "state_dict": below, "lr": np.float64(1e-4)}, tmp_path / "c.pt")
+    assert_same_features(encoder, ClipEncoder.from_file(tmp_path / "c.pt"))
+
+
+def test_safetensors_load(encoder, state, tmp_path):
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    assert_same_features(encoder, ClipEncoder.from_file(tmp_path / "open_clip_model.safetensors"))
+
+
+def test_of_two_clips_that_of_the_architecture_is_taken(state, tmp_path, monkeypatch):
+    monkeypatch.setitem(module._ARCHITECTURES, "toy", module._Tower.of(state))
+    student = {f"student.{name}": value for name, value in state.items()}
+    teacher = {f"teacher.{name}": value for name, value in clip_state(blocks=1).items()}
+    torch.save(student | teacher, tmp_path / "c.pt")
+    encoder = ClipEncoder.from_file(tmp_path / "c.pt", architecture="toy")
+    assert len(encoder.visual.transformer.resblocks) == 2
+    with pytest.raises(WeightsError, match=r"got 2 of them: student\.\*, teacher\.\*; save the"):
+        ClipEncoder.from_file(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["text_model.encoder.layers.0.mlp.fc1.weight"], "layout of Hugging Face's transformers"),
+        (["visual.conv1.weight", "text.transformer.resblocks.0.ln_1.bias"], "text tower of anoth"),
+        (["image_encoder.patch_embed.proj.weight"], "got a SAM; give another file with --clip"),
+    ],
+)
+def test_layout_of_another_clip_is_named(tmp_path, names, said):
+    torch.save({name: torch.zeros(1) for name in names}, tmp_path / "c.pt")
+    with pytest.raises(WeightsError, match=f"Expected CLIP weights in .*{said}"):
+        ClipEncoder.from_file(tmp_path / "c.pt")

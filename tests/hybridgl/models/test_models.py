@@ -78,6 +78,45 @@ def test_numerics_of_sam_depend_on_the_dtype_and_those_of_clip_do_not():
     assert of_run.numerics("clip") == "torch.float32 compiled"
 
 
+def test_numerics_of_clip_name_the_activation_where_it_is_not_openais(tmp_path):
+    def models_of(name, activation=None):
+        weights = weight_set("tiny", clip_weights=tmp_path / name, clip_activation=activation)
+        return Models(weights, device=torch.device("cpu"), compiles=True)
+
+    asked, named = models_of("own.pt", "gelu"), models_of("CLIP-ViT-B-32-laion2B-s34B-b79K.pt")
+    assert asked.numerics("clip") == named.numerics("clip") == "torch.float32 compiled gelu"
+    assert asked.numerics("sam") == "torch.float32 compiled"
+    for usual in (models_of("own.pt"), models_of("laion.pt", "quickgelu"), models_of("RN50.pt")):
+        assert usual.numerics("clip") == "torch.float32 compiled"
+
+
+def test_clip_of_unknown_activation_is_warned_of_once_and_computed_with_quickgelu(tmp_path, caplog):
+    path = save_npz(tmp_path / "own.npz", clip_state(blocks=1))
+
+    def models_of(activation=None):
+        weights = weight_set("tiny", clip_weights=path, clip_activation=activation)
+        return Models(weights, device=torch.device("cpu"))
+
+    unknown = models_of()
+    assert unknown.sha256("clip") == unknown.sha256("clip")
+    (line,) = unknown.warnings("clip", "sam")
+    assert caplog.messages == [line]
+    assert f"got {path}, which is computed with QuickGELU" in line
+    assert "--clip_activation quickgelu, or gelu" in line
+    assert unknown.warnings("sam") == models_of("gelu").warnings("clip") == []
+    same, other = (models_of(name).clip.encode_texts(["a cat"]) for name in ("quickgelu", "gelu"))
+    assert torch.equal(unknown.clip.encode_texts(["a cat"]), same)
+    assert not torch.equal(unknown.clip.encode_texts(["a cat"]), other)
+
+
+def test_clip_that_is_not_here_is_warned_of_too(tmp_path):
+    models = Models(
+        weight_set("tiny", clip_weights=tmp_path / "own.pt"), device=torch.device("cpu")
+    )
+    models.assume("clip", "0" * 64)
+    assert len(models.warnings("clip")) == 1
+
+
 def test_missing_files_are_named_before_any_work(tmp_path):
     weights = weight_set("tiny", clip_weights=tmp_path / "c.pt", sam_checkpoint=tmp_path / "s.pth")
     of_run = Models(weights, device=torch.device("cpu"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import ImageEncoderViT
 
@@ -226,6 +227,39 @@ def test_pth_and_npz_load_what_was_saved(sam, image, tmp_path):
 
     _assert_same(from_pth.propose(image, ANY_MASK), Sam(sam).propose(image, ANY_MASK))
     _assert_same(from_npz.propose(image, ANY_MASK), Sam(half).propose(image, ANY_MASK))
+
+
+def test_checkpoint_of_a_training_program_loads(sam, tmp_path):
+    state = sam.state_dict()
+    below = {f"module.{name}": value for name, value in state.items()}
+    save_file(state, tmp_path / "plain.safetensors")
+    torch.save({"model": below, "loss": np.float64(1)}, tmp_path / "whole.pth")
+    expected = load_sam(tmp_path / "plain.safetensors", "tiny").state_dict()
+    got = load_sam(tmp_path / "whole.pth", "tiny").state_dict()
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+
+
+def test_of_two_sams_that_of_the_type_is_taken(sam, tmp_path):
+    other = {
+        f"teacher.{name}": torch.zeros(3, *value.shape) for name, value in sam.state_dict().items()
+    }
+    student = {f"student.{name}": value for name, value in sam.state_dict().items()}
+    torch.save(other | student, tmp_path / "sam.pth")
+    assert len(load_sam(tmp_path / "sam.pth", "tiny").image_encoder.blocks) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("vision_encoder.patch_embed.projection.weight", "layout of Hugging Face's transformers"),
+        ("image_encoder.trunk.patch_embed.proj.weight", "a SAM 2"),
+        ("visual.conv1.weight", "a CLIP"),
+    ],
+)
+def test_layout_of_another_model_is_named(tmp_path, name, said):
+    torch.save({name: torch.zeros(1)}, tmp_path / "sam.pth")
+    with pytest.raises(WeightsError, match=f"of SAM vit_b in .*{said}; download https"):
+        Sam.from_checkpoint(tmp_path / "sam.pth", "vit_b")
 
 
 def test_unknown_type_names_the_right_ones(tmp_path):

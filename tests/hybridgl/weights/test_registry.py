@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import open_clip
 import pytest
+import torch
 
 from hybridgl.errors import SettingError, WeightsError
 from hybridgl.weights import registry
-from hybridgl.weights.registry import CLIP_FILES, SAM_FILES, WeightsFile, weight_set
+from hybridgl.weights.registry import (
+    CLIP_FILES,
+    SAM_FILES,
+    Parser,
+    WeightsFile,
+    known_activation,
+    weight_set,
+)
+from tests.factories_clip import save_torchscript
 
 
 @pytest.fixture
@@ -87,6 +98,83 @@ def test_file_with_a_published_name_and_another_content_is_warned_of(folder, mon
     known = {"vit_h": WeightsFile("sam-vit_h", "sam_vit_h_4b8939.pth", "url", sha256s["sam"][:6])}
     monkeypatch.setattr(registry, "SAM_FILES", known)
     assert weights.warnings("clip", "sam") == [clip]
+
+
+PUBLISHED = [
+    (name, tag)
+    for name, tag in open_clip.list_pretrained()
+    if re.fullmatch(r"(ViT-[SMBL]-\d\d|RN\d+(x\d+)?)(-plus)?(-\d+)?(-quickgelu)?", name)
+]
+"""CLIPs of open_clip's table that have the layout which is read here."""
+
+
+def test_published_clips_are_known_by_their_names_as_in_open_clips_table(tmp_path):
+    archive = save_torchscript(tmp_path / "archive.pt", {"weight": torch.zeros(1)})
+    for model, tag in PUBLISHED:
+        config = open_clip.get_pretrained_cfg(model, tag)
+        names = [config["url"].rpartition("/")[2]] if config.get("url") else []
+        if config.get("hf_hub"):
+            folder = config["hf_hub"].strip("/").replace("/", "--")
+            names.append(f"models--{folder}/snapshots/0a1b2c/open_clip_model.safetensors")
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if tag == "openai" and name.endswith(".pt"):
+                shutil.copy(archive, path)
+            expected = "quickgelu" if config.get("quick_gelu") else "gelu"
+            assert known_activation(path) == expected, name
+            warned = weight_set("tiny", clip_weights=path).clip_warnings()
+            assert bool(warned) == (config["mean"] == (0.5, 0.5, 0.5)), name
+    assert len(PUBLISHED) > 60
+
+
+def test_activation_of_a_file_without_a_known_name_is_unknown(folder):
+    assert known_activation(folder / "own.pt") is None
+    assert known_activation(folder / "laion/a/b/c/own.pt") is None, "too far above"
+    assert known_activation(folder / "openai/laion2b.pt") == "gelu", "the nearest name counts"
+    save_torchscript(folder / "own.pt", {"weight": torch.zeros(1)})
+    assert known_activation(folder / "own.pt") == "quickgelu"
+
+
+def test_activation_of_bundled_and_published_files_is_openais(folder):
+    for weights in (
+        weight_set("tiny"),
+        weight_set("paper"),
+        weight_set("paper", clip_model="RN50"),
+    ):
+        assert (weights.activation, weights.clip_warnings()) == ("quickgelu", [])
+
+
+def test_activation_that_is_asked_for_counts_whatever_is_known():
+    assert weight_set("tiny", clip_activation="gelu").activation == "gelu"
+
+
+def test_parser_is_named_by_its_own_files_without_being_loaded(folder, monkeypatch):
+    monkeypatch.setattr(
+        registry, "_version", lambda name: {"spacy": "3.8.1", "m": "3.7.1"}.get(name)
+    )
+    assert str(weight_set("tiny").parser) == "en_tiny_shapes 1 under spaCy 3.8.1"
+    assert str(weight_set("tiny", spacy_model="m").parser) == "m 3.7.1 under spaCy 3.8.1"
+    gone = weight_set("tiny", spacy_model=str(folder / "gone")).parser
+    assert gone.model_version is None
+    (folder / "meta.json").write_text("damaged")
+    assert weight_set("tiny", spacy_model=str(folder)).parser.model_version is None
+
+
+@pytest.mark.parametrize(
+    ("parser", "is_released"),
+    [
+        (("en_core_web_lg", "3.7.1", "3.7.6"), True),
+        (("en_core_web_lg", "3.7.1", "3.7.2"), True),
+        (("en_core_web_lg", "3.7.1", "3.8.0"), False),
+        (("en_core_web_lg", "3.7.0", "3.7.6"), False),
+        (("en_core_web_md", "3.7.1", "3.7.6"), False),
+        (("en_core_web_lg", "3.7.1", None), False),
+        (("en_core_web_lg", None, "3.7.6"), False),
+    ],
+)
+def test_released_parser_is_known_by_model_and_versions(parser, is_released):
+    assert Parser(*parser).is_released == is_released
 
 
 def test_file_with_a_name_of_its_own_is_not_warned_of(folder):
