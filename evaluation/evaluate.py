@@ -42,7 +42,7 @@ from hybridgl.timing import timer
 from refer.dataset import Ref, ReferSplit, Sentence
 from utils.runtime import prefetch
 
-__all__ = ["Evaluation", "ImageResult", "check_ground_truth"]
+__all__ = ["Evaluation", "ImageResult"]
 
 _logger = logging.getLogger(__name__)
 
@@ -53,17 +53,6 @@ _HOST_THREADS = min(os.cpu_count() or 1, 4)
 
 _RESULTS_KEPT = 64
 """Images whose results stay in memory: refs of one image may be far apart in a dataset."""
-
-
-def check_ground_truth(split: ReferSplit) -> None:
-    """Check every mask that is referred to, so that a broken one stops a run at its start.
-
-    Raises:
-        DataError: an annotation's segmentation is broken.
-    """
-    for ref in split.refs:
-        for ann_id in ref.ann_ids:
-            split.check_mask(ann_id)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,6 +159,7 @@ class Evaluation:
             "made_by": dict(made_by),
             "overlapping_polygons_dropped": overlapping_polygons_dropped,
             "data": split.sha256_by_file,
+            **({"lenient": True} if split.lenient else {}),
             "split": [split.dataset, split.split, split.split_by],
         }
         self._drops_overlaps = overlapping_polygons_dropped
