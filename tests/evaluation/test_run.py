@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import hybridgl_main
 from evaluation.evaluate import Evaluation
@@ -310,6 +311,21 @@ def test_image_that_proves_corrupt_is_counted_and_named(toy, copied_root, tmp_pa
     shutil.rmtree(tmp_path / "run")
     toy.run(tmp_path, *given, "--clip_weights", tmp_path / "clip.npz")
     assert summary_of(tmp_path)["scores"] == summary["scores"]
+
+
+def test_image_of_12_bits_is_counted_and_named_with_what_scales_it(toy, copied_root, tmp_path):
+    given = ("--refer_data_root", copied_root)
+    split = toy.prepare(tmp_path, *given).split
+    path = split.image_path(list(split.images)[1])
+    values_HW = np.random.default_rng(0).integers(0, 2**12, HW).astype(np.uint16)
+    Image.fromarray(values_HW).save(path, "PNG")
+    toy.run(tmp_path, *given)
+    summary = summary_of(tmp_path)
+    assert summary["counts"]["images_corrupt"] == 1
+    assert sum(record.image_error for record in records_of(tmp_path)) == 5
+    (line,) = [line for line in summary["warnings"] if path.name in line]
+    assert "need only 12 of them" in line
+    assert "divide them by 16" in line
 
 
 @pytest.mark.parametrize("profile", ["reference", "corrected"])
