@@ -44,7 +44,7 @@ from hybridgl.weights.registry import Parser
 from refer.dataset import Ref, ReferSplit, Sentence
 from utils.runtime import prefetch
 
-__all__ = ["Evaluation", "ImageResult", "Made", "check_ground_truth"]
+__all__ = ["Evaluation", "ImageResult", "Made"]
 
 _logger = logging.getLogger(__name__)
 
@@ -61,17 +61,6 @@ _RESULTS_KEPT = 64
 
 Made = tuple[Record, int | None]
 """A record, and the running limit on top-k that it was made under."""
-
-
-def check_ground_truth(split: ReferSplit) -> None:
-    """Check every mask that is referred to, so that a broken one stops a run at its start.
-
-    Raises:
-        DataError: an annotation's segmentation is broken.
-    """
-    for ref in split.refs:
-        for ann_id in ref.ann_ids:
-            split.check_mask(ann_id)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,6 +176,7 @@ class Evaluation:
             "made_by": dict(made_by),
             "overlapping_polygons_dropped": overlapping_polygons_dropped,
             "data": split.sha256_by_file,
+            **({"lenient": True} if split.lenient else {}),
             "split": [split.dataset, split.split, split.split_by],
         }
         self._drops_overlaps = overlapping_polygons_dropped

@@ -1,36 +1,27 @@
 """Masks that another program proposed, read from COCO results or COCO annotations.
 
 Two forms are read, told apart by what the file holds: a list of {image_id, segmentation, score},
-and an object of images and annotations. Every mask of the split is checked before any work, so that
-a file made wrongly stops a run at its start, by the name of its first wrong entry.
+and an object of images and annotations. Every mask of the split is checked before any work: a
+broken one is left out and named, and a file without a mask that can be used is refused.
 
 Source: COCO's formats (https://cocodataset.org/#format-data and #format-results).
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
+import functools
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from hybridgl.errors import DataError
 from hybridgl.program import progress
-from refer.dataset import ReferSplit
-from refer.entries import first_few
+from refer.dataset import Id, ReferSplit
+from refer.entries import Entry, EntryReader, first_few, require_unique, required, unexpected
 from refer.segmentation import check_segmentation
 
-__all__ = ["read_json", "read_masks"]
-
-_ImageId = int | str
-"""A number, also where a file has digits in a string; another string is of no dataset's image."""
-
-_MAX_ID_DIGITS = 18
-"""A longer string of digits is no id that a dataset here could have."""
+__all__ = ["read_masks"]
 
 _MAX_SCORE = 1e30
 """Numbers below it are finite, also as float32."""
@@ -38,36 +29,30 @@ _MAX_SCORE = 1e30
 _FORMS = "a list of {image_id, segmentation, score}, or an object with images and annotations"
 _REMEDY = "write one of COCO's two forms; third_party/README.md has a writer"
 
-
-def read_json(path: Path) -> tuple[object, str]:
-    """Read a file; return its content and the SHA-256 of its bytes."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"Expected a JSON file of masks at {path}, got {error.strerror or error}; "
-            "give the file that the other program wrote."
-        ) from error
-    try:
-        return json.loads(raw), hashlib.sha256(raw).hexdigest()
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"Expected whole JSON in {path}, got {type(error).__name__}: {error}; it is cut short, "
-            "damaged or no JSON: write it again."
-        ) from error
+Masks = dict[int, list[tuple[object, float]]]
+"""Segmentations and scores by the split's images, in the file's order."""
 
 
-def read_masks(
-    path: Path, content: object, split: ReferSplit
-) -> dict[int, list[tuple[object, float]]]:
-    """Return segmentations and scores by the split's images, checked, in the file's order."""
-    listed: set[_ImageId] | None = None
+def read_masks(content: object, split: ReferSplit, reader: EntryReader) -> Masks:
+    """Return the masks of a split's images.
+
+    Args:
+        content: of the file.
+        split: whose images they are for; masks of others are not looked at.
+        reader: of the file.
+
+    Raises:
+        DataError: the file is of another form, has no mask that can be used, or is of other images
+            than those of the split; or a mask is broken, and the reader is strict.
+    """
+    path = reader.path
+    listed: set[Id] | None = None
     rows = content
     if isinstance(content, dict):
         if not {"images", "annotations"} <= content.keys():
             keys = first_few(map(reprlib.repr, content)) or "nothing"
             raise DataError(f"Expected {_FORMS} in {path}, got an object with {keys}; {_REMEDY}.")
-        listed = _listed_images(path, content["images"], split)
+        listed = _listed_images(content["images"], split, reader)
         rows = content["annotations"]
     if not isinstance(rows, list):
         raise DataError(
@@ -78,113 +63,106 @@ def read_masks(
             f"Expected masks in {path}, got an empty list; check that the program that wrote it "
             "found the images, and that its score threshold leaves some masks."
         )
-    masks: dict[int, list[tuple[object, float]]] = {}
-    spelling: dict[_ImageId, object] = {}
-    for position, row in enumerate(progress(rows, "proposal file", "mask")):
-        with _naming(f"{path}, entry {position}", row, "image_id"):
-            image_id = _image_id(row, "image_id")
-            if spelling.setdefault(image_id, row["image_id"]) != row["image_id"]:
-                raise DataError(
-                    f"Expected one spelling of an image's id, got {spelling[image_id]!r} before; "
-                    "write every image_id as the dataset's number of the image."
-                )
-            if listed is not None and image_id not in listed:
-                raise DataError(
-                    f"Expected the image of every annotation among the {len(listed)} images of the "
-                    "file, got one that it does not list; list it with its file_name, height and "
-                    "width."
-                )
-            if isinstance(image_id, int) and image_id in split.images:
-                info = split.images[image_id]
-                entry = _segmentation(row, (info.height, info.width)), _score(row)
-                masks.setdefault(image_id, []).append(entry)
+    masks: Masks = {}
+
+    def parse(row: Entry, index: int) -> None:
+        image_id = reader.identifier(row, "image_id")
+        if listed is not None and image_id not in listed:
+            raise DataError(
+                f"Expected the image {image_id} among the {len(listed)} images that the file "
+                "lists, got one that it does not; list it with its file_name, height and width."
+            )
+        if isinstance(image_id, int) and image_id in split.images:
+            mask = _mask(row, image_id, index, split, reader)
+            masks.setdefault(image_id, []).append(mask)
+
+    reader.each(
+        rows, parse, "masks", shown=functools.partial(progress, what="proposal file", unit="mask")
+    )
     if not masks:
-        raise DataError(
-            f"Expected masks for the {len(split.images)} images in {path}, got none of their ids: "
-            f"entry 0 has image_id {reprlib.repr(rows[0]['image_id'])}; the images have "
-            f"{first_few(split.images)}: write the dataset's number of the image as image_id, not "
-            "its "
-            "file name nor its place in a list, or give the file of this dataset."
-        )
+        raise _no_masks(rows[0], split, reader)
     return masks
 
 
-def _listed_images(path: Path, rows: object, split: ReferSplit) -> set[_ImageId]:
-    """Return the ids of the images that annotations list; the split's have to be the same ones."""
-    if not isinstance(rows, list):
-        raise DataError(
-            f"Expected images as a list in {path}, got {reprlib.repr(rows)}; list each as "
-            "{id, file_name, height, width}."
-        )
-    listed: set[_ImageId] = set()
-    for position, row in enumerate(rows):
-        with _naming(f"{path}, image {position} of its list", row, "id"):
-            image_id = _image_id(row, "id")
-            if image_id in listed:
-                raise DataError(
-                    f"Expected every id once, got {row['id']!r} again; list each image once."
-                )
-            listed.add(image_id)
-            name, *hw = row.get("file_name"), row.get("height"), row.get("width")
-            if not isinstance(name, str) or not name:
-                raise DataError(
-                    f"Expected file_name as a string, got {reprlib.repr(name)}; write it."
-                )
-            if [*map(type, hw)] != [int, int] or min(hw) <= 0:
-                raise DataError(
-                    f"Expected height and width as two whole numbers above 0, got {hw}; "
-                    "write the size of the dataset's image."
-                )
-            info = split.images.get(image_id) if isinstance(image_id, int) else None
-            # Names may differ in their folder: programs write paths, datasets names.
-            if info and _base_name(name) != _base_name(info.file_name):
-                raise DataError(
-                    f"Expected it to be {info.file_name}, got {name!r}; its ids are of other data: "
-                    "list the dataset's images under their own ids and names."
-                )
-            if info and hw != [info.height, info.width]:
-                raise DataError(
-                    f"Expected {info.file_name} to have height {info.height} and width "
-                    f"{info.width}, got {hw[0]} and {hw[1]}; propose masks on the dataset's own "
-                    "image, at its full size."
-                )
-    return listed
-
-
-@contextlib.contextmanager
-def _naming(place: str, row: object, key: str) -> Iterator[None]:
-    """Put a row's place and id before the message of a ``DataError``."""
-    try:
-        if not isinstance(row, dict):
-            raise DataError(f"Expected an object, got {reprlib.repr(row)}; {_REMEDY}.")
-        yield
-    except DataError as error:
-        shown = reprlib.repr(row[key]) if isinstance(row, dict) and key in row else "missing"
-        raise DataError(f"{place} ({key} {shown}): {error}") from None
-
-
-def _image_id(row: Mapping[str, object], key: str) -> _ImageId:
-    value = row.get(key)
-    # Not isinstance, by which True would pass for a number.
-    if type(value) is int:
-        return value
-    if type(value) is str and value:
-        digits = value.isascii() and value.isdigit() and len(value) <= _MAX_ID_DIGITS
-        return int(value) if digits else value
-    raise DataError(
-        f"Expected {key} as a whole number, got {reprlib.repr(value)}; write the dataset's number "
-        "of the image."
+def _no_masks(row: object, split: ReferSplit, reader: EntryReader) -> DataError:
+    """Make the error of a file without a mask for the split."""
+    what, found = f"masks for the {len(split.images)} images", reader.none_of("masks")
+    if found != "none":
+        return DataError(f"Expected {what} in {reader.path}, got {found}; {_REMEDY}.")
+    image_id = reprlib.repr(row["image_id"] if isinstance(row, dict) else row)
+    return DataError(
+        f"Expected {what} in {reader.path}, got none of their ids: entry 0 has image_id "
+        f"{image_id}; the images have {first_few(split.images)}: write the dataset's number of the "
+        "image as image_id, not its file name nor its place in a list, or give the file of this "
+        "dataset."
     )
 
 
-def _segmentation(row: Mapping[str, object], hw: tuple[int, int]) -> object:
+def _listed_images(rows: object, split: ReferSplit, reader: EntryReader) -> set[Id]:
+    """Return the ids of the images that annotations list; the split's have to be the same ones."""
+
+    def parse(row: Entry, index: int) -> Id:
+        image_id = reader.identifier(row, "id")
+        try:
+            name = required(row, "file_name", str)
+            hw = reader.whole(row, "height"), reader.whole(row, "width")
+            if not name or min(hw) <= 0:
+                raise unexpected("a file_name, and a height and width above 0", (name, *hw))
+        except DataError as error:
+            place = f"entry {index} of the images"
+            reader.report("images are not compared with the dataset's in", place, error)
+            return image_id
+        others.extend(_differences(image_id, name, hw, split))
+        return image_id
+
+    others: list[str] = []
+    listed: list[Id] = reader.each(rows, parse, "images")
+    require_unique(listed, f"image id in {reader.path}")
+    if others:
+        raise DataError(
+            f"Expected the dataset's own images in {reader.path}, got {others[0]}; list them under "
+            "their own ids and names, and propose masks at their full size."
+        )
+    return set(listed)
+
+
+def _differences(image_id: Id, name: str, hw: tuple[int, int], split: ReferSplit) -> list[str]:
+    """Say in what a listed image is another one than the dataset's of this id."""
+    info = split.images.get(image_id) if isinstance(image_id, int) else None
+    # Names may differ in their folder: programs write paths, datasets names.
+    if info and _base_name(name) != _base_name(info.file_name):
+        return [f"{name!r} for image {image_id}, which is {info.file_name}"]
+    if info and hw != (info.height, info.width):
+        return [
+            f"height {hw[0]} and width {hw[1]} for image {image_id}, {info.file_name}, which has "
+            f"{info.height} and {info.width}"
+        ]
+    return []
+
+
+def _mask(
+    row: Entry, image_id: int, index: int, split: ReferSplit, reader: EntryReader
+) -> tuple[object, float]:
+    """Return the segmentation and the score of an entry."""
+    info = split.images[image_id]
+    try:
+        segmentation, score = _segmentation(row), _score(row)
+        other_form = check_segmentation(segmentation, (info.height, info.width))
+    except DataError as error:
+        raise DataError(f"image {image_id}: {error}") from None
+    if other_form:
+        place = f"entry {index} of the masks"
+        reader.report("masks in another form are read in", place, other_form)
+    return segmentation, score
+
+
+def _segmentation(row: Entry) -> object:
     if "segmentation" not in row:
         only = ", only a bbox" if "bbox" in row else ""
         raise DataError(
             f"Expected a segmentation, got none{only}; have the program write masks "
             "(detectron2: the 'segm' results), not boxes."
         )
-    check_segmentation(row["segmentation"], hw)
     return row["segmentation"]
 
 

@@ -13,15 +13,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.proposal_files import read_json, read_masks
+from evaluation.proposal_files import read_masks
 from hybridgl.config import ProposalConfig
+from hybridgl.files import file_sha256
 from hybridgl.images import RgbImage
 from hybridgl.masks import Proposals, mask_boxes_xywh
 from hybridgl.models import Models
 from hybridgl.proposals import SamProposals
 from hybridgl.store import Store
 from refer.dataset import ReferSplit
-from refer.entries import first_few
+from refer.entries import EntryReader, first_few, read_json
+from refer.mask_errors import without_broken_masks
 from refer.segmentation import gt_mask
 
 __all__ = ["FileSource", "GroundTruthSource", "NoSource", "ProposalSource", "SamSource"]
@@ -115,32 +117,36 @@ class SamSource(ProposalSource):
 class FileSource(ProposalSource):
     """Masks that another program wrote as COCO results or COCO annotations.
 
-    One file can serve several splits, so what it holds for other images is not checked.
+    One file can serve several splits, so what it holds for other images is not checked. Broken
+    masks are left out, counted and named.
 
     Args:
         path: the file.
         split: the data.
+        strict: refuse broken masks, and what is not written as its format has it.
 
     Raises:
         DataError: the file is missing, damaged, of another form, or for other images than those of
-            the split; its first wrong entry is named.
+            the split; or an entry is broken, and ``strict``.
     """
 
     models: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, split: ReferSplit) -> None:
+    def __init__(self, path: Path, split: ReferSplit, *, strict: bool = False) -> None:
         self.name = path.name
-        self._split = split
-        content, self._sha256 = read_json(path)
-        self._masks = read_masks(path, content, split)
+        reader = EntryReader(path, strict=strict)
+        self._masks = read_masks(read_json(path), split, reader)
+        self._sha256, self._lenient = file_sha256(path), reader.lenient
         absent = [
             f"{info.file_name} ({image_id})"
             for image_id, info in split.images.items()
             if image_id not in self._masks
         ]
-        self.warnings: tuple[str, ...] = ()
+        self.warnings: tuple[str, ...] = reader.warnings()
+        if reader.none_of("masks") != "none":
+            self.warnings += (f"Proposals are numbered without the broken masks of {path}.",)
         if absent:
-            self.warnings = (
+            self.warnings += (
                 f"{len(absent)} of {len(split.images)} images have no entry in {path}, so no "
                 f"proposals: {first_few(absent)}.",
             )
@@ -158,8 +164,9 @@ class FileSource(ProposalSource):
         return _proposals_of(masks, image.hw, [score for _, score in entries])
 
     def settings(self) -> dict[str, Any]:
-        """Return the file by its content."""
-        return {"source": "coco", "file": self.name, "sha256": self._sha256}
+        """Return the file by its content, and whether it was read leniently."""
+        lenient = {"lenient": True} if self._lenient else {}
+        return {"source": "coco", "file": self.name, "sha256": self._sha256, **lenient}
 
 
 class GroundTruthSource(ProposalSource):
@@ -168,21 +175,29 @@ class GroundTruthSource(ProposalSource):
     Args:
         split: the data.
         overlapping_polygons_dropped: quirk Q9, as for the ground truth of the scores.
+        strict: refuse a broken mask, which is otherwise no proposal, and named.
 
     Raises:
-        DataError: an annotation's segmentation is broken.
+        DataError: a mask is broken, and ``strict``.
     """
 
     name = "ground truth"
     models: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
 
-    def __init__(self, split: ReferSplit, *, overlapping_polygons_dropped: bool) -> None:
-        self._split = split
+    def __init__(
+        self, split: ReferSplit, *, overlapping_polygons_dropped: bool, strict: bool = False
+    ) -> None:
         self._overlapping_polygons_dropped = overlapping_polygons_dropped
-        for image_id in split.images:
-            for ann_id in split.instances(image_id):
-                split.check_mask(ann_id)
+        # Those that are referred to were checked when the split was loaded.
+        referred = {ann_id for ref in split.refs for ann_id in ref.ann_ids}
+        spare = [
+            ann_id
+            for image_id in split.images
+            for ann_id in split.instances(image_id)
+            if ann_id not in referred
+        ]
+        self._split = without_broken_masks(split, spare, strict=strict)
+        self.warnings = self._split.warnings[len(split.warnings) :]
 
     def submit(self, images: Sequence[tuple[int, RgbImage]]) -> list[Finish]:
         """Draw the masks of annotated objects, in the order of their file."""
@@ -199,7 +214,7 @@ class GroundTruthSource(ProposalSource):
 
     def settings(self) -> dict[str, Any]:
         """Return the kind of source; the annotations are named with the data."""
-        return {"source": "gt"}
+        return {"source": "gt", **({"lenient": True} if self.warnings else {})}
 
 
 def _proposals_of(

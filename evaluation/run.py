@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 
-from evaluation.evaluate import Evaluation, Made, check_ground_truth
+from evaluation.evaluate import Evaluation, Made
 from evaluation.executors import Executor, serial
 from evaluation.manifest import Manifest, find_manifest, other_devices, write_manifest
 from evaluation.origin import Origin
@@ -58,7 +58,7 @@ from hybridgl.settings import Settings, add_arguments, setting, setting_names
 from hybridgl.store import Store
 from hybridgl.weights.registry import Parser
 from refer.config import SplitConfig, load_split
-from refer.dataset import ReferSplit
+from refer.dataset import Id, ReferSplit
 from refer.entries import first_few
 from refer.splits import DATASETS
 from utils.runtime import Stopwatch, peak_memory_bytes
@@ -96,6 +96,12 @@ _MADE = (
     "masks_sha256",
 )
 """Of a summary, what tells how its records were made: it stays when they are scored again."""
+
+_SAID_ELSEWHERE = (
+    *("proposals", "fusion_mode", "dtype"),
+    *("dataset", "refer_data_root", "image_root"),
+)
+"""Settings that a report names in another way, or that say only where data lie."""
 
 _PACKAGES = ("hybridgl", "torch", "torchvision", "open_clip_torch", "segment-anything", "spacy")
 
@@ -230,6 +236,7 @@ class RunConfig:
             **custom,
             **({} if root == SplitConfig().refer_data_root else {"refer_data_root": str(root)}),
             **({} if data.limit is None else {"limit": data.limit}),
+            **({"image_root": [*map(str, data.image_root)]} if data.image_root else {}),
             **({"apply_exif": True} if data.apply_exif else {}),
             **({} if choice.proposals == "sam" else {"proposals": choice.proposals}),
             **method.changed(kind.Config(**given).resolved(data.name)),
@@ -353,10 +360,14 @@ class Run:
         if not self.method.needs_proposals:
             return NoSource()
         if proposal_file is not None:
-            return FileSource(proposal_file, self.split)
+            return FileSource(proposal_file, self.split, strict=self.config.data.strict)
         if self.config.choice.proposals == "gt":
             dropped = self.config.method.quirks.overlapping_polygons_dropped
-            return GroundTruthSource(self.split, overlapping_polygons_dropped=dropped)
+            return GroundTruthSource(
+                self.split,
+                overlapping_polygons_dropped=dropped,
+                strict=self.config.data.strict,
+            )
         return SamSource(self.models, self.config.models.proposals, self.store)
 
     @property
@@ -389,6 +400,7 @@ class Run:
             "limit": self.config.data.limit,
             **({"apply_exif": True} if self.config.data.apply_exif else {}),
             "data": split.sha256_by_file,
+            **({"lenient": True} if split.lenient else {}),
             "profile": self.config.choice.profile.value,
             "method": self.method.settings(),
             "proposals": self.source.settings(),
@@ -436,7 +448,6 @@ class Run:
             if finished is not None:
                 return self._rescored(finished)
         self.check_folder_settings()
-        check_ground_truth(self.split)
         watch, origin = Stopwatch(), Origin.now(self.models.device)
         if storage.shard and storage.overwrite:
             # Otherwise the run without --shard would give back what it had made before.
@@ -587,6 +598,7 @@ class Run:
         warnings = [
             *self.warnings,
             *self._unreadable(records),
+            *self._unmeetable(records),
             *parser_warnings(self.split.dataset, parsers),
         ]
         origin = Origin(**made["origin"]) if made["origin"] else None
@@ -644,8 +656,24 @@ class Run:
         if not later:
             return []
         names = first_few(self.split.images[image_id].file_name for image_id in later)
+        reason = self.evaluation.reading_error(later[0])
+        return [f"{len(later)} images cannot be decoded: {names}; the first: {reason}"]
+
+    def _without_pixels(self, records: Sequence[Record]) -> list[Id]:
+        """Find refs whose ground truth covers no pixel, though it has a mask."""
+        empty = dict.fromkeys(record.ref_id for record in records if not record.gt_area)
+        without_mask = set(self.split.refs_without_mask)
+        return [ref_id for ref_id in empty if ref_id not in without_mask]
+
+    def _unmeetable(self, records: Sequence[Record]) -> list[str]:
+        """Return a line on refs that no prediction can meet."""
+        ref_ids = self._without_pixels(records)
+        if not ref_ids:
+            return []
         return [
-            f"{len(later)} images cannot be decoded or are too large: {names}. Fetch them again."
+            f"{len(ref_ids)} of {len(self.split.refs)} refs have a ground truth that covers no "
+            f"pixel, thinner than one or dropped by quirk Q9: {first_few(ref_ids)}. No prediction "
+            f"can meet it."
         ]
 
     def _setting(self) -> str:
@@ -661,7 +689,7 @@ class Run:
         parts += [
             f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
             for name, value in config.changed.items()
-            if name not in ("proposals", "fusion_mode", "dtype", "dataset", "refer_data_root")
+            if name not in _SAID_ELSEWHERE
         ]
         return ", ".join([*parts, f"protocol {config.choice.protocol}"])
 
@@ -682,6 +710,7 @@ class Run:
             "images_turned": len(errors.turned),
             "images_with_orientation": len(errors.tagged),
             "refs_without_mask": len(split.refs_without_mask),
+            "refs_without_pixels": len(self._without_pixels(records)),
             "refs_without_sentences": len(split.refs_without_sentences),
         }
 

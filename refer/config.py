@@ -12,7 +12,8 @@ from hybridgl.settings import Settings, setting
 from hybridgl.timing import timer
 from refer.coco import custom_name, load_custom, resolve_split
 from refer.dataset import ReferSplit
-from refer.image_errors import describe_image_errors, find_image_errors
+from refer.image_errors import describe_image_errors, find_image_errors, where_from
+from refer.mask_errors import without_broken_masks
 from refer.phrasecut import load_phrasecut
 from refer.refer import load_refer
 from refer.shapes.world import ensure_world
@@ -64,6 +65,17 @@ class SplitConfig(Settings):
         metavar="DIR",
         help="see refer/README.md for what it holds",
     )
+    image_root: tuple[Path, ...] = setting(
+        (),
+        metavar="DIR",
+        help="of a custom dataset: a folder in which its images are looked for first; may be given "
+        "several times",
+    )
+    strict: bool = setting(
+        False,
+        help="refuse broken entries of annotations and proposals, which are otherwise left out and "
+        "named, and what is not written as its format has it",
+    )
     apply_exif: bool = setting(
         False,
         help="of a custom dataset: turn images as their EXIF tags say, also where their size does "
@@ -84,7 +96,9 @@ class SplitConfig(Settings):
             split = DEFAULT_SPLIT if self.split is None else self.split
             split_by = validate(self.dataset, split, self.split_by)
         else:
-            split, split_by = resolve_split(Path(self.dataset), self.split, self.split_by)
+            split, split_by = resolve_split(
+                Path(self.dataset), self.split, self.split_by, strict=self.strict
+            )
         return dataclasses.replace(self, split=split, split_by=split_by)
 
     @property
@@ -113,19 +127,18 @@ def load_split(config: SplitConfig) -> ReferSplit:
 
     A split that lacks refs or images is read all the same, so that a part of the data can be tried:
     ``warnings`` then says what is wrong, and so do the reports; ``image_errors`` holds the images
-    that are missing, corrupt or of another size.
+    that are missing, corrupt or of another size. An object that is referred to and whose mask is
+    broken has none.
 
     Raises:
-        DataError: as ``SplitConfig.resolved``; data that cannot be read or has no sentence.
-        SettingError: ``apply_exif`` with a published dataset, whose images are taken as stored.
+        DataError: as ``SplitConfig.resolved``; data that cannot be read or has no sentence; or
+            anything that is broken, and ``strict``.
+        SettingError: a setting of custom datasets with a published one, or no folder as
+            ``image_root``.
         FileNotFoundError: a file of the dataset is missing, or all of its images.
     """
+    _check_custom(config)
     config = config.resolved()
-    if config.apply_exif and config.dataset in DATASETS:
-        raise SettingError(
-            f"Expected --apply_exif with a custom dataset, got it with {config.dataset}, whose "
-            f"annotations are of images as stored; leave it out."
-        )
     split = _load(config)
     whole = len(split.images)
     if config.limit is not None and config.limit < whole:
@@ -140,19 +153,57 @@ def load_split(config: SplitConfig) -> ReferSplit:
             f"Expected sentences in {config.name} {config.split}, got {len(split.refs)} refs "
             f"without any; fetch the refs file again, or raise --limit."
         )
+    split = _with_masks_checked(split, strict=config.strict)
     apply_exif = None if config.dataset in DATASETS else config.apply_exif
     return _with_image_errors(split, apply_exif)
 
 
+def _check_custom(config: SplitConfig) -> None:
+    """Refuse settings of custom datasets where they mean nothing."""
+    if config.dataset in DATASETS and config.apply_exif:
+        raise SettingError(
+            f"Expected --apply_exif with a custom dataset, got it with {config.dataset}, whose "
+            f"annotations are of images as stored; leave it out."
+        )
+    if config.dataset in DATASETS and config.image_root:
+        raise SettingError(
+            f"Expected --image_root with a custom dataset, got it with {config.dataset}, whose "
+            f"images lie below --refer_data_root; leave it out."
+        )
+    for root in config.image_root:
+        if not root.is_dir():
+            raise SettingError(
+                f"Expected a folder of images as --image_root, got {root}, where there is none; "
+                "check the path."
+            )
+
+
 def _load(config: SplitConfig) -> ReferSplit:
-    root, split = config.refer_data_root, config.split or DEFAULT_SPLIT
+    root, split, strict = config.refer_data_root, config.split or DEFAULT_SPLIT, config.strict
     if config.dataset not in DATASETS:
-        return load_custom(Path(config.dataset), split, config.split_by)
+        return load_custom(
+            Path(config.dataset),
+            split,
+            config.split_by,
+            image_roots=config.image_root,
+            strict=strict,
+        )
     if config.dataset == "phrasecut":
-        return load_phrasecut(root, split, check_counts=False)
+        return load_phrasecut(root, split, check_counts=False, strict=strict)
     if config.dataset == "shapes":
         ensure_world(root)
-    return load_refer(root, config.dataset, split, config.split_by, check_counts=False)
+    return load_refer(
+        root, config.dataset, split, config.split_by, check_counts=False, strict=strict
+    )
+
+
+def _with_masks_checked(split: ReferSplit, *, strict: bool) -> ReferSplit:
+    """Check the masks of objects that are referred to, and log what is said of them."""
+    referred = dict.fromkeys(ann_id for ref in split.refs for ann_id in ref.ann_ids)
+    checked = without_broken_masks(split, referred, strict=strict)
+    for line in checked.warnings[len(split.warnings) :]:
+        _logger.warning(line)
+    return checked
 
 
 def _with_image_errors(split: ReferSplit, apply_exif: bool | None) -> ReferSplit:
@@ -162,7 +213,7 @@ def _with_image_errors(split: ReferSplit, apply_exif: bool | None) -> ReferSplit
         raise FileNotFoundError(
             f"Expected {len(split.images)} images of {split.dataset} {split.split}, got "
             f"{len(errors.missing)} missing and {len(errors.corrupt)} corrupt ones, the first of "
-            f"them {split.image_path(unreadable[0])}; see refer/README.md for where they come from."
+            f"them {split.image_path(unreadable[0])}; {where_from(split)}."
         )
     lines = describe_image_errors(split, errors)
     for line in lines:

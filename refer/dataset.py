@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybridgl.errors import DataError
+from hybridgl.files import is_file
 from hybridgl.images import RgbImage, resized
 from refer.segmentation import MaskRule, check_segmentation, gt_mask
 
@@ -127,8 +128,12 @@ class ReferSplit:
         image_roots: folders of the image files, in the order in which they are searched.
         sha256_by_file: sha256 of the annotation files that were read, by file name.
         mask_rule: how segmentations are written and drawn.
+        image_paths: image id -> file, where ``refer.image_files.find_images`` found it under
+            another name.
         image_errors: what ``refer.image_errors.find_image_errors`` found; nothing before it has
             looked.
+        lenient: whether anything was left out or taken otherwise than written, as
+            ``refer.entries.EntryReader`` says.
         warnings: one line for everything about the data that may be wrong but does not forbid its
             use.
     """
@@ -142,7 +147,9 @@ class ReferSplit:
     image_roots: tuple[Path, ...]
     sha256_by_file: dict[str, str]
     mask_rule: MaskRule = MaskRule.COCO
+    image_paths: Mapping[int, Path] = field(default_factory=dict)
     image_errors: ImageErrors = field(default_factory=ImageErrors)
+    lenient: bool = False
     warnings: tuple[str, ...] = ()
     _instances: dict[int, list[Id]] = field(init=False, repr=False, compare=False)
 
@@ -187,8 +194,10 @@ class ReferSplit:
         Raises:
             KeyError: the split has no such image.
         """
+        if image_id in self.image_paths:
+            return self.image_paths[image_id]
         paths = [root / self.images[image_id].file_name for root in self.image_roots]
-        return next((path for path in paths if path.is_file()), paths[0])
+        return next((path for path in paths if is_file(path)), paths[0])
 
     def open_image(self, image_id: int) -> RgbImage:
         """Open an image; resize it (bilinear, antialiased) if it is not of the annotated size.
@@ -243,18 +252,25 @@ class ReferSplit:
         except DataError as error:
             raise self._named(ann, error) from error
 
-    def check_mask(self, ann_id: Id) -> None:
+    def check_mask(self, ann_id: Id) -> DataError | None:
         """Refuse what ``instance_mask`` refuses, without drawing anything: microseconds a mask.
+
+        Returns:
+            As ``refer.segmentation.check_segmentation``.
 
         Raises:
             DataError: the segmentation is broken.
         """
         ann = self.annotations[ann_id]
-        if ann.segmentation:
-            try:
-                check_segmentation(ann.segmentation, self._hw(ann.image_id), rule=self.mask_rule)
-            except DataError as error:
-                raise self._named(ann, error) from error
+        if not ann.segmentation:
+            return None
+        try:
+            found = check_segmentation(
+                ann.segmentation, self._hw(ann.image_id), rule=self.mask_rule
+            )
+        except DataError as error:
+            raise self._named(ann, error) from error
+        return found and self._named(ann, found)
 
     def gt_mask(self, ref: Ref, *, overlapping_polygons_dropped: bool) -> NDArray[np.bool_]:
         """Draw the mask that a ref's sentences refer to: the union of its objects.

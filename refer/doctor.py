@@ -172,7 +172,7 @@ def _load(root: Path, dataset: str, split_by: str) -> dict[str, ReferSplit | Exc
     loaded: dict[str, ReferSplit | Exception] = {}
     for split in SPLITS[dataset][split_by]:
         try:
-            loaded[split] = load_phrasecut(root, split, check_counts=False)
+            loaded[split] = load_phrasecut(root, split, check_counts=False, strict=True)
         except (FileNotFoundError, DataError) as error:
             loaded[split] = error
     missing = [one for one in loaded.values() if isinstance(one, FileNotFoundError)]

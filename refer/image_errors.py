@@ -14,11 +14,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from hybridgl.files import is_file
 from refer.dataset import ImageErrors, ReferSplit
 from refer.entries import first_few
 from refer.segmentation import MaskRule
+from refer.splits import DATASETS
 
-__all__ = ["describe_image_errors", "find_image_errors"]
+__all__ = ["describe_image_errors", "find_image_errors", "where_from"]
 
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """How whole files end, by Pillow's names of the formats."""
@@ -58,7 +60,7 @@ def find_image_errors(split: ReferSplit, *, apply_exif: bool | None = None) -> I
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         for image_id, info in split.images.items():
             path, annotated = split.image_path(image_id), (info.height, info.width)
-            if not path.is_file():
+            if not is_file(path):
                 missing.append(image_id)
                 continue
             header = _read_header(path, orientation=apply_exif is not None)
@@ -93,15 +95,21 @@ def describe_image_errors(split: ReferSplit, image_errors: ImageErrors) -> list[
         of = f"{len(split.images)} images of {split.dataset} {split.split}"
         return [f"{len(names)} of {of} {what}: {first_few(names)}. {fix}"] if names else []
 
-    name = {image_id: info.file_name for image_id, info in split.images.items()}
+    name = {
+        image_id: info.file_name or f"image {image_id}" for image_id, info in split.images.items()
+    }
     sizes = [
         f"{name[i]} ({width} x {height}, annotated {split.images[i].width} x "
         f"{split.images[i].height})"
         for i, (height, width) in image_errors.wrong_size.items()
     ]
-    source = "See refer/README.md for where they come from."
+    source = where_from(split)
     lines = [
-        *line("are missing", [name[i] for i in image_errors.missing], source),
+        *line(
+            "are missing",
+            [name[i] for i in image_errors.missing],
+            f"{source[0].upper()}{source[1:]}.",
+        ),
         *line("are corrupt", [name[i] for i in image_errors.corrupt], "Fetch them again."),
     ]
     lines += line(
@@ -118,6 +126,14 @@ def describe_image_errors(split: ReferSplit, image_errors: ImageErrors) -> list[
     if split.mask_rule is not MaskRule.PHRASECUT:  # whose images are published at other sizes
         lines += line("are of another size than annotated", sizes, "Fetch them again.")
     return lines
+
+
+def where_from(split: ReferSplit) -> str:
+    """Say what helps where images of a split are missing."""
+    if split.dataset in DATASETS:
+        return "see refer/README.md for where they come from"
+    folders = ", ".join(map(str, split.image_roots))
+    return f"give --image_root DIR, as they are not in {folders}"
 
 
 def _read_header(path: Path, *, orientation: bool) -> _Header | None:

@@ -19,18 +19,22 @@ from refer.dataset import Annotation, ImageInfo, Ref, ReferSplit, Sentence
 from refer.entries import (
     FIX,
     Entry,
+    EntryReader,
     first_few,
-    parse_each,
     read_json,
     require_unique,
     required,
     unexpected,
 )
-from refer.segmentation import MIN_DRAWN_POINTS, MaskRule, check_segmentation
+from refer.image_files import with_file_sizes
+from refer.refer import image_size
+from refer.segmentation import MIN_DRAWN_POINTS, MaskRule
 
 __all__ = ["COCO_CATEGORIES", "load_phrasecut"]
 
 SIZES_FILE = "image_data_split.json"
+
+_NO_POLYGONS = "objects without a list of polygons count as without a mask in"
 
 # fmt: off
 COCO_CATEGORIES = frozenset((
@@ -58,11 +62,13 @@ class _Task:
     num_too_short: int
 
 
-def load_phrasecut(root: Path, split: str, *, check_counts: bool = True) -> ReferSplit:
+def load_phrasecut(
+    root: Path, split: str, *, check_counts: bool = True, strict: bool = False
+) -> ReferSplit:
     """Load one split of PhraseCut.
 
-    Every polygon is checked. Those of fewer than two points, of which nothing can be drawn, are
-    left out and counted among the warnings.
+    Polygons of fewer than two points, of which nothing can be drawn, are left out and counted among
+    the warnings.
 
     Args:
         root: the data root; phrasecut/, phrasecut/VGPhraseCut_v0/, VGPhraseCut_v0/ in it or the
@@ -70,11 +76,12 @@ def load_phrasecut(root: Path, split: str, *, check_counts: bool = True) -> Refe
         split: train, val, test or miniv.
         check_counts: refuse a split whose phrases or images differ in number from the published
             ones; False reads it all the same, and names it among the warnings.
+        strict: refuse broken entries, which are otherwise left out and named among the warnings.
 
     Raises:
         FileNotFoundError: a file is missing; the message shows the expected ones.
-        DataError: the split does not exist or is empty; a file is damaged; a task is malformed; or
-            the counts are off.
+        DataError: the split does not exist or is empty; a file is damaged; the counts are off; or
+            an entry is broken, and ``strict``.
     """
     split_by = splits.validate("phrasecut", split)
     tasks_path = _find_tasks(root, split)
@@ -85,7 +92,8 @@ def load_phrasecut(root: Path, split: str, *, check_counts: bool = True) -> Refe
             f"Expected {sizes_path} beside {tasks_path.name}, got none; "
             "see refer/README.md for the expected tree and where the data comes from."
         )
-    tasks, images = _read(tasks_path, sizes_path)
+    readers = [EntryReader(path, strict=strict) for path in (tasks_path, sizes_path)]
+    tasks, images = _read(*readers)
     folders = [folder / "images", folder, root / "images"]
     genome = [place / name for place in folders[1:] for name in ("VG_100K", "VG_100K_2")]
     loaded = ReferSplit(
@@ -98,9 +106,13 @@ def load_phrasecut(root: Path, split: str, *, check_counts: bool = True) -> Refe
         image_roots=(folders[0], *genome),
         sha256_by_file={path.name: file_sha256(path) for path in (tasks_path, sizes_path)},
         mask_rule=MaskRule.PHRASECUT,
-        warnings=_left_out(tasks, tasks_path),
+        lenient=any(reader.lenient for reader in readers),
+        warnings=(
+            *(line for reader in readers for line in reader.warnings()),
+            *_left_out(tasks, tasks_path),
+        ),
     )
-    return splits.checked(loaded, tasks_path, check_counts=check_counts)
+    return splits.checked(with_file_sizes(loaded), tasks_path, check_counts=check_counts)
 
 
 def _find_tasks(root: Path, split: str) -> Path:
@@ -121,82 +133,93 @@ def _find_tasks(root: Path, split: str) -> Path:
     return found
 
 
-def _read(tasks_path: Path, sizes_path: Path) -> tuple[list[_Task], dict[int, ImageInfo]]:
+def _read(
+    tasks_reader: EntryReader, sizes_reader: EntryReader
+) -> tuple[list[_Task], dict[int, ImageInfo]]:
     """Read the tasks of a split and their images, both in the order of image ids.
 
     The released program goes through images in that order, which decides quirk Q5; the tasks of an
     image stay in the order of the file.
     """
-    content, what = read_json(tasks_path), f"the tasks in {tasks_path}"
-    image_ids = dict.fromkeys(parse_each(content, _image_id, what))
-    if not image_ids:
-        raise DataError(f"Expected tasks in {tasks_path}, got none; {FIX}.")
+    content = read_json(tasks_reader.path)
+    tasks = tasks_reader.each(
+        content, lambda entry, index: _parse_task(entry, index, tasks_reader), "tasks"
+    )
+    if not tasks:
+        raise DataError(
+            f"Expected tasks in {tasks_reader.path}, got {tasks_reader.none_of('tasks')}; {FIX}."
+        )
+    require_unique((task.ref.ref_id for task in tasks), f"task_id in {tasks_reader.path}")
+    image_ids = {task.ref.image_id for task in tasks}
 
-    def parse_image(entry: Entry) -> ImageInfo | None:
-        return _parse_image(entry) if _image_id(entry) in image_ids else None
+    def parse_image(entry: Entry, index: int) -> ImageInfo | None:
+        image_id = sizes_reader.whole(entry, "image_id")
+        if image_id not in image_ids:
+            return None
+        hw = image_size(entry, f"entry {index} of the images", sizes_reader)
+        return ImageInfo(image_id, f"{image_id}.jpg", *hw)
 
-    sizes = parse_each(read_json(sizes_path), parse_image, f"the images in {sizes_path}")
-    require_unique((image.image_id for image in sizes), f"image_id in {sizes_path}")
+    sizes = sizes_reader.each(read_json(sizes_reader.path), parse_image, "images")
+    require_unique((image.image_id for image in sizes), f"image_id in {sizes_reader.path}")
     images = {image.image_id: image for image in sizes}
-
-    def parse(entry: Entry) -> _Task:
-        task_id = required(entry, "task_id", str)
-        try:
-            return _parse_task(entry, task_id, images, sizes_path)
-        except ValueError as error:
-            raise DataError(f"task {task_id}: {error}") from None
-
-    tasks = parse_each(content, parse, what)
-    require_unique((task.ref.ref_id for task in tasks), f"task_id in {tasks_path}")
+    for task in tasks:
+        if task.ref.image_id not in images:
+            raise DataError(
+                f"Expected the size of image {task.ref.image_id}, of task {task.ref.ref_id}, in "
+                f"{sizes_reader.path}, got {sizes_reader.none_of('images')}; {FIX}."
+            )
     tasks.sort(key=lambda task: task.ref.image_id)
     return tasks, {image_id: images[image_id] for image_id in sorted(image_ids)}
 
 
-def _image_id(entry: Entry) -> int:
-    return required(entry, "image_id", int)
-
-
-def _parse_image(entry: Entry) -> ImageInfo:
-    image_id = _image_id(entry)
-    hw = required(entry, "height", int), required(entry, "width", int)
-    if min(hw) <= 0:
-        raise unexpected(f"a positive height and width of image {image_id}", hw)
-    return ImageInfo(image_id, f"{image_id}.jpg", *hw)
-
-
-def _parse_task(
-    entry: Entry, task_id: str, images: dict[int, ImageInfo], sizes_path: Path
-) -> _Task:
-    image = images.get(_image_id(entry))
-    if image is None:
-        raise DataError(
-            f"Expected the size of image {entry['image_id']} in {sizes_path}, got none; {FIX}."
-        )
-    phrase = required(entry, "phrase", str)
-    if not phrase.strip():
-        raise unexpected("a phrase in words", phrase)
-    structure = required(entry, "phrase_structure", dict)
-    seen = required(structure, "name", str) in COCO_CATEGORIES
+def _parse_task(entry: Entry, index: int, reader: EntryReader) -> _Task:
+    task_id, image_id = required(entry, "task_id", str), reader.whole(entry, "image_id")
+    place = f"entry {index} of the tasks"
     num_too_short = 0
     annotations: list[Annotation] = []
-    for index, instance in enumerate(required(entry, "Polygons", list)):
+    for number, instance in enumerate(_objects(entry, place, reader)):
+        polygons: list[object] = []
         try:
             polygons, num_left_out = _drawable(instance)
-            if polygons:
-                check_segmentation(polygons, (image.height, image.width), rule=MaskRule.PHRASECUT)
-        except ValueError as error:
-            raise DataError(f"instance {index}: {error}") from None
-        num_too_short += num_left_out
+            num_too_short += num_left_out
+        except DataError as error:
+            reader.report(_NO_POLYGONS, f"object {number} of {place}", error)
         # Ids of our own: tasks repeat objects, each time with polygons that may differ.
-        annotations.append(Annotation(f"{task_id}.{index}", image.image_id, polygons))
-    kind = "seen" if seen else "unseen"
+        annotations.append(Annotation(f"{task_id}.{number}", image_id, polygons))
     ref = Ref(
         ref_id=task_id,
         ann_ids=tuple(ann.ann_id for ann in annotations),
-        image_id=image.image_id,
-        sentences=(Sentence(sent_id=0, raw=phrase, kind=kind),),
+        image_id=image_id,
+        sentences=_sentences(entry, place, reader),
     )
     return _Task(ref, annotations, num_too_short)
+
+
+def _sentences(entry: Entry, place: str, reader: EntryReader) -> tuple[Sentence, ...]:
+    """Return the phrase of a task; none where it has no words."""
+    try:
+        phrase = required(entry, "phrase", str)
+        if not phrase.strip():
+            raise unexpected("a phrase in words", phrase)
+    except DataError as error:
+        reader.report("broken phrases are left out of", place, error)
+        return ()
+    kind = None
+    try:
+        name = required(required(entry, "phrase_structure", dict), "name", str)
+        kind = "seen" if name in COCO_CATEGORIES else "unseen"
+    except DataError as error:
+        reader.report("phrases are neither seen nor unseen in", place, error)
+    return (Sentence(sent_id=0, raw=phrase, kind=kind),)
+
+
+def _objects(entry: Entry, place: str, reader: EntryReader) -> list[object]:
+    """Return the objects of a task; none where they are no list."""
+    try:
+        return required(entry, "Polygons", list)
+    except DataError as error:
+        reader.report(_NO_POLYGONS, place, error)
+        return []
 
 
 def _drawable(instance: object) -> tuple[list[object], int]:

@@ -20,21 +20,24 @@ from refer.dataset import Annotation, Id, ImageInfo, Ref, ReferSplit, Sentence
 from refer.entries import (
     FIX,
     Entry,
-    identifier,
+    EntryReader,
     optional,
-    parse_each,
     read_json,
     require_unique,
     required,
     unexpected,
+    whole_number,
 )
+from refer.image_files import SIZE_UNKNOWN, with_file_sizes
 
 __all__ = [
     "IMAGE_FOLDERS",
     "ReferFiles",
+    "image_size",
     "load_refer",
     "load_refer_splits",
     "parse_instances",
+    "parse_sentence",
     "read_object",
     "split_names",
 ]
@@ -49,7 +52,13 @@ IMAGE_FOLDERS = {
 
 
 def load_refer(
-    root: Path, dataset: str, split: str, split_by: str | None = None, *, check_counts: bool = True
+    root: Path,
+    dataset: str,
+    split: str,
+    split_by: str | None = None,
+    *,
+    check_counts: bool = True,
+    strict: bool = False,
 ) -> ReferSplit:
     """Load one split of a dataset in REFER form.
 
@@ -60,11 +69,13 @@ def load_refer(
         split_by: who drew the splits; None: the dataset's default.
         check_counts: refuse a split whose refs, images or sentences differ in number from the
             published ones; False reads it all the same, and names it among the warnings.
+        strict: refuse broken entries, which are otherwise left out and named among the warnings.
 
     Raises:
         FileNotFoundError: a folder or file is missing; the message shows the expected ones.
         DataError: the split does not exist or is empty; a file is damaged or unsafe; refs,
-            annotations and images do not fit together; or the counts are off.
+            annotations and images do not fit together; the counts are off; or an entry is broken,
+            and ``strict``.
     """
     split_by = splits.validate(dataset, split, split_by)
     if dataset not in IMAGE_FOLDERS:
@@ -72,13 +83,15 @@ def load_refer(
             f"Expected a dataset in REFER form ({', '.join(IMAGE_FOLDERS)}), got {dataset!r}; "
             "choose one of these, or load_phrasecut."
         )
-    files = ReferFiles(*_find_files(root, dataset, split_by))
-    loaded = files.parse(split, dataset, split_by, (root / IMAGE_FOLDERS[dataset],))
+    files = ReferFiles(*_find_files(root, dataset, split_by), strict=strict)
+    loaded = with_file_sizes(
+        files.parse(split, dataset, split_by, (root / IMAGE_FOLDERS[dataset],))
+    )
     return splits.checked(loaded, files.refs_path, check_counts=check_counts)
 
 
 def load_refer_splits(root: Path, dataset: str, split_by: str) -> dict[str, ReferSplit | DataError]:
-    """Load every split of a dataset in REFER form, reading its files once.
+    """Load every split of a dataset in REFER form strictly, reading its files once.
 
     Args:
         root: as for ``load_refer``.
@@ -86,13 +99,13 @@ def load_refer_splits(root: Path, dataset: str, split_by: str) -> dict[str, Refe
         split_by: who drew the splits.
 
     Returns:
-        By the split's name; in place of one that cannot be read, why not. Counts are not checked.
+        By the split's name; in place of one with anything broken, what is. Counts are not checked.
 
     Raises:
         FileNotFoundError: a folder or file is missing.
         DataError: a file is damaged or unsafe.
     """
-    files = ReferFiles(*_find_files(root, dataset, split_by))
+    files = ReferFiles(*_find_files(root, dataset, split_by), strict=True)
     loaded: dict[str, ReferSplit | DataError] = {}
     for split in splits.SPLITS[dataset][split_by]:
         try:
@@ -130,6 +143,7 @@ class ReferFiles:
     Args:
         instances_path: the file of images and annotations.
         refs_path: the file of refs, a pickle or JSON.
+        strict: refuse broken entries.
 
     Attributes:
         refs_path: as given.
@@ -138,8 +152,9 @@ class ReferFiles:
         DataError: one of them is damaged or unsafe.
     """
 
-    def __init__(self, instances_path: Path, refs_path: Path) -> None:
+    def __init__(self, instances_path: Path, refs_path: Path, *, strict: bool = False) -> None:
         self.refs_path = refs_path
+        self._strict = strict
         self._instances_path = instances_path
         self._instances = read_object(instances_path)
         self._refs = _read_refs(refs_path)
@@ -147,7 +162,7 @@ class ReferFiles:
     def parse(
         self, split: str, dataset: str, split_by: str, image_roots: tuple[Path, ...]
     ) -> ReferSplit:
-        """Make the records of one split.
+        """Make the records of one split; images without a size have ``SIZE_UNKNOWN``.
 
         Args:
             split: matched by equality.
@@ -158,9 +173,10 @@ class ReferFiles:
         Raises:
             DataError: the split is not there, or something in it is malformed or missing.
         """
-        refs = _parse_refs(self._refs, split, self.refs_path)
-        images, annotations = parse_instances(self._instances, refs, self._instances_path)
         files = (self._instances_path, self.refs_path)
+        instances_reader, refs_reader = (EntryReader(path, strict=self._strict) for path in files)
+        refs = _parse_refs(self._refs, split, refs_reader)
+        images, annotations = parse_instances(self._instances, refs, instances_reader)
         return ReferSplit(
             dataset=dataset,
             split=split,
@@ -170,6 +186,8 @@ class ReferFiles:
             annotations=annotations,
             image_roots=image_roots,
             sha256_by_file={path.name: file_sha256(path) for path in files},
+            lenient=refs_reader.lenient or instances_reader.lenient,
+            warnings=(*refs_reader.warnings(), *instances_reader.warnings()),
         )
 
 
@@ -192,32 +210,35 @@ def read_object(path: Path) -> Entry:
     return content
 
 
-def split_names(refs_path: Path) -> list[str]:
+def split_names(refs_path: Path, *, strict: bool = False) -> list[str]:
     """List the splits in a refs file, in the order of first appearance.
 
     Raises:
-        DataError: it is damaged, unsafe or no list of refs, or one has no split.
+        DataError: it is damaged, unsafe or no list of refs; or one has no split, and ``strict``.
     """
-    return _split_names(_read_refs(refs_path), refs_path)
+    return _split_names(_read_refs(refs_path), EntryReader(refs_path, strict=strict))
 
 
-def _split_names(content: object, path: Path) -> list[str]:
-    return list(dict.fromkeys(parse_each(content, _split_of, f"the refs in {path}")))
+def _split_names(content: object, reader: EntryReader) -> list[str]:
+    return list(dict.fromkeys(reader.each(content, _split_of, "refs")))
 
 
-def _split_of(entry: Entry) -> str:
+def _split_of(entry: Entry, _: int = 0) -> str:
     return required(entry, "split", str)
 
 
-def _parse_refs(content: object, split: str, path: Path) -> tuple[Ref, ...]:
-    def parse(entry: Entry) -> Ref | None:
-        return _parse_ref(entry) if _split_of(entry) == split else None
+def _parse_refs(content: object, split: str, reader: EntryReader) -> tuple[Ref, ...]:
+    def parse(entry: Entry, index: int) -> Ref | None:
+        return _parse_ref(entry, index, reader) if _split_of(entry) == split else None
 
-    refs = parse_each(content, parse, f"the refs in {path}")
+    refs, path = reader.each(content, parse, "refs"), reader.path
     if not refs:
-        found = ", ".join(sorted(_split_names(content, path)))
+        names = sorted(_split_names(content, reader))
+        found = f"those of {', '.join(names) or 'no split'}"
+        if split in names:
+            found = reader.none_of("refs")
         raise DataError(
-            f"Expected refs of split {split!r} in {path}, got those of {found or 'no split'}; "
+            f"Expected refs of split {split!r} in {path}, got {found}; "
             "choose one that is there, or fetch the file again."
         )
     require_unique((ref.ref_id for ref in refs), f"ref_id in {path}")
@@ -226,39 +247,42 @@ def _parse_refs(content: object, split: str, path: Path) -> tuple[Ref, ...]:
 
 
 def parse_instances(
-    content: Entry, refs: tuple[Ref, ...], path: Path
+    content: Entry, refs: tuple[Ref, ...], reader: EntryReader
 ) -> tuple[dict[int, ImageInfo], dict[Id, Annotation]]:
     """Parse the images of refs, in the order of first appearance, and all annotations of these.
 
     Args:
         content: from ``read_object``.
         refs: of the split.
-        path: the file, to be named.
+        reader: of the file.
 
     Raises:
-        DataError: an image or annotation is malformed, or one that a ref needs is not there.
+        DataError: one that a ref needs is not there; or an image or annotation is broken, and the
+            reader is strict.
     """
     image_ids = dict.fromkeys(ref.image_id for ref in refs)
     ann_ids = {ann_id for ref in refs for ann_id in ref.ann_ids}
 
-    def parse_image(entry: Entry) -> ImageInfo | None:
-        return _parse_image(entry) if required(entry, "id", int) in image_ids else None
+    def parse_needed(entry: Entry, index: int) -> ImageInfo | None:
+        image_id = reader.whole(entry, "id")
+        return _parse_image(entry, index, image_id, reader) if image_id in image_ids else None
 
-    def parse_annotation(entry: Entry) -> Annotation | None:
-        needed = required(entry, "image_id", int) in image_ids or identifier(entry, "id") in ann_ids
-        return _parse_annotation(entry) if needed else None
+    def parse_annotation(entry: Entry, index: int) -> Annotation | None:
+        ann_id, image_id = reader.identifier(entry, "id"), reader.whole(entry, "image_id")
+        if image_id not in image_ids and ann_id not in ann_ids:
+            return None
+        is_crowd = _is_crowd(entry, index, reader)
+        return Annotation(ann_id, image_id, entry.get("segmentation"), is_crowd)
 
-    images = parse_each(content.get("images"), parse_image, f"the images in {path}")
-    annotations = parse_each(
-        content.get("annotations"), parse_annotation, f"the annotations in {path}"
-    )
-    require_unique((image.image_id for image in images), f"image id in {path}")
-    require_unique((ann.ann_id for ann in annotations), f"annotation id in {path}")
+    images = reader.each(content.get("images"), parse_needed, "images")
+    annotations = reader.each(content.get("annotations"), parse_annotation, "annotations")
+    require_unique((image.image_id for image in images), f"image id in {reader.path}")
+    require_unique((ann.ann_id for ann in annotations), f"annotation id in {reader.path}")
     by_image_id = {image.image_id: image for image in images}
     by_ann_id = {ann.ann_id: ann for ann in annotations}
     for ref in refs:
         for ann_id in ref.ann_ids:
-            _require_known(ref, ann_id, by_image_id, by_ann_id, path)
+            _require_known(ref, ann_id, by_image_id, by_ann_id, reader)
     return {image_id: by_image_id[image_id] for image_id in image_ids}, by_ann_id
 
 
@@ -267,52 +291,116 @@ def _require_known(
     ann_id: Id,
     images: Mapping[int, ImageInfo],
     annotations: Mapping[Id, Annotation],
-    path: Path,
+    reader: EntryReader,
 ) -> None:
     ann = annotations.get(ann_id)
     if ref.image_id not in images:
-        expected, found = f"image {ref.image_id}", "none"
+        expected, found = f"image {ref.image_id}", reader.none_of("images")
     elif ann is None:
-        expected, found = f"annotation {ann_id}", "none"
+        expected, found = f"annotation {ann_id}", reader.none_of("annotations")
     elif ann.image_id != ref.image_id:
         expected = f"annotation {ann_id} in image {ref.image_id}"
         found = f"one in image {ann.image_id}"
     else:
         return
     raise DataError(
-        f"Expected {expected} for ref {ref.ref_id} in {path}, got {found}; "
+        f"Expected {expected} for ref {ref.ref_id} in {reader.path}, got {found}; "
         "use annotations and refs of the same release."
     )
 
 
-def _parse_ref(entry: Entry) -> Ref:
+def _parse_ref(entry: Entry, index: int, reader: EntryReader) -> Ref:
+    place = f" of entry {index} of the refs"
+
+    def parse(sentence: Entry, number: int) -> Sentence:
+        sent_id = reader.whole(sentence, "sent_id")
+        return parse_sentence(sentence, sent_id, f"entry {number} of the sentences{place}", reader)
+
     return Ref(
-        ref_id=required(entry, "ref_id", int),
-        ann_ids=(required(entry, "ann_id", int),),
-        image_id=required(entry, "image_id", int),
-        sentences=tuple(parse_each(entry.get("sentences"), _parse_sentence, "its sentences")),
+        ref_id=reader.whole(entry, "ref_id"),
+        ann_ids=(reader.whole(entry, "ann_id"),),
+        image_id=reader.whole(entry, "image_id"),
+        sentences=tuple(reader.each(entry.get("sentences"), parse, "sentences", of=place)),
     )
 
 
-def _parse_sentence(entry: Entry) -> Sentence:
-    return Sentence(
-        sent_id=required(entry, "sent_id", int),
-        raw=required(entry, "raw", str),
-        kind=optional(entry, "kind", str),
+def parse_sentence(entry: Entry, sent_id: int, place: str, reader: EntryReader) -> Sentence:
+    """Parse a sentence.
+
+    Args:
+        entry: with ``raw``, and ``kind`` if it has one.
+        sent_id: of the sentence.
+        place: of the entry in its file, to be named.
+        reader: of the file.
+
+    Raises:
+        DataError: it has no words; or a kind that is no text, and the reader is strict.
+    """
+    raw = required(entry, "raw", str)
+    if not raw.strip():
+        raise unexpected("raw in words", raw)
+    try:
+        kind = optional(entry, "kind", str)
+    except DataError as error:
+        reader.report("kinds of sentences that are no text are left out of", place, error)
+        kind = None
+    return Sentence(sent_id, raw, kind)
+
+
+def _parse_image(entry: Entry, index: int, image_id: int, reader: EntryReader) -> ImageInfo:
+    """Parse an image; one without a size that can be used has ``SIZE_UNKNOWN``.
+
+    Args:
+        entry: with ``file_name``, ``height`` and ``width``.
+        index: of the entry, to be named.
+        image_id: of the image.
+        reader: of the file.
+
+    Raises:
+        DataError: name or size is none that can be used, and the reader is strict.
+    """
+    place = f"entry {index} of the images"
+    try:
+        name = required(entry, "file_name", str)
+    except DataError as error:
+        reader.report("images without a file_name count as missing in", place, error)
+        name = ""
+    return ImageInfo(image_id, name, *image_size(entry, place, reader))
+
+
+def image_size(entry: Entry, place: str, reader: EntryReader) -> tuple[int, int]:
+    """Return an image's height and width, or ``SIZE_UNKNOWN``.
+
+    Args:
+        entry: with both.
+        place: of the entry in its file, to be named.
+        reader: of the file.
+
+    Raises:
+        DataError: they are none, and the reader is strict.
+    """
+    try:
+        hw = reader.whole(entry, "height"), reader.whole(entry, "width")
+        if min(hw) <= 0:
+            raise unexpected("a positive height and width", hw)
+    except DataError as error:
+        reader.report("sizes of images that are none are left out of", place, error)
+        return SIZE_UNKNOWN
+    return hw
+
+
+def _is_crowd(entry: Entry, index: int, reader: EntryReader) -> bool:
+    """Read whether an annotation marks a group; one that does not tell is taken for one."""
+    found = entry.get("iscrowd")
+    if found is None or (type(found) in (int, bool) and found in (0, 1)):
+        return bool(found)
+    number = None if reader.strict else whole_number(found)
+    if number in (0, 1):
+        reader.lenient = True
+        return number == 1
+    reader.report(
+        "annotations with an iscrowd that is neither 0 nor 1 are proposals only if referred to in",
+        f"entry {index} of the annotations",
+        unexpected("iscrowd as 0 or 1", found),
     )
-
-
-def _parse_image(entry: Entry) -> ImageInfo:
-    hw = required(entry, "height", int), required(entry, "width", int)
-    if min(hw) <= 0:
-        raise unexpected("a positive height and width", hw)
-    return ImageInfo(required(entry, "id", int), required(entry, "file_name", str), *hw)
-
-
-def _parse_annotation(entry: Entry) -> Annotation:
-    return Annotation(
-        ann_id=identifier(entry, "id"),
-        image_id=required(entry, "image_id", int),
-        segmentation=entry.get("segmentation"),
-        iscrowd=bool(entry.get("iscrowd", 0)),
-    )
+    return True

@@ -4,6 +4,8 @@ Quirk Q9, overlapping_polygons_dropped: the released programs sum an annotation'
 the pixels where the sum is one, so pixels that two polygons share leave the ground truth; merging
 them, as pycocotools does, keeps the union.
 
+A dense mask, H rows of W zeros and ones, is read as what it is: no polygon has the image's shape.
+
 Source: COCO's annotation format, which ``hybridgl.masks`` reads; PhraseCut's (polygons as
 [[x0, y0], [x1, y1], ...]) and its authors' way of drawing them.
 Shapes: H x W image pixels, origin top-left, hw = (height, width).
@@ -57,8 +59,9 @@ def gt_mask(
 
     Args:
         segmentation: under COCO's rule a list of polygons; run lengths as a dict of ``size`` and
-            ``counts`` (a list of numbers, or COCO's compressed str or bytes); or a list of such
-            dicts. Under PhraseCut's a list of polygons, each a list of points [x, y].
+            ``counts`` (a list of numbers, or COCO's compressed str or bytes); a list of such
+            dicts; or a dense mask. Under PhraseCut's a list of polygons, each a list of points
+            [x, y].
         hw: height and width of the image, in pixels.
         overlapping_polygons_dropped: quirk Q9. True (reference): pixels covered by exactly one
             part. False (corrected): pixels covered by at least one. PhraseCut's rule has no such
@@ -73,6 +76,8 @@ def gt_mask(
             message names the part and what it got.
     """
     parts = _parts(segmentation, hw)
+    if rule is MaskRule.COCO and _is_dense(parts, hw):
+        return np.array(parts, dtype=bool)
     mask_of = _mask_of_part if rule is MaskRule.COCO else _mask_of_points
     covered_HW = np.zeros(hw, dtype=bool)
     shared_HW = np.zeros(hw, dtype=bool)
@@ -86,7 +91,7 @@ def gt_mask(
 
 def check_segmentation(
     segmentation: object, hw: tuple[int, int], *, rule: MaskRule = MaskRule.COCO
-) -> None:
+) -> DataError | None:
     """Refuse what ``gt_mask`` refuses, without drawing anything: microseconds a mask.
 
     Args:
@@ -94,12 +99,51 @@ def check_segmentation(
         hw: height and width of the image, in pixels.
         rule: the dataset's.
 
+    Returns:
+        The error of a mask that can be drawn, but is not written as its format has it: a dense one,
+        or one whose size is not written in whole numbers. None for all others.
+
     Raises:
         DataError: as ``gt_mask``, in the same words.
     """
-    check = _check_part if rule is MaskRule.COCO else _check_points
-    for _ in _each(_parts(segmentation, hw), check, hw):
-        pass
+    parts = _parts(segmentation, hw)
+    other_form = ""
+    if rule is MaskRule.COCO and _is_dense(parts, hw):
+        other_form = f"a dense mask, {hw[0]} rows of {hw[1]} zeros and ones"
+    else:
+        for form in _each(parts, _check_part if rule is MaskRule.COCO else _check_points, hw):
+            other_form = other_form or form
+    if not other_form:
+        return None
+    return DataError(
+        f"Expected polygons, or run lengths with a size in whole numbers, got {other_form}; write "
+        "the mask so."
+    )
+
+
+def _is_dense(parts: list[Any], hw: tuple[int, int]) -> bool:
+    """Tell whether parts are the rows of a dense mask.
+
+    Raises:
+        DataError: they look so, but are not of the image's size.
+    """
+    if not all(map(_may_be_row, parts)):  # a glance at the first number, which most polygons fail
+        return False
+    widths = {*map(len, parts)}
+    if len(widths) > 1 or not all(map((0, 1).__contains__, chain.from_iterable(parts))):
+        return False
+    if (len(parts), *widths) == hw:
+        return True
+    if len(parts) == 1:  # a polygon in the corner
+        return False
+    raise DataError(
+        f"Expected a mask of {hw[0]} rows of {hw[1]} pixels, got what looks like a dense one of "
+        f"{len(parts)} rows of {widths.pop()}; write the mask at the size of the image."
+    )
+
+
+def _may_be_row(part: Any) -> bool:
+    return isinstance(part, list) and bool(part) and part[0] in (0, 1)
 
 
 def _parts(segmentation: object, hw: tuple[int, int]) -> list[object]:
@@ -134,16 +178,18 @@ def _mask_of_part(part: Any, hw: tuple[int, int]) -> NDArray[np.bool_]:
     )
 
 
-def _check_part(part: object, hw: tuple[int, int]) -> None:
+def _check_part(part: Any, hw: tuple[int, int]) -> str:
+    """Check a part; return its size where that is right, but not in whole numbers."""
     if isinstance(part, dict):
         check_rle(part, hw)
-    elif isinstance(part, list):
+        return "" if [*map(type, part["size"])] == [int, int] else f"the size {part['size']}"
+    if isinstance(part, list):
         check_polygon(part, hw)
-    else:
-        raise DataError(
-            "Expected a polygon (a list of numbers) or run lengths (size and counts), got "
-            f"{reprlib.repr(part)}; write [[x0, y0, x1, y1, ...]] or the mask's RLE."
-        )
+        return ""
+    raise DataError(
+        "Expected a polygon (a list of numbers) or run lengths (size and counts), got "
+        f"{reprlib.repr(part)}; write [[x0, y0, x1, y1, ...]] or the mask's RLE."
+    )
 
 
 def _mask_of_points(part: Any, hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -153,7 +199,7 @@ def _mask_of_points(part: Any, hw: tuple[int, int]) -> NDArray[np.bool_]:
     return np.asarray(canvas) > 0
 
 
-def _check_points(part: object, hw: tuple[int, int]) -> None:
+def _check_points(part: object, hw: tuple[int, int]) -> str:
     points: list[Any] = part if isinstance(part, list) else [part]
     for point in points:
         if not isinstance(point, list) or len(point) != 2:
@@ -162,3 +208,4 @@ def _check_points(part: object, hw: tuple[int, int]) -> None:
                 "write the mask again."
             )
     check_polygon(list(chain.from_iterable(points)), hw, min_points=MIN_DRAWN_POINTS)
+    return ""

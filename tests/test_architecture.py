@@ -54,6 +54,8 @@ SHARED_FLAGS = {
     "--split_by": None,
     "--splitBy": None,
     "--refer_data_root": Path("refer/data"),
+    "--image_root": (),
+    "--strict": False,
     "--limit": None,
     "--weights": None,
     "--clip_model": None,

@@ -17,6 +17,7 @@ __all__ = [
     "atomic_write_bytes",
     "check_folder",
     "file_sha256",
+    "is_file",
     "nearest_existing",
     "sweep_partials",
 ]
@@ -26,6 +27,14 @@ _ABANDONED_AFTER_SECONDS = 24 * 60 * 60
 
 _HASHES_KEPT = 2**17
 """As many as the largest split has images; together some 40 MB."""
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file; a name that no file can have is of none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, or one that cannot be encoded
+        return False
 
 
 def file_sha256(path: Path) -> str:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+import sys
 import warnings
 from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,13 @@ MAX_ASPECT_RATIO = 100
 """Longest over shortest side: SAM shrinks the longest side to 1024 pixels and sees patches of 16;
 beyond this ratio the shorter side is less than one patch there, and no mask is found."""
 
+_MIN_BITS = 15
+"""Bits that the largest value of a 16-bit image needs: below it, sensors of 10 to 14 bits wrote
+their values as they are, which are nearly black as 16 bits."""
+
+_16_BITS = re.compile(r";16([BLN])\b")
+"""In Pillow's name of how colours are stored: big, little or the machine's own end first."""
+
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif")
 """Brands in the first box of a file, of what ``pillow-heif`` reads."""
 
@@ -39,7 +49,8 @@ class RgbImage:
 
     Args:
         source: path, PIL image, or uint8 RGB array (H, W, 3). Greyscale, palette, CMYK and 16-bit
-            images are converted; transparent parts are laid over white.
+            images are converted; transparent parts are laid over white. 16-bit images whose values
+            need 14 bits or fewer, which would come out black or nearly so, are refused.
         apply_orientation: turn the image as its EXIF tag says. Datasets, whose annotations are
             in stored pixels, leave it off.
 
@@ -88,11 +99,15 @@ class RgbImage:
         """PIL image of mode RGB.
 
         Raises:
-            ImageError: the file is cut short or damaged, or its values are no colours.
+            ImageError: the file is cut short or damaged, or its values are no colours, or fill the
+                16 bits of a channel only in part.
         """
         try:
+            content = _content_of_16_bits(self._image)
             self._image.load()
             image = self._image
+            if content:
+                _check_bits(_bits_of_colours(image, content), self.name)
             if self._apply_orientation:
                 image = ImageOps.exif_transpose(image)
             return _to_rgb(image, self.name)
@@ -198,6 +213,63 @@ def _checked_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array)
 
 
+def _content_of_16_bits(image: Any) -> bytes:
+    """Return the file of an image whose colours have 16 bits; nothing for all others.
+
+    Pillow keeps the high byte of such colours alone, and forgets that there was another.
+    """
+    stored_as = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
+    if image.mode.startswith("I") or not _16_BITS.search(stored_as):
+        return b""
+    stream = image.fp
+    position = stream.tell()
+    stream.seek(0)
+    content: bytes = stream.read()
+    stream.seek(position)
+    return content
+
+
+def _bits_of_colours(image: Image.Image, content: bytes) -> int:
+    """Return how many bits the largest colour needs.
+
+    Args:
+        image: of the high bytes, as Pillow decodes it.
+        content: of its file.
+    """
+    high = _largest(image)
+    if high:
+        return 8 + high.bit_length()
+    low_bytes: Any = Image.open(io.BytesIO(content))
+    low_bytes.tile = [_of_other_end(tile) for tile in low_bytes.tile]
+    return _largest(low_bytes).bit_length()
+
+
+def _of_other_end(tile: Any) -> Any:
+    """Return a part of an image of which Pillow decodes the other byte of 16 bits."""
+    swap = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+    stored_as, *others = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+    swapped = _16_BITS.sub(lambda found: f";16{swap[found[1]]}", stored_as)
+    arguments = (swapped, *others) if isinstance(tile[3], tuple) else swapped
+    # Pillow's own tuples have names from version 11 on.
+    return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
+
+
+def _largest(image: Any) -> int:
+    """Return the largest value of a colour, whatever is transparent."""
+    bands = zip(image.getbands(), image.getextrema(), strict=True)
+    return max(int(extrema[1]) for band, extrema in bands if band != "A")
+
+
+def _check_bits(bits: int, name: str) -> None:
+    """Refuse 16-bit values that are not of 16 bits; 0 bits are those of a black image."""
+    if 0 < bits < _MIN_BITS:
+        raise ImageError(
+            f"Expected values of 16 bits in {name}, got such that need only {bits} of them, and "
+            f"would come out nearly black; divide them by {2 ** max(bits - 8, 0)}, and save the "
+            f"image with 8 bits a channel."
+        )
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):
         deep = np.asarray(image, dtype=np.int64)
@@ -206,6 +278,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
                 f"Expected 8 or 16 bits a channel in {name}, got values from {deep.min()} to "
                 f"{deep.max()}; convert it to 8 bits."
             )
+        _check_bits(int(deep.max()).bit_length(), name)
         return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ImageError(f"Expected integer pixels in {name}, got floats; convert it to 8 bits.")

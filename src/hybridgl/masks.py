@@ -240,14 +240,16 @@ def check_rle(rle: Mapping[Any, object], hw: tuple[int, int]) -> None:
     """Refuse the RLE of a file where ``decode_rle`` would, or where it is for another size.
 
     Args:
-        rle: ``size``, a list of height and width, and ``counts``, as for ``decode_rle``.
+        rle: ``size``, a list of height and width (224.0 is 224), and ``counts``, as for
+            ``decode_rle``.
         hw: height and width of the image, in pixels.
 
     Raises:
         DataError: the message names what it got.
     """
     size = rle.get("size")
-    if not isinstance(size, list | tuple) or [*map(type, size)] != [int, int] or (*size,) != hw:
+    whole = isinstance(size, list | tuple) and {*map(type, size)} <= {int, float}
+    if not isinstance(size, list | tuple) or not whole or (*size,) != hw:
         turned = isinstance(size, list | tuple) and (*size,) == hw[::-1]
         raise DataError(
             f"Expected run lengths of the image's size {list(hw)}, height first, got "

@@ -261,12 +261,29 @@ def _add_flag(group: Any, name: str, kind: Any, default: Any, declaration: _Decl
     if typing.get_origin(kind) is tuple:
         kind, *others = typing.get_args(kind)
         options["nargs"] = "+" if Ellipsis in others else 1 + len(others)
+        if Ellipsis in others:
+            options["action"] = _Collect
     options["type"] = _reader(declaration.parse or kind)
     if isinstance(kind, type) and issubclass(kind, Enum):
         options["metavar"] = "{" + ",".join(str(one.value) for one in kind) + "}"
     elif declaration.choices is not None:
         options["choices"] = list(declaration.choices)
     group.add_argument(*flags, **options)
+
+
+class _Collect(argparse.Action):
+    """Collects the values of a flag that is given several times."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Add to the values so far, of which the default is none."""
+        so_far = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*(() if so_far is self.default else so_far), *values])
 
 
 def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:

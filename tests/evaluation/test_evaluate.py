@@ -14,17 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.evaluate import Evaluation, check_ground_truth
+from evaluation.evaluate import Evaluation
 from evaluation.executors import serial
 from evaluation.proposals import GroundTruthSource, NoSource
 from hybridgl.devices import BatchSizes
-from hybridgl.errors import DataError
 from hybridgl.store import Store
 from refer.dataset import Ref, Sentence
 from refer.image_errors import find_image_errors
 from refer.refer import load_refer
 from tests.evaluation.factories import Blocks, MaskMethod, ToyConfig, ToyMethod
-from tests.refer_factories import HW, LEFT_SENTENCES, RIGHT_SENTENCES, mini_refer
+from tests.refer_factories import HW, LEFT_SENTENCES, RIGHT_SENTENCES
 
 
 def evaluation_of(split, folder, method=None, source=None, **changes):
@@ -671,19 +670,3 @@ def test_image_of_refs_without_sentences_has_no_scores_and_no_record(split, tmp_
     assert this.result(first).scores == []
     assert len(method.scored) == 2
     assert caplog.messages == []
-
-
-# Ground truths.
-
-
-def test_broken_ground_truth_is_found_without_an_image(tmp_path):
-    data = mini_refer()
-    referred = next(ref["ann_id"] for ref in data.refs if ref["split"] == "val")
-    for annotation in data.instances["annotations"]:
-        if annotation["id"] == referred:
-            annotation["segmentation"] = [[1, 2, 3, 4, 5]]
-    data.write(tmp_path, with_images=False)
-    broken = load_refer(tmp_path, "refcoco", "val", check_counts=False)
-    with pytest.raises(DataError, match=f"Annotation {referred} of image"):
-        check_ground_truth(broken)
-    check_ground_truth(load_refer(tmp_path, "refcoco", "testA", check_counts=False))

@@ -29,6 +29,8 @@ MASK = np.zeros(HW, dtype=bool)
 MASK[1:3, 1:3] = True
 RUNS = {"size": [4, 6], "counts": [5, 2, 2, 2, 13]}
 LETTERS = {"size": [4, 6], "counts": "5220;"}
+DENSE = MASK.astype(int).tolist()
+TURNED = MASK.T.astype(int).tolist()
 POLYGON = [[1.0, 1, 3, 1, 3, 3, 1, 3]]
 IMAGES = {CAT: "cat.jpg", DOG: "dog.jpg"}
 IMAGE = RgbImage(np.zeros((*HW, 3), dtype=np.uint8))
@@ -68,21 +70,21 @@ def proposed(source, image_id):
 def read(tmp_path):
     """Write content as JSON and read it back as the masks of images."""
 
-    def write_and_read(content, images=IMAGES):
+    def write_and_read(content, images=IMAGES, *, strict=False):
         path = tmp_path / "masks.json"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return FileSource(path, split_of(images))
+        return FileSource(path, split_of(images), strict=strict)
 
     return write_and_read
 
 
 @pytest.fixture
 def refusal(read):
-    """The message with which content is refused."""
+    """The message with which content is refused, strictly."""
 
-    def message_of(content, images=IMAGES):
+    def message_of(content, images=IMAGES, *, strict=True):
         with pytest.raises(DataError) as error:
-            read(content, images)
+            read(content, images, strict=strict)
         message = str(error.value)
         assert "masks.json" in message
         assert "\n" not in message
@@ -145,14 +147,15 @@ def test_digits_in_a_string_are_the_number(read, spelled):
 
 def test_string_that_is_no_number_is_of_no_image(read, refusal):
     rows = [result("cat.jpg"), result("²"), result("9" * 5000)]
-    assert "entry 0 has image_id 'cat.jpg'; the images have 581857, 37:" in refusal(rows)
+    message = refusal(rows, strict=False)
+    assert "entry 0 has image_id 'cat.jpg'; the images have 581857, 37:" in message
     assert len(proposed(read([*rows, result()]), CAT)) == 1
 
 
-def test_two_spellings_of_an_id_are_refused(refusal):
-    message = refusal([result(37), result("37")])
-    assert "entry 1 (image_id '37')" in message
-    assert "got 37 before" in message
+def test_every_spelling_of_an_id_is_the_images_but_not_strictly(read, refusal):
+    rows = [result(37), result("37"), result(37.0), result("037")]
+    assert len(proposed(read(rows), DOG)) == 4
+    assert "Entry 1 of the masks in " in refusal(rows)
 
 
 BROKEN_ROWS = {
@@ -176,7 +179,10 @@ BROKEN_ROWS = {
         "a polygon of numbers, got '3'",
     ),
     "no size": (result(segmentation={"counts": "5220;"}), "height first, got None"),
-    "float size": (result(segmentation={**LETTERS, "size": [4.0, 6]}), "got [4.0, 6]"),
+    "half a row": (result(segmentation={**LETTERS, "size": [4.5, 6]}), "got [4.5, 6]"),
+    "float size": (result(segmentation={**LETTERS, "size": [4.0, 6]}), "got the size [4.0, 6]"),
+    "dense mask": (result(segmentation=DENSE), "got a dense mask, 4 rows of 6 zeros and ones"),
+    "dense mask turned": (result(segmentation=TURNED), "dense one of 6 rows of 4; write the mask"),
     "zero size": (result(segmentation={**LETTERS, "size": [0, 6]}), "got [0, 6]"),
     "no counts": (
         result(segmentation={"size": [4, 6]}),
@@ -199,11 +205,11 @@ BROKEN_ROWS = {
     "score null": (result(score=None), "got None; write a number, or leave score out"),
     "score true": (result(score=True), "got True"),
     "score beyond float32": (result(score=10**400), "score as a finite number"),
-    "id as float": (result(581857.0), "image_id as a whole number, got 581857.0"),
+    "id as float": (result(581857.0), "image_id as int or a name, got 581857.0"),
     "id true": (result(True), "got True"),
     "id empty": (result(""), "got ''"),
     "id null": (result(None), "got None"),
-    "no id": ({"segmentation": LETTERS}, "(image_id missing): Expected image_id"),
+    "no id": ({"segmentation": LETTERS}, "Expected image_id as int or a name, got None"),
     "list": ([1, 2], "Expected an object, got [1, 2]"),
 }
 
@@ -211,8 +217,50 @@ BROKEN_ROWS = {
 @pytest.mark.parametrize(("row", "said"), BROKEN_ROWS.values(), ids=BROKEN_ROWS)
 def test_first_broken_entry_is_named(refusal, row, said):
     message = refusal([result(DOG), row, {"image_id": "later"}])
-    assert "masks.json, entry 1 (image_id " in message
+    assert message.startswith("Entry 1 of the masks in ")
     assert said in message
+
+
+@pytest.mark.parametrize(("row", "said"), BROKEN_ROWS.values(), ids=BROKEN_ROWS)
+def test_broken_entries_are_left_out_counted_and_named(read, row, said):
+    source = read([result(DOG), row, result(DOG, score=0.5), row, result(CAT)])
+    assert proposed(source, DOG).predicted_iou.tolist() == [1, 0.5]
+    if row in READ_ANYHOW:
+        assert len(proposed(source, CAT)) == 3
+        return
+    assert len(proposed(source, CAT)) == 1
+    first, second = source.warnings
+    assert first.startswith("2 broken masks are left out of ")
+    assert "masks.json: entry 1 of the masks, entry 3 of the masks; the first: " in first
+    assert said in first
+    assert second.startswith("Proposals are numbered without the broken masks of ")
+
+
+READ_ANYHOW = [BROKEN_ROWS[name][0] for name in ("float size", "dense mask", "id as float")]
+
+
+def test_dense_masks_are_read_counted_and_named(read):
+    source = read([result(CAT, DENSE), result(CAT), result(DOG)])
+    np.testing.assert_array_equal(proposed(source, CAT).masks_NHW, [MASK, MASK])
+    (line,) = source.warnings
+    assert line.startswith("1 masks in another form are read in ")
+    assert "entry 0 of the masks; the first: Expected polygons" in line
+    assert "got a dense mask, 4 rows of 6 zeros and ones" in line
+    assert source.settings()["lenient"]
+
+
+@pytest.mark.parametrize("rows", [[{"image_id": CAT, "bbox": [1, 1, 2, 2]}] * 2, [5], [None]])
+def test_a_file_of_broken_masks_alone_is_refused_by_the_first(refusal, rows):
+    message = refusal(rows, strict=False)
+    assert "masks for the 2 images in " in message
+    assert "got none that can be read (entry 0 of the masks: " in message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_every_encoding_of_json_is_read(tmp_path, encoding):
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps([result()]), encoding=encoding)
+    assert len(proposed(FileSource(path, split_of(IMAGES)), CAT)) == 1
 
 
 NO_PROPOSALS = {
@@ -224,7 +272,7 @@ NO_PROPOSALS = {
     "no annotations": ({"images": [listed()], "annotations": []}, "got an empty list"),
     "number": (3, "got 3 for the list"),
     "annotations by id": ({"images": [], "annotations": {"1": {}}}, "got {'1': {}} for the list"),
-    "images by id": ({"images": {}, "annotations": []}, "Expected images as a list"),
+    "images by id": ({"images": {}, "annotations": []}, "Expected the images in "),
     "one result": (result(), "got an object with 'image_id', 'category_id', 'segmentation'"),
     "SA-1B": ({"image": {}, "annotations": []}, "got an object with 'image', 'annotations'"),
     "nothing": ({}, "got an object with nothing"),
@@ -248,36 +296,55 @@ def test_missing_file_and_other_encodings_are_refused(tmp_path):
         FileSource(packed, split)
 
 
+def test_an_image_that_is_listed_twice_is_refused(refusal):
+    for spelled in (CAT, str(CAT)):
+        content = {"images": [listed(), listed(spelled)], "annotations": [result()]}
+        assert "to be unique, got 581857 more than once" in refusal(content, strict=False)
+
+
 BROKEN_IMAGES = {
-    "twice": (listed(), "Expected every id once, got 581857 again"),
-    "twice as text": (listed("581857"), "Expected every id once, got '581857' again"),
-    "no name": ({"id": 5, "height": 4, "width": 6}, "file_name as a string, got None"),
-    "no height": ({"id": 5, "file_name": "a", "width": 6}, "height and width as two whole numbers"),
-    "no id": ({"file_name": "a"}, "(id missing): Expected id as a whole number"),
-    "text": ("cat.jpg", "Expected an object, got 'cat.jpg'"),
+    "no name": ({"id": DOG, "height": 4, "width": 6}, "file_name as str, got None", True),
+    "no height": ({"id": DOG, "file_name": "dog.jpg", "width": 6}, "height as int, got None", True),
+    "no size": (listed(DOG, "dog.jpg", height=0), "width above 0, got ('dog.jpg', 0, 6)", True),
+    "no id": ({"file_name": "a"}, "Expected id as int or a name, got None", False),
+    "text": ("cat.jpg", "Expected an object, got 'cat.jpg'", False),
 }
 
 
-@pytest.mark.parametrize(("image", "said"), BROKEN_IMAGES.values(), ids=BROKEN_IMAGES)
-def test_first_broken_image_of_the_list_is_named(refusal, image, said):
-    message = refusal({"images": [listed(), image, {}], "annotations": [result()]})
-    assert "image 1 of its list" in message
+@pytest.mark.parametrize(("image", "said", "has_id"), BROKEN_IMAGES.values(), ids=BROKEN_IMAGES)
+def test_broken_images_of_the_list_are_named(read, refusal, image, said, has_id):
+    content = {"images": [listed(), image], "annotations": [result(), result(DOG)]}
+    message = refusal(content)
+    assert message.startswith("Entry 1 of the images in ")
     assert said in message
+    source = read(content)
+    assert said in source.warnings[0]
+    assert len(proposed(source, CAT)) == 1
+    assert len(proposed(source, DOG)) == has_id
 
 
-def test_annotation_has_to_fit_the_listed_images(refusal):
-    rows = [result(CAT), result(DOG)]
-    message = refusal({"images": [listed()], "annotations": rows})
-    assert f"entry 1 (image_id {DOG}): Expected the image of every annotation" in message
+def test_numbers_of_listed_images_are_read_however_they_are_written(read):
+    image = listed("581857", height=4.0, width="6")
+    assert read({"images": [image], "annotations": [result()]}, {CAT: "cat.jpg"}).warnings == ()
+
+
+def test_a_mask_of_an_image_that_is_not_listed_is_left_out(read, refusal):
+    content = {"images": [listed()], "annotations": [result(CAT), result(DOG)]}
+    says = f"Expected the image {DOG} among the 1 images that the file lists"
+    assert says in refusal(content)
+    source = read(content)
+    assert says in source.warnings[0]
+    assert (len(proposed(source, CAT)), len(proposed(source, DOG))) == (1, 0)
 
 
 def test_first_mask_of_another_size_is_named(refusal):
     turned = {**RUNS, "size": [6, 4]}
     message = refusal([result(DOG), result(CAT, POLYGON), result(CAT, turned), result(DOG, turned)])
-    assert f"entry 2 (image_id {CAT}): Expected run lengths of the image's size [4, 6]" in message
+    assert message.startswith("Entry 2 of the masks in ")
+    assert f"image {CAT}: Expected run lengths of the image's size [4, 6]" in message
     assert "got [6, 4]; write the height first" in message
     message = refusal({"images": [listed()], "annotations": [result(CAT), result(CAT, turned)]})
-    assert "entry 1" in message
+    assert "Entry 1" in message
     assert "size [4, 6], height first, got [6, 4]" in message
     assert "got [8, 6]; write the mask at" in refusal(
         [result(CAT, {"size": [8, 6], "counts": [48]})]
@@ -305,14 +372,14 @@ def test_listed_image_has_to_be_the_datasets_own(read, refusal):
     images = {TREE: "train/tree.jpg"}
     assert read(content("/data/tree.jpg"), images).warnings == ()
     assert read(content("data\\tree.jpg"), images).warnings == ()
-    message = refusal(content("palm.jpg"), images)
-    assert "image 0 of its list (id 412): " in message
-    assert "to be train/tree.jpg, got 'palm.jpg'" in message
+    message = refusal(content("palm.jpg"), images, strict=False)
+    assert "got 'palm.jpg' for image 412, which is train/tree.jpg" in message
 
 
 def test_listed_image_of_another_size_is_refused(refusal):
     content = {"images": [listed(height=8, width=12)], "annotations": [result(CAT, POLYGON)]}
-    assert "to have height 4 and width 6, got 8 and 12" in refusal(content)
+    message = refusal(content, strict=False)
+    assert "got height 8 and width 12 for image 581857, cat.jpg, which has 4 and 6" in message
 
 
 def python_blocks(path):

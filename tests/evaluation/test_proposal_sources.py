@@ -85,21 +85,21 @@ def ids(split):
 def read(tmp_path, split):
     """Writes content as JSON and makes a source of it."""
 
-    def make(content, of=split):
+    def make(content, of=split, *, strict=False):
         path = tmp_path / "masks.json"
         path.write_text(json.dumps(content))
-        return FileSource(path, of)
+        return FileSource(path, of, strict=strict)
 
     return make
 
 
 @pytest.fixture
 def refusal(read, tmp_path):
-    """The message with which content is refused."""
+    """The message with which content is refused, strictly."""
 
     def message_of(content):
         with pytest.raises(HybridGLError) as error:
-            read(content)
+            read(content, strict=True)
         message = str(error.value)
         assert str(tmp_path / "masks.json") in message
         return message
@@ -229,7 +229,8 @@ def test_first_entry_of_a_wrong_size_is_named_in_the_order_of_the_file(refusal, 
     turned = {"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}
     rows = [result(ids[1], right), result(ids[2], turned), result(ids[0], turned)]
     message = refusal(rows)
-    assert f"entry 1 (image_id {ids[2]}): Expected run lengths of the image's size [64" in message
+    assert message.startswith("Entry 1 of the masks in ")
+    assert f"image {ids[2]}: Expected run lengths of the image's size [64" in message
     assert "got [96, 64]; write the height first" in message
 
 
@@ -248,7 +249,8 @@ BROKEN = {
 def test_broken_mask_is_refused_by_its_entry_and_image(segmentation, said, refusal, ids):
     right = compressed(random_masks(0)[0])
     message = refusal([result(ids[0], right), result(ids[2], right), result(ids[2], segmentation)])
-    assert f"entry 2 (image_id {ids[2]}): Expected " in message
+    assert message.startswith("Entry 2 of the masks in ")
+    assert f"image {ids[2]}: Expected " in message
     assert said in message
 
 
@@ -256,12 +258,14 @@ def test_first_broken_entry_is_named_in_the_order_of_the_file(refusal, ids):
     """As all other errors of a file are, so that fixing it goes from top to bottom."""
     right, (broken, _) = compressed(random_masks(0)[0]), BROKEN["too few runs"]
     rows = [result(ids[1], right), result(ids[2], broken), result(ids[0], broken)]
-    assert f"entry 1 (image_id {ids[2]})" in refusal(rows)
+    message = refusal(rows)
+    assert message.startswith("Entry 1 of the masks in ")
+    assert f"image {ids[2]}: " in message
 
 
 def test_boxes_alone_are_refused(refusal, ids):
     message = refusal([{"image_id": i, "bbox": [1, 1, 5, 5], "score": 1.0} for i in ids])
-    assert "entry 0" in message
+    assert message.startswith("Entry 0 of the masks in ")
     assert "only a bbox" in message
 
 
@@ -270,7 +274,7 @@ def test_image_of_another_name_or_size_is_refused(refusal, split, ids):
     other_name = listed(split, ids[0]) | {"file_name": "cat.jpg"}
     assert "got 'cat.jpg'" in refusal({"images": [other_name], "annotations": annotations})
     twice = listed(split, ids[0]) | {"height": 2 * HEIGHT}
-    assert "got 128 and 96" in refusal({"images": [twice], "annotations": annotations})
+    assert "got height 128 and width 96" in refusal({"images": [twice], "annotations": annotations})
 
 
 def test_missing_file_is_named(tmp_path, split):
@@ -362,16 +366,33 @@ def test_objects_that_phrasecut_repeats_are_proposed_once(tmp_path):
         assert len(proposals) == 3
 
 
-def test_broken_annotation_is_named_before_any_work_even_if_nobody_refers_to_it(tmp_path):
+def test_broken_mask_to_which_nobody_refers_is_no_proposal_and_named(tmp_path):
     data = mini_refer()
     annotation = data.instances["annotations"][-1]
     spare = {**annotation, "id": 99, "iscrowd": 0, "segmentation": [[1, 2, 3, 4, 5]]}
     val_image = next(ref["image_id"] for ref in data.refs if ref["split"] == "val")
-    data.instances["annotations"].append({**spare, "image_id": val_image})
+    dense = [[column % 2 for column in range(WIDTH)]] * HEIGHT
+    data.instances["annotations"] += [
+        {**spare, "image_id": val_image},
+        {**spare, "id": 98, "image_id": val_image, "segmentation": dense},
+    ]
     data.write(tmp_path)
     split = load_refer(tmp_path, "refcoco", "val", check_counts=False)
-    with pytest.raises(DataError, match="Annotation 99 of image COCO_train2014_"):
-        GroundTruthSource(split, overlapping_polygons_dropped=True)
+    source = GroundTruthSource(split, overlapping_polygons_dropped=True)
+    broken, other_form = source.warnings
+    assert (
+        "1 annotations of refcoco val have a broken mask, and count as without one: 99;" in broken
+    )
+    assert "Annotation 99 of image COCO_train2014_" in broken
+    assert (
+        "1 annotations of refcoco val have a mask in another form, which is read: 98" in other_form
+    )
+    proposals = proposed(source, split, val_image)
+    assert len(proposals) == 3
+    np.testing.assert_array_equal(proposals.masks_NHW[2], dense)
+    assert source.settings() == {"source": "gt", "lenient": True}
+    with pytest.raises(DataError, match=r"^Annotation 99 of image COCO_train2014_"):
+        GroundTruthSource(split, overlapping_polygons_dropped=True, strict=True)
 
 
 # SAM.

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import hybridgl_main
 from evaluation.evaluate import Evaluation
@@ -33,7 +34,7 @@ from hybridgl.store import Store
 from hybridgl.weights.registry import Parser
 from refer.refer import load_refer
 from tests.evaluation.factories import MaskMethod, ToyMethod
-from tests.refer_factories import HW, mini_refer
+from tests.refer_factories import HW, custom_coco, mini_refer
 from tests.run_folders import content_of, records_of, summary_of
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -496,6 +497,21 @@ def test_image_that_proves_corrupt_is_counted_and_named(toy, copied_root, tmp_pa
     assert summary_of(tmp_path)["scores"] == summary["scores"]
 
 
+def test_image_of_12_bits_is_counted_and_named_with_what_scales_it(toy, copied_root, tmp_path):
+    given = ("--refer_data_root", copied_root)
+    split = toy.prepare(tmp_path, *given).split
+    path = split.image_path(list(split.images)[1])
+    values_HW = np.random.default_rng(0).integers(0, 2**12, HW).astype(np.uint16)
+    Image.fromarray(values_HW).save(path, "PNG")
+    toy.run(tmp_path, *given)
+    summary = summary_of(tmp_path)
+    assert summary["counts"]["images_corrupt"] == 1
+    assert sum(record.image_error for record in records_of(tmp_path)) == 5
+    (line,) = [line for line in summary["warnings"] if path.name in line]
+    assert "need only 12 of them" in line
+    assert "divide them by 16" in line
+
+
 @pytest.mark.parametrize("profile", ["reference", "corrected"])
 def test_quirk_8_leaves_out_images_without_proposals_alone(profile, toy, data_root, tmp_path):
     split = toy.prepare(tmp_path / "unused").split
@@ -545,16 +561,48 @@ def refused(toy, folder, error, *given):
     return str(refusal.value)
 
 
-def test_broken_ground_truth_is_refused_before_any_work(toy, tmp_path):
+@pytest.fixture
+def broken_root(tmp_path):
+    """Data whose last ref of the split has a broken mask, the first one that covers no pixel."""
     data = mini_refer()
-    referred = [ref["ann_id"] for ref in data.refs if ref["split"] == "val"][-1]
+    referred = [ref["ann_id"] for ref in data.refs if ref["split"] == "val"]
+    masks = {referred[0]: [[1, 1, 1, 1, 1, 1]], referred[-1]: [[1, 2, 3, 4, 5]]}
     for annotation in data.instances["annotations"]:
-        if annotation["id"] == referred:
-            annotation["segmentation"] = [[1, 2, 3, 4, 5]]
+        annotation["segmentation"] = masks.get(annotation["id"], annotation["segmentation"])
     data.write(tmp_path / "data")
-    given = ("--refer_data_root", tmp_path / "data", "--proposals", "sam")
+    return tmp_path / "data"
+
+
+def test_broken_ground_truth_is_refused_strictly_before_any_work(toy, broken_root, tmp_path):
+    given = ("--refer_data_root", broken_root, "--proposals", "sam", "--strict")
     message = refused(toy, tmp_path, DataError, *given)
-    assert f"Annotation {referred} of image" in message
+    assert re.match(r"Annotation \d+ of image COCO_train2014_\d+\.jpg: Expected a polygon", message)
+
+
+def test_samples_without_ground_truth_stay_at_0_counted_and_named(toy, broken_root, tmp_path):
+    ids = list(toy.prepare(tmp_path / "unused").split.images)
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps([{"image_id": i, "segmentation": FULL} for i in ids]))
+    toy.run(tmp_path, "--refer_data_root", broken_root, "--proposals", f"coco:{path}")
+    records, summary = records_of(tmp_path), summary_of(tmp_path)
+    assert len(records) == 15
+    empty = {record.ref_id for record in records if record.gt_area == 0}
+    assert len(empty) == 2
+    assert {record.iou("last") for record in records if record.ref_id in empty} == {0}
+    assert summary["counts"]["refs_without_mask"] == 1
+    assert summary["counts"]["refs_without_pixels"] == 1
+    (line,) = [line for line in summary["warnings"] if "have a broken mask" in line]
+    assert "Expected a polygon" in line
+    (line,) = [line for line in summary["warnings"] if "covers no pixel" in line]
+    assert line.startswith("1 of 6 refs have a ground truth that covers no pixel")
+    assert line in (tmp_path / "run" / "report.md").read_text()
+    assert summary["settings"]["lenient"]
+
+
+def test_strictness_changes_neither_name_nor_settings_of_a_run(toy, tmp_path):
+    plain, strict = toy.prepare(tmp_path / "a"), toy.prepare(tmp_path / "a", "--strict")
+    assert plain.settings == strict.settings
+    assert config_of("--strict").changed == {}
 
 
 def test_missing_proposal_file_is_refused_before_the_data_is_read(toy, tmp_path):
@@ -565,10 +613,10 @@ def test_missing_proposal_file_is_refused_before_the_data_is_read(toy, tmp_path)
 FULL = {"size": list(HW), "counts": [0, HW[0] * HW[1]]}
 REFUSED = {
     "other images": ([("cat.jpg", FULL), (7, FULL)], "entry 0 has image_id 'cat.jpg'"),
-    "wrong size": ([(0, FULL), (1, {"size": [96, 64], "counts": [6144]})], "entry 1 (image_id "),
-    "broken RLE": ([(0, FULL), (1, FULL | {"counts": "0"})], "entry 1 (image_id "),
-    "unreadable RLE": ([(0, FULL), (1, FULL | {"counts": "~~"})], "entry 1 (image_id "),
-    "boxes": ([(0, FULL), (1, None)], "entry 1 (image_id "),
+    "wrong size": ([(0, FULL), (1, {"size": [96, 64], "counts": [6144]})], "Entry 1 of the masks "),
+    "broken RLE": ([(0, FULL), (1, FULL | {"counts": "0"})], "Entry 1 of the masks "),
+    "unreadable RLE": ([(0, FULL), (1, FULL | {"counts": "~~"})], "Entry 1 of the masks "),
+    "boxes": ([(0, FULL), (1, None)], "Entry 1 of the masks "),
 }
 
 
@@ -582,7 +630,7 @@ def test_unusable_proposal_file_is_refused_before_any_work(rows, said, toy, tmp_
         content.append(row | masked)
     path = tmp_path / "masks.json"
     path.write_text(json.dumps(content))
-    message = refused(toy, tmp_path, DataError, "--proposals", f"coco:{path}")
+    message = refused(toy, tmp_path, DataError, "--proposals", f"coco:{path}", "--strict")
     assert str(path) in message
     assert said in message
 
@@ -783,6 +831,8 @@ VALUES = {
 
 ELSEWHERE = {
     "config": "a file of the others",
+    "image_root": "of custom datasets, see test_folders_of_images_are_part_of_a_runs_name",
+    "strict": "refuses data, and changes no record",
     "threads": "how, not what",
     "apply_exif": "of custom datasets, see tests/refer/test_image_errors.py",
     "mixing_weight": "of the method global_local, see below",
@@ -856,6 +906,15 @@ def test_folder_names_by_hand():
 def test_what_changes_no_record_or_is_the_default_changes_no_name(given):
     assert name_of(*given) == name_of()
     assert config_of(*given).changed == {}
+
+
+def test_folders_of_images_are_part_of_a_runs_name(tmp_path):
+    path = tmp_path / "birds.json"
+    path.write_text(json.dumps(custom_coco()))
+    given = ("--dataset", path, "--weights", "tiny")
+    roots = ("--image_root", "a", "--image_root", "b", "c")
+    assert config_of(*given, *roots).changed["image_root"] == ["a", "b", "c"]
+    assert name_of(*given) != name_of(*given, *roots) != name_of(*given, "--image_root", "a")
 
 
 def test_defaults_of_a_dataset_are_no_changed_settings():

@@ -7,6 +7,7 @@ import struct
 import sys
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -86,6 +87,90 @@ def test_sixteen_bits_are_scaled_to_eight(name, tmp_path):
     pixels_HW3 = RgbImage(tmp_path / name).pixels_HW3
     for channel in range(3):
         np.testing.assert_array_equal(pixels_HW3[..., channel].ravel(), np.arange(256))
+
+
+def png_of_16_bits(values_HWC):
+    """A PNG file of 16 bits a channel, which Pillow reads but does not write in colour."""
+    height, width, channels = values_HWC.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
+    chunks = b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def tiff_of_16_bits(values_HW3, order):
+    """A TIFF file of 16 bits a channel, the lowest or the highest byte first."""
+    height, width, _ = values_HW3.shape
+    pixels = values_HW3.astype(f"{order}u2").tobytes()
+    entries = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 3, 8 + len(pixels)),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 8),
+        (277, 3, 1, 3),
+        (278, 4, 1, height),
+        (279, 4, 1, len(pixels)),
+    ]
+    start = 8 + len(pixels) + 6
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, start)
+    bits = struct.pack(f"{order}HHH", 16, 16, 16)
+    tags = b"".join(
+        struct.pack(f"{order}HHI", tag, kind, count)
+        + struct.pack(
+            f"{order}I" if kind == 4 or count > 1 else f"{order}HH",
+            *((value,) if kind == 4 or count > 1 else (value, 0)),
+        )
+        for tag, kind, count, value in entries
+    )
+    return head + pixels + bits + struct.pack(f"{order}H", len(entries)) + tags + bytes(4)
+
+
+DEEP_FILES = {
+    "grey PNG": lambda values: png_of_16_bits(values[..., :1]),
+    "grey and alpha PNG": lambda values: png_of_16_bits(
+        np.dstack([values[..., :1], np.full_like(values[..., :1], 65535)])
+    ),
+    "RGB PNG": png_of_16_bits,
+    "RGBA PNG": lambda values: png_of_16_bits(
+        np.dstack([values, np.full_like(values[..., :1], 65535)])
+    ),
+    "little-endian TIFF": lambda values: tiff_of_16_bits(values, "<"),
+    "big-endian TIFF": lambda values: tiff_of_16_bits(values, ">"),
+    "compressed TIFF": lambda values: cv2.imencode(".tif", values[..., ::-1])[1].tobytes(),
+}
+
+
+@pytest.mark.parametrize("form", DEEP_FILES)
+@pytest.mark.parametrize("bits", [1, 5, 8, 9, 10, 12, 14, 15, 16])
+def test_values_that_fill_16_bits_in_part_are_refused_with_what_scales_them(form, bits, tmp_path):
+    values = np.random.default_rng(bits).integers(0, 2**bits, (6, 7, 3)).astype(np.uint16)
+    values[2, 3] = 2**bits - 1
+    path = tmp_path / "a"
+    path.write_bytes(DEEP_FILES[form](values))
+    if bits > 14:
+        pixels_HW3 = RgbImage(path).pixels_HW3
+        assert np.abs(pixels_HW3[..., 0].astype(int) - values[..., 0] / 257).max() <= 1
+        return
+    factor = 2 ** max(bits - 8, 0)
+    says = rf"16 bits in .*a, got such that need only {bits} of them, .*; divide them by {factor},"
+    if form == "grey and alpha PNG" and bits <= 8:  # whose low bytes Pillow cannot be made to take
+        says = "save it as an 8-bit RGB image"
+    with Image.open(path) as opened:
+        for source, name in ((path, "a"), (opened, "the PIL image")):
+            with pytest.raises(ImageError, match=says.replace(".*a,", f".*{name},")):
+                RgbImage(source).pixels_HW3  # noqa: B018
+
+
+@pytest.mark.parametrize("form", [form for form in DEEP_FILES if "alpha" not in form])
+def test_black_images_of_16_bits_are_black(form, tmp_path):
+    (tmp_path / "a").write_bytes(DEEP_FILES[form](np.zeros((6, 7, 3), dtype=np.uint16)))
+    assert not RgbImage(tmp_path / "a").pixels_HW3.any()
 
 
 def test_orientation_tag_turns_an_image_unless_it_is_left_off(colours, tmp_path):

@@ -96,6 +96,7 @@ def test_without_flags_everything_is_as_declared():
         ("--folder a/b", "folder", Path("a/b")),
         ("--corner 0 7.5", "corner", (0.0, 7.5)),
         ("--words b a", "words", ("b", "a")),
+        ("--words b --words a b", "words", ("b", "a", "b")),
         ("--size large", "size", "large"),
     ],
 )

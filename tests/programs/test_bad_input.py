@@ -244,8 +244,8 @@ def test_missing_annotation_is_named(program, fresh, refused, tmp_path):
     refused(program, fresh, f"annotation {gone} for ref", "got none", "the same release")
 
 
-@pytest.mark.parametrize("proposals", ["sam", "gt"])
-def test_broken_mask_is_named_before_any_work(proposals, fresh, refused, tmp_path):
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_broken_mask_is_refused_strictly_before_any_work(program, fresh, refused, tmp_path):
     path = tmp_path / "data" / "refcoco" / "instances.json"
     instances = json.loads(path.read_text())
     last = refs_of_val(tmp_path)[2][-1]["ann_id"]
@@ -253,8 +253,7 @@ def test_broken_mask_is_named_before_any_work(proposals, fresh, refused, tmp_pat
         if annotation["id"] == last:
             annotation["segmentation"] = [[1, 2, 3, 4, 5]]
     path.write_text(json.dumps(instances))
-    argv = [*fresh, "--proposals", proposals]
-    refused(hybridgl_main.main, argv, f"Annotation {last} of image")
+    refused(program, [*fresh, "--strict"], f"Annotation {last} of image")
 
 
 @pytest.mark.parametrize(

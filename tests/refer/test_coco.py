@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from refer.coco import custom_name, load_custom, resolve_split
 from refer.dataset import Sentence
+from refer.image_errors import find_image_errors
 from refer.pickles import UnsafePickleError
 from refer.refer import load_refer
 from refer.segmentation import MaskRule
@@ -276,43 +278,263 @@ def test_nobody_referred_to_is_an_error(written):
         load_custom(written(content))
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        (
-            {"caption": "a box"},
-            r"one of sentences, expressions, caption, got \['sentences', 'caption'\]",
-        ),
-        ({"sentences": "a box"}, "sentences as list, got 'a box'"),
-        ({"sentences": [""]}, "sentences in words, got ''"),
-        ({"sentences": ["box", "\n"]}, r"sentences in words, got '\\n'"),
-        ({"sentences": [3]}, "sentences in words, got 3"),
-        ({"sentences": [{"sent": "box"}]}, "raw as str, got None"),
-        ({"sentences": [{"raw": " "}]}, "sentences in words, got ' '"),
-        ({"sentences": [{"raw": "a", "sent_id": "1"}]}, "sent_id as int, got '1'"),
-        ({"sentences": [{"raw": "a", "sent_id": 1}, "b"]}, "sent_id of annotation 10 .* got 1"),
-        ({"id": None}, "id as int or str, got None"),
-        ({"id": True}, "id as int or str, got True"),
-        ({"image_id": "2"}, "image_id as int, got '2'"),
-        ({"split": 3}, "split as str, got 3"),
-    ],
-)
-def test_a_malformed_annotation_is_named_by_its_place(written, changes, says):
+MALFORMED = [
+    (
+        {"caption": "a box"},
+        r"one of sentences, expressions, caption, got \['sentences', 'caption'\]",
+    ),
+    ({"sentences": "a box"}, "sentences as list, got 'a box'"),
+    ({"sentences": [""]}, "raw in words, got ''"),
+    ({"sentences": ["box", "\n"]}, r"raw in words, got '\\n'"),
+    ({"sentences": [3]}, "an object, got 3"),
+    ({"sentences": [{"sent": "box"}]}, "raw as str, got None"),
+    ({"sentences": [{"raw": " "}]}, "raw in words, got ' '"),
+    ({"sentences": [{"raw": "a", "sent_id": "1"}]}, "sent_id as int, got '1'"),
+    ({"sentences": [{"raw": "a", "annotation_ids": 11}]}, "annotation_ids as list, got 11"),
+    (
+        {"sentences": [{"raw": "a", "annotation_ids": [11]}]},
+        r"annotation_ids with 10, .*got \[11\]",
+    ),
+    ({"sentences": [{"raw": "a", "annotation_ids": []}]}, "annotation_ids with 10"),
+    ({"expressions": [""], "sentences": None}, "raw in words, got ''"),
+    ({"expressions": 3, "sentences": None}, "expressions as list, got 3"),
+    ({"caption": "", "sentences": None}, "raw in words, got ''"),
+    ({"caption": ["a"], "sentences": None}, "caption as str, got"),
+    ({"id": None}, "id as int or a name, got None"),
+    ({"id": True}, "id as int or a name, got True"),
+    ({"id": "10"}, "id as int or a name, got '10'"),
+    ({"image_id": "2"}, "image_id as int, got '2'"),
+    ({"split": 3}, "split as str, got 3"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), MALFORMED)
+def test_a_malformed_annotation_is_refused_strictly_by_its_place(written, changes, says):
     content = custom_coco()
     content["annotations"][0] |= changes
-    with pytest.raises(ValueError, match=says) as caught:
-        load_custom(written(content))
-    assert "Entry 0 of the annotations in " in str(caught.value)
+    with pytest.raises(ValueError, match=f"Expected {says}") as caught:
+        load_custom(written(content), strict=True)
+    assert "ntry 0 of the annotations in " in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["expressions", "caption"])
-@pytest.mark.parametrize("value", [3, [{"raw": "a box"}], [""], ""])
-def test_malformed_expressions_are_named(written, key, value):
+def test_what_is_broken_of_an_annotation_is_left_out_counted_and_named(written):
     content = custom_coco()
-    del content["annotations"][0]["sentences"]
-    content["annotations"][0][key] = value
-    with pytest.raises(ValueError, match=f"Entry 0 of the annotations in .*Expected {key}"):
+    first, spare, last = content["annotations"]
+    first["sentences"] = ["the red box", " ", {"raw": 5}, "box on the left"]
+    content["annotations"] += [
+        {**spare, "id": 13, "caption": 3},
+        {**first, "id": None},
+        {**last, "id": 14, "caption": "a thing", "split": 7},
+    ]
+    split = load_custom(written(content))
+    # The place of a sentence in its list stays its id.
+    assert split.refs[0].sentences == (Sentence(0, "the red box"), Sentence(3, "box on the left"))
+    assert [ref.ref_id for ref in split.refs] == [10, "twelve", 13, 14]
+    assert split.instances(2) == (10, 11)  # 13 has the segmentation of 11
+    *lines, last_line = split.warnings
+    assert [re.split(r" (?:in|of) /", line)[0] for line in lines] == [
+        "2 broken sentences are left out",
+        "1 annotations lose what is said of them, which is broken,",
+        "1 broken annotations are left out",
+        "1 splits that are no text are left out",
+    ]
+    assert last_line == "1 of 4 refs of birds all lack sentences: 13."
+    assert "entry 1 of the sentences of entry 0 of the annotations, entry 2 of" in split.warnings[0]
+    assert split.lenient
+
+
+def test_ids_of_one_number_are_one_id_however_they_are_written(written):
+    content = custom_coco()
+    content["images"][1] |= {"id": "2", "height": 64.0, "width": "96"}
+    content["annotations"][0] |= {"id": "10", "image_id": 2.0}
+    split = load_custom(written(content))
+    assert split.refs == load_custom(written(custom_coco(), "plain.json")).refs
+    assert (split.images[2].height, split.images[2].width) == HW
+    assert [line for line in split.warnings if "left out" in line] == []
+    content["annotations"][1]["id"] = "010"
+    with pytest.raises(ValueError, match=r"every annotation id in .* got 10 more than once"):
         load_custom(written(content))
+
+
+# Sentences of several annotations.
+
+
+def test_a_sentence_of_several_annotations_means_their_union(written):
+    content = custom_coco()
+    both = {"raw": "both things", "annotation_ids": [10, "11"]}
+    content["annotations"][0]["sentences"] += [both, {**both, "annotation_ids": [10]}]
+    content["annotations"][1]["sentences"] = [
+        {**both, "raw": "Both things ", "annotation_ids": [11, 10]},
+        {"raw": "they", "annotation_ids": [11, 10]},
+    ]
+    split = load_custom(written(content))
+    alone, together, other = split.refs
+    assert (alone.ref_id, [one.raw for one in alone.sentences]) == (
+        10,
+        ["the red box", "box on the left", "both things"],
+    )
+    assert (together.ref_id, together.ann_ids, together.image_id) == ("10+11", (10, 11), 2)
+    assert together.sentences == (Sentence(0, "both things"), Sentence(1, "they"))
+    assert other.ref_id == "twelve"
+    masks_HW = [split.instance_mask(i, overlapping_polygons_dropped=True) for i in (10, 11)]
+    union_HW = split.gt_mask(together, overlapping_polygons_dropped=True)
+    np.testing.assert_array_equal(union_HW, masks_HW[0] | masks_HW[1])
+    assert union_HW.sum() > masks_HW[0].sum() > 0
+
+
+def test_a_sentence_that_one_annotation_has_twice_stays_twice(written):
+    content = custom_coco()
+    both = {"raw": "both", "annotation_ids": [10, 11]}
+    content["annotations"][0]["sentences"] = [both, both]
+    content["annotations"][1]["sentences"] = [both, both]
+    assert [one.sent_id for one in load_custom(written(content)).refs[0].sentences] == [0, 1]
+
+
+def test_annotations_that_a_sentence_means_have_to_be_there_and_in_its_image(written):
+    content = custom_coco()
+    content["annotations"][0]["sentences"] = [{"raw": "both", "annotation_ids": [10, 99]}]
+    with pytest.raises(ValueError, match=r"annotation 99 for ref 10\+99 in .*, got none"):
+        load_custom(written(content))
+    content["annotations"][0]["sentences"][0]["annotation_ids"] = [10, "twelve"]
+    with pytest.raises(ValueError, match=r"annotation twelve in image 2 .* got one in image 1"):
+        load_custom(written(content))
+
+
+def test_a_sentence_that_annotations_of_an_image_share_is_named(written):
+    content = custom_coco()
+    content["annotations"][1]["caption"] = " The red BOX"
+    content["annotations"][2]["caption"] = "the red box"  # in another image
+    path = written(content)
+    split = load_custom(path)
+    assert split.num_sentences == 4
+    assert split.warnings == (
+        f"1 sentences in {path} are said of several annotations of an image, and are a sample of "
+        "each: 'the red box' (10, 11). Where one means all of them together, say so by its "
+        "annotation_ids.",
+    )
+    assert not split.lenient
+
+
+# Images under other names.
+
+
+@pytest.fixture
+def named(written):
+    """Loads a dataset whose two images have these names."""
+
+    def load(first, second="none.jpg", **options):
+        content = custom_coco()
+        content["images"][0]["file_name"], content["images"][1]["file_name"] = first, second
+        return load_custom(written(content), **options)
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        (r"images\a.jpg", "images/a.jpg"),
+        (r"..\..\upload\4\a.jpg", "images/upload/4/a.jpg"),
+        (r"..\..\upload\4\a.jpg", "4/a.jpg"),
+        (r"C:\data\birds\a.jpg", "images/a.jpg"),
+        ("C:a.jpg", "a.jpg"),
+        ("/home/else/birds/train/a.jpg", "images/train/a.jpg"),
+        ("//server/share/a.jpg", "a.jpg"),
+        ("../a.jpg", "images/a.jpg"),
+        ("a.JPG", "images/a.jpg"),
+        ("a.jpg", "images/A.JPG"),
+        (r"Train\A.jpg", "images/train/a.JPG"),
+        (r"D:\x\TRAIN\a.jpg", "images/train/a.jpg"),
+    ],
+)
+def test_an_image_is_found_by_an_end_of_its_name(named, tmp_path, name, place):
+    folder, file = (tmp_path / place).parent, (tmp_path / place).name
+    write_images(folder, [file])
+    split = named(name)
+    assert split.image_path(1) == tmp_path / place
+    (line,) = [line for line in split.warnings if "another name" in line]
+    assert (
+        line
+        == f"1 of 2 images of birds all are found under another name: {name} ({tmp_path / place})."
+    )
+
+
+def test_names_that_are_files_as_they_stand_stay(named, tmp_path):
+    write_images(tmp_path / "images", ["a.jpg", "b.jpg"])
+    write_images(tmp_path / "beside", ["a.jpg"])
+    split = named("../beside/a.jpg", "b.jpg")
+    assert split.image_path(1).resolve() == tmp_path / "beside/a.jpg"
+    assert split.warnings == ()
+    assert named(str(tmp_path / "beside/a.jpg")).image_path(1) == tmp_path / "beside/a.jpg"
+
+
+def test_a_longer_end_comes_before_a_shorter_and_the_case_that_is_written_before_another(
+    named, tmp_path
+):
+    for folder in ("images/train", "images", "train"):
+        write_images(tmp_path / folder, ["a.jpg"])
+    assert named(r"x\train\a.jpg").image_path(1) == tmp_path / "images/train/a.jpg"
+    write_images(tmp_path / "images", ["B.jpg"])
+    write_images(tmp_path, ["b.jpg"])
+    assert named(r"x\b.jpg").image_path(1) == tmp_path / "b.jpg"
+    assert named(r"x\B.JPG").image_path(1) == tmp_path / "images/B.jpg"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "C:\\", "x" * 5000, "a\0b", "\udc80.jpg"])
+def test_names_that_no_file_can_have_are_missing(named, tmp_path, name):
+    write_images(tmp_path / "images", ["b.jpg"])
+    split = named(name, "b.jpg")
+    assert find_image_errors(split).missing == (1,)
+    assert split.image_paths == {}
+
+
+def test_no_name_leads_out_of_the_image_folders(named, tmp_path):
+    write_images(tmp_path.parent, ["outside.jpg"])
+    for name in (r"..\outside.jpg", r"images\..\..\outside.jpg", r"/x/../../outside.jpg"):
+        assert named(name).image_paths == {}
+
+
+def test_images_that_a_shorter_name_would_make_one_are_missing(named, tmp_path):
+    write_images(tmp_path / "images", ["a.jpg"])
+    split = named(r"train\a.jpg", r"val\a.jpg")
+    assert find_image_errors(split).missing == (2, 1)
+    (line,) = split.warnings
+    assert "2 of 2 images of birds all count as missing, as a shorter name would make" in line
+    # One that has the file by its own name keeps it; one name may be that of two images.
+    split = named(r"train\a.jpg", "a.jpg")
+    assert find_image_errors(split).missing == (1,)
+    assert find_image_errors(named(r"train\a.jpg", "train/a.jpg")).missing == ()
+
+
+def test_names_that_differ_by_case_alone_are_not_taken_for_each_other(named, tmp_path):
+    write_images(tmp_path / "images", ["a.jpg", "A.jpg"])
+    assert find_image_errors(named("a.JPG", "A.jpg")).missing == (1,)
+
+
+def test_folders_of_images_come_before_those_of_the_data(named, tmp_path):
+    for folder in ("images", "first", "second"):
+        write_images(tmp_path / folder, ["b.jpg"])
+    write_images(tmp_path / "second", ["a.jpg"])
+    roots = tmp_path / "first", tmp_path / "second"
+    split = named("a.jpg", "b.jpg", image_roots=roots)
+    assert [split.image_path(i) for i in (1, 2)] == [roots[1] / "a.jpg", roots[0] / "b.jpg"]
+    assert split.warnings == ()
+
+
+def test_folders_are_listed_once_and_only_where_a_name_fails(named, tmp_path, monkeypatch):
+    listed = []
+    iterdir = Path.iterdir
+
+    def counted(path):
+        listed.append(path)
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", counted)
+    write_images(tmp_path / "images", ["a.jpg", "b.jpg"])
+    named("a.jpg", "b.jpg")
+    assert listed == []
+    named(r"x\a.jpg", r"y\b.jpg")
+    assert len(listed) == len(set(listed)) > 0
 
 
 def test_what_does_not_fit_together_is_named(written):

@@ -10,6 +10,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from hybridgl.errors import DataError, SettingError
 from hybridgl.settings import add_arguments
 from refer.config import SplitConfig, load_split
 from refer.dataset import ImageErrors
@@ -203,3 +204,68 @@ def test_only_images_of_the_limit_are_looked_for(of_refcoco):
     split.image_path(list(split.images)[2]).unlink()
     assert load_split(of_refcoco("--limit", "2")).image_errors == ImageErrors()
     assert len(load_split(of_refcoco()).image_errors.missing) == 1
+
+
+# Where images of custom datasets lie, and what is broken.
+
+
+def test_images_are_looked_for_in_the_given_folders(birds, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "a.jpg").rename(elsewhere / "a.jpg")
+    (tmp_path / "b.jpg").rename(elsewhere / "b.jpg")
+    with pytest.raises(
+        FileNotFoundError, match=r"2 missing .*; give --image_root DIR, as"
+    ) as caught:
+        load_split(parsed("--dataset", birds))
+    assert f"not in {tmp_path}/images, {tmp_path}." in str(caught.value)
+    split = load_split(
+        parsed("--dataset", birds, "--image_root", tmp_path, "--image_root", elsewhere)
+    )
+    assert split.image_errors == ImageErrors()
+    assert split.warnings == ()
+
+
+def test_folders_of_images_have_to_be_there_and_of_a_custom_dataset(birds, of_refcoco, tmp_path):
+    with pytest.raises(SettingError, match=r"a folder of images as --image_root, got \S*none, wh"):
+        load_split(parsed("--dataset", birds, "--image_root", tmp_path / "none"))
+    with pytest.raises(
+        SettingError, match="--image_root with a custom dataset, got it with refcoco"
+    ):
+        load_split(of_refcoco("--image_root", tmp_path))
+
+
+def test_masks_that_are_referred_to_are_checked(birds, caplog):
+    content = custom_coco()
+    dense = [[column % 2 for column in range(96)]] * 64
+    content["annotations"][0]["segmentation"] = [[1, 2, 3]]
+    content["annotations"][2]["segmentation"] = dense
+    birds.write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING):
+        split = load_split(parsed("--dataset", birds))
+    assert split.num_sentences == 3
+    assert split.refs_without_mask == (10,)
+    assert split.instances(2) == (11,)
+    broken, other_form = split.warnings
+    assert broken.startswith("1 annotations of birds all have a broken mask, and count as without")
+    assert "one: 10; the first: Annotation 10 of image b.jpg: Expected a polygon of" in broken
+    assert (
+        "a mask in another form, which is read: twelve; the first: Annotation twelve" in other_form
+    )
+    assert set(split.warnings) <= set(caplog.messages)
+    assert split.lenient
+    mask_HW = split.gt_mask(split.refs[1], overlapping_polygons_dropped=True)
+    assert mask_HW.astype(int).tolist() == dense
+
+
+@pytest.mark.parametrize("segmentation", [[[1, 2, 3]], [[0] * 96] * 64])
+def test_masks_that_are_broken_or_in_another_form_are_refused_strictly(birds, segmentation):
+    content = custom_coco()
+    content["annotations"][0]["segmentation"] = segmentation
+    birds.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"^Annotation 10 of image b\.jpg: Expected"):
+        load_split(parsed("--dataset", birds, "--strict"))
+    content["annotations"][0]["sentences"] = [" "]
+    birds.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"^Entry 0 of the sentences of entry 0 of the ann"):
+        parsed("--dataset", birds, "--strict").resolved()

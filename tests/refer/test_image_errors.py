@@ -133,18 +133,24 @@ def test_no_errors_need_no_words(split_of):
     assert describe_image_errors(split_of("a.jpg"), ImageErrors()) == []
 
 
-def test_each_kind_of_error_gives_a_line_with_count_and_names(split_of):
+def test_each_kind_of_error_gives_a_line_with_count_and_names(split_of, tmp_path):
     names = [f"{letter}.jpg" for letter in "abcdefghij"]
     image_errors = ImageErrors(
         missing=(7, 14, 21, 28, 35, 42, 49), corrupt=(56,), wrong_size={63: (2, 1), 70: (9, 8)}
     )
     assert describe_image_errors(split_of(*names), image_errors) == [
         "7 of 10 images of birds all are missing: a.jpg, b.jpg, c.jpg, d.jpg, e.jpg and 2 more. "
-        "See refer/README.md for where they come from.",
+        f"Give --image_root DIR, as they are not in {tmp_path}.",
         "1 of 10 images of birds all are corrupt: h.jpg. Fetch them again.",
         "2 of 10 images of birds all are of another size than annotated: "
         "i.jpg (1 x 2, annotated 32 x 24), j.jpg (8 x 9, annotated 32 x 24). Fetch them again.",
     ]
+
+
+def test_missing_images_of_published_datasets_are_said_to_be_published(split_of):
+    split = dataclasses.replace(split_of("a.jpg"), dataset="refcoco")
+    (line,) = describe_image_errors(split, ImageErrors(missing=(7,)))
+    assert line.endswith("missing: a.jpg. See refer/README.md for where they come from.")
 
 
 # Orientation.

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from refer import splits
+from refer.mask_errors import without_broken_masks
 from refer.phrasecut import COCO_CATEGORIES, load_phrasecut
 from refer.segmentation import MaskRule
 from tests.refer_factories import (
@@ -23,13 +24,13 @@ from tests.refer_factories import (
 FIRST = "2405700__0"
 
 
-def load(root, split="val"):
-    return load_phrasecut(root, split, check_counts=False)
+def load(root, split="val", *, strict=False):
+    return load_phrasecut(root, split, check_counts=False, strict=strict)
 
 
-def write_and_load(root, mini):
+def write_and_load(root, mini, *, strict=False):
     mini.write(root / "phrasecut", images=None)
-    return load(root)
+    return load(root, strict=strict)
 
 
 def in_order(tasks):
@@ -256,50 +257,111 @@ def test_a_polygon_of_two_points_is_a_line(tmp_path):
         ("phrase_structure", {"name": 3}, "name as str, got 3"),
         ("phrase_structure", {}, "name as str, got None"),
         ("Polygons", None, "Polygons as list, got None"),
-        ("Polygons", [5], "instance 0: Expected its polygons as a list, got 5"),
-        ("Polygons", [[5]], r"instance 0: Expected a polygon as a list of points \[x, y\], got 5"),
-        ("Polygons", [[[5, 6]]], r"instance 0: .*list of points \[x, y\], got 5"),
-        ("Polygons", [[[[1, 2], [3, 4]], [[1, 2], [3]]]], r"Part 1 of 2 .*got \[3\]"),
-        ("Polygons", [[], [[[1, 2], [3, "4"]]]], "instance 1: .*got '4' among them"),
-        ("Polygons", [[[[1, 2], [3, float("nan")]]]], "height 64 and width 96, got .* nan"),
-        ("Polygons", [[[[1, 2], [3, float("inf")]]]], "height 64 and width 96, got .* inf"),
-        ("Polygons", [[[[1, 2], [193, 4]]]], "height 64 and width 96, got the coordinate 193"),
-        ("Polygons", [[[[1, 2], [96, 129]]]], "height 64 and width 96, got the coordinate 129"),
-        ("Polygons", [[[[1, 2], [96, -65]]]], "height 64 and width 96, got the coordinate -65"),
+        ("Polygons", [[], 5], "its polygons as a list, got 5"),
     ],
 )
-def test_a_malformed_task_is_named(tmp_path, key, value, says):
+def test_a_malformed_task_is_refused_strictly_by_its_place(tmp_path, key, value, says):
     mini = mini_phrasecut()
     mini.tasks[4][key] = value
     with pytest.raises(ValueError, match=says) as caught:
-        write_and_load(tmp_path, mini)
-    message = str(caught.value)
-    assert message.startswith(f"Entry 4 of the tasks in {tmp_path}/phrasecut/refer_val.json: ")
-    assert ("task 2405711__1: " in message) == (key not in ("task_id", "image_id"))
+        write_and_load(tmp_path, mini, strict=True)
+    assert f"ntry 4 of the tasks in {tmp_path}/phrasecut/refer_val.json: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("polygons", "says"),
+    [
+        ([[5]], r"Expected a polygon as a list of points \[x, y\], got 5"),
+        ([[[5, 6]]], r"list of points \[x, y\], got 5"),
+        ([[[[1, 2], [3, 4]], [[1, 2], [3]]]], r"Part 1 of 2 .*got \[3\]"),
+        ([[[[1, 2], [3, "4"]]]], "got '4' among them"),
+        ([[[[1, 2], [3, float("nan")]]]], "height 64 and width 96, got .* nan"),
+        ([[[[1, 2], [3, float("inf")]]]], "height 64 and width 96, got .* inf"),
+        ([[[[1, 2], [193, 4]]]], "height 64 and width 96, got the coordinate 193"),
+        ([[[[1, 2], [96, 129]]]], "height 64 and width 96, got the coordinate 129"),
+        ([[[[1, 2], [96, -65]]]], "height 64 and width 96, got the coordinate -65"),
+    ],
+)
+def test_a_broken_polygon_is_named_and_its_object_has_no_mask(tmp_path, polygons, says):
+    mini = mini_phrasecut()
+    mini.tasks[4]["Polygons"] += polygons
+    split = write_and_load(tmp_path, mini, strict=True)
+    broken = "2405711__1.2"
+    checked = without_broken_masks(split, split.annotations)
+    assert (
+        f"1 annotations of phrasecut val have a broken mask, and count as without one: {broken}"
+        in (checked.warnings[-1])
+    )
+    assert checked.refs_without_mask == ("2405711__1",)
+    (ref,) = [ref for ref in checked.refs if ref.ref_id == "2405711__1"]
+    gt_mask_HW = checked.gt_mask(ref, overlapping_polygons_dropped=True)
+    np.testing.assert_array_equal(gt_mask_HW, slow_gt_mask(mini_phrasecut().tasks[4]))
+    with pytest.raises(ValueError, match=f"^Annotation {broken} of image 2405711.jpg: .*{says}"):
+        without_broken_masks(split, split.annotations, strict=True)
+
+
+def test_broken_tasks_and_phrases_are_left_out_counted_and_named(tmp_path):
+    mini = mini_phrasecut()
+    mini.tasks[0]["task_id"] = 5
+    mini.tasks[1]["phrase"] = " "
+    mini.tasks[2]["phrase_structure"] = None
+    mini.tasks[4]["Polygons"] = None
+    mini.tasks[5]["Polygons"][0] = 7
+    for task in mini.tasks:
+        task["image_id"] = str(task["image_id"])
+    mini.sizes[2] |= {"image_id": 2405711.0, "height": "64"}
+    split = write_and_load(tmp_path, mini)
+    kinds = {ref.ref_id: [one.kind for one in ref.sentences] for ref in split.refs}
+    assert len(kinds) == 8
+    assert kinds["2405711__0"] == []
+    assert kinds["2405722__0"] == [None]
+    assert split.refs_without_mask == ("2405711__1", "2405722__1")
+    lines = warnings_of(split)
+    for start, place in (
+        ("1 broken tasks are left out of ", "entry 0 of the tasks"),
+        ("1 broken phrases are left out of ", "entry 1 of the tasks"),
+        ("1 phrases are neither seen nor unseen in ", "entry 2 of the tasks"),
+        (
+            "2 objects without a list of polygons count as without a mask in ",
+            "entry 4 of the tasks",
+        ),
+    ):
+        (line,) = [line for line in lines if line.startswith(start)]
+        assert f"refer_val.json: {place}" in line
+    assert {(image.height, image.width) for image in split.images.values()} == {HW}
 
 
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("height", 0, r"positive height and width of image 2405711, got \(0, 96\)"),
+        ("height", 0, r"positive height and width, got \(0, 96\)"),
         ("width", -3, r"got \(64, -3\)"),
         ("width", None, "width as int, got None"),
         ("height", 64.0, "height as int, got 64.0"),
         ("image_id", None, "image_id as int, got None"),
     ],
 )
-def test_a_malformed_size_is_named(tmp_path, key, value, says):
+def test_a_malformed_size_is_refused_strictly(tmp_path, key, value, says):
     mini = mini_phrasecut()
     mini.sizes[2][key] = value
     with pytest.raises(ValueError, match=says) as caught:
-        write_and_load(tmp_path, mini)
+        write_and_load(tmp_path, mini, strict=True)
     assert f"Entry 2 of the images in {tmp_path}/phrasecut/image_data" in str(caught.value)
 
 
-def test_a_missing_size_names_the_task(tmp_path):
+def test_a_missing_size_is_that_of_the_file(tmp_path):
+    mini = mini_phrasecut()
+    mini.sizes[2]["height"] = None
+    mini.write(tmp_path / "phrasecut")
+    split = load(tmp_path)
+    assert (split.images[2405711].height, split.images[2405711].width) == HW
+    assert "1 of 3 images of phrasecut val have no annotated size" in warnings_of(split)[-1]
+
+
+def test_an_image_that_is_not_listed_names_the_task(tmp_path):
     mini = mini_phrasecut()
     del mini.sizes[2]
-    says = r"task 2405711__0: Expected the size of image 2405711 in \S*image_data_split.json"
+    says = r"size of image 2405711, of task 2405711__0, in \S*image_data_split.json, got none;"
     with pytest.raises(ValueError, match=says):
         write_and_load(tmp_path, mini)
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from refer import splits
 from refer.dataset import Sentence
+from refer.image_errors import find_image_errors
 from refer.pickles import UnsafePickleError
 from refer.refer import IMAGE_FOLDERS, load_refer, load_refer_splits
 from tests.refer_factories import (
@@ -25,13 +26,13 @@ from tests.refer_factories import (
 )
 
 
-def load(root, dataset="refcoco", split="val", split_by=None):
-    return load_refer(root, dataset, split, split_by, check_counts=False)
+def load(root, dataset="refcoco", split="val", split_by=None, *, strict=False):
+    return load_refer(root, dataset, split, split_by, check_counts=False, strict=strict)
 
 
-def write_and_load(root, mini, split="val"):
+def write_and_load(root, mini, split="val", *, strict=False):
     mini.write(root, with_images=False)
-    return load(root, mini.dataset, split, mini.split_by)
+    return load(root, mini.dataset, split, mini.split_by, strict=strict)
 
 
 def warnings_of(split):
@@ -366,12 +367,12 @@ def test_an_empty_split_names_the_splits_that_are_there(tmp_path):
         ("sentences", [{"sent_id": 1, "raw": "", "kind": 4}]),
     ],
 )
-def test_a_malformed_ref_is_named_by_its_place(tmp_path, key, value):
+def test_a_malformed_ref_is_refused_strictly_by_its_place(tmp_path, key, value):
     mini = mini_refer()
     index = next(i for i, entry in enumerate(mini.refs) if entry["split"] == "val")
     mini.refs[index][key] = value
     with pytest.raises(ValueError, match=rf"[Ee]ntry {index} of the refs in \S*refs\(unc\).p"):
-        write_and_load(tmp_path, mini)
+        write_and_load(tmp_path, mini, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -386,11 +387,167 @@ def test_a_malformed_ref_is_named_by_its_place(tmp_path, key, value):
         ("annotations", "image_id", {}),
     ],
 )
-def test_a_malformed_instance_is_named_by_its_place(tmp_path, part, key, value):
+def test_a_malformed_instance_is_refused_strictly_by_its_place(tmp_path, part, key, value):
     mini = mini_refer()
     mini.instances[part][0][key] = value
     with pytest.raises(ValueError, match=rf"Entry 0 of the {part} in \S*instances.json: .*{key}"):
+        write_and_load(tmp_path, mini, "train", strict=True)
+
+
+@pytest.mark.parametrize("form", ["pickle", "json"])
+@pytest.mark.parametrize("number", [str, float], ids=["text", "float"])
+def test_numbers_are_read_however_they_are_written(tmp_path, form, number):
+    mini = mini_refer()
+    before = write_and_load(tmp_path / "plain", mini)
+    for entry in [*mini.refs, *mini.instances["images"], *mini.instances["annotations"]]:
+        for key in {"ref_id", "ann_id", "image_id", "id", "height", "width", "iscrowd"} & {*entry}:
+            entry[key] = number(entry[key])
+        for sentence in entry.get("sentences", []):
+            sentence["sent_id"] = number(sentence["sent_id"])
+    if number is str:  # of a size, text may be "64", but not "64.0"
+        assert mini.instances["images"][0]["height"] == "64"
+    mini.write(tmp_path, form=form, with_images=False)
+    after = load(tmp_path)
+    assert after.refs == before.refs
+    assert (after.images, after.annotations) == (before.images, before.annotations)
+    assert warnings_of(after) == []
+    assert not before.lenient
+    with pytest.raises(ValueError, match=r"as int, got"):
+        load(tmp_path, strict=True)
+
+
+def test_broken_entries_are_left_out_counted_and_named(tmp_path):
+    mini = mini_refer()
+    val = [i for i, entry in enumerate(mini.refs) if entry["split"] == "val"]
+    mini.refs[val[0]]["ref_id"] = None
+    mini.refs[val[1]]["sentences"] = "the red box"
+    mini.refs[val[2]]["sentences"][1]["raw"] = " \n"
+    mini.refs[val[3]]["sentences"] += [7, {"sent_id": 1.5, "raw": "x"}]
+    mini.refs[val[4]]["sentences"][0]["kind"] = 4
+    mini.refs.extend([5, {"split": 3}])
+    train_image = mini.refs[0]["image_id"]
+    mini.instances["annotations"] += [None, {"id": 1.5, "image_id": train_image}]
+    mini.instances["images"].append({"id": True})
+    split = write_and_load(tmp_path, mini)
+    sentences = [len(entry["sentences"]) for entry in (mini.refs[i] for i in val[3:])]
+    assert len(split.refs) == REFS_PER_SPLIT - 2
+    assert split.num_sentences == 2 + sum(sentences) - 2
+    assert split.lenient
+    lines = warnings_of(split)
+    folder = tmp_path / "refcoco"
+    for start, said in (
+        (
+            f"4 broken refs are left out of {folder}/refs(unc).p: entry {val[0]} of the refs, ",
+            "ref_id",
+        ),
+        (
+            f"3 broken sentences are left out of {folder}/refs(unc).p: entry 1 of the ",
+            "raw",
+        ),
+        (f"1 kinds of sentences that are no text are left out of {folder}/refs(unc).p", "kind"),
+        (f"2 broken annotations are left out of {folder}/instances.json", "an object, got None"),
+        (f"1 broken images are left out of {folder}/instances.json", "id as int, got True"),
+    ):
+        (line,) = [line for line in lines if line.startswith(start)]
+        assert f"; the first: Expected {said}" in line or said in line
+    assert len(lines) == 5
+    with pytest.raises(ValueError, match=rf"^Entry {val[0]} of the refs in .*: Expected ref_id"):
+        load(tmp_path, strict=True)
+
+
+def test_a_split_of_broken_refs_alone_names_the_first(tmp_path):
+    mini = mini_refer()
+    for entry in mini.refs:
+        entry["ann_id"] = 1.5
+    with pytest.raises(
+        ValueError, match=r"got none that can be read \(entry 3 .*got 1\.5; .*\); ch"
+    ):
+        write_and_load(tmp_path, mini)
+
+
+def test_a_needed_entry_that_is_broken_is_named(tmp_path):
+    mini = mini_refer()
+    ann_id = a_val_ref(mini)["ann_id"]
+    index = [ann["id"] for ann in mini.instances["annotations"]].index(ann_id)
+    mini.instances["annotations"][index]["image_id"] = {}
+    says = (
+        rf"annotation {ann_id} for ref .* none that can be read \(entry {index} of the annotations"
+    )
+    with pytest.raises(ValueError, match=says):
+        write_and_load(tmp_path, mini)
+
+
+@pytest.mark.parametrize(
+    ("iscrowd", "crowd"),
+    [(0, 0), (1, 1), ("0", 0), ("1", 1), (0.0, 0), (True, 1), (False, 0), (None, 0)],
+)
+def test_crowds_are_told_however_they_are_marked(tmp_path, iscrowd, crowd):
+    mini = mini_refer()
+    mini.instances["annotations"][0]["iscrowd"] = iscrowd
+    split = write_and_load(tmp_path, mini, "train")
+    assert split.annotations[1700000].iscrowd == bool(crowd)
+    assert warnings_of(split) == []
+
+
+@pytest.mark.parametrize("iscrowd", [2, "no", 0.5, []])
+def test_what_may_be_a_crowd_is_named(tmp_path, iscrowd):
+    mini = mini_refer()
+    mini.instances["annotations"][0]["iscrowd"] = iscrowd
+    split = write_and_load(tmp_path, mini, "train")
+    assert split.annotations[1700000].iscrowd
+    (line,) = warnings_of(split)
+    assert "neither 0 nor 1 are proposals only if referred to in" in line
+    with pytest.raises(ValueError, match="iscrowd as 0 or 1"):
+        load(tmp_path, split="train", strict=True)
+
+
+@pytest.mark.parametrize("size", [{}, {"height": 0, "width": 9}, {"height": "tall", "width": 96}])
+def test_a_missing_size_is_that_of_the_file(tmp_path, size):
+    mini = mini_refer()
+    entry = mini.instances["images"][0]
+    del entry["height"], entry["width"]
+    entry |= size
+    with pytest.raises(ValueError, match=r"height and width of image 581857, or its file, got nei"):
         write_and_load(tmp_path, mini, "train")
+    mini.write(tmp_path)
+    split = load(tmp_path, split="train")
+    assert (split.images[581857].height, split.images[581857].width) == HW
+    line = warnings_of(split)[-1]
+    assert line.startswith("1 of 3 images of refcoco train have no annotated size")
+    assert entry["file_name"] in line
+
+
+def test_an_image_without_a_name_counts_as_missing(tmp_path):
+    mini = mini_refer()
+    mini.write(tmp_path)
+    mini.instances["images"][0]["file_name"] = 5
+    split = write_and_load(tmp_path, mini, "train")
+    assert "1 images without a file_name count as missing in " in warnings_of(split)[0]
+    assert find_image_errors(split).missing == (581857,)
+    assert split.num_sentences == SENTENCES_PER_SPLIT
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_every_encoding_of_json_is_read(tmp_path, encoding):
+    mini = mini_refer()
+    mini.refs[0]["sentences"][0]["raw"] = "das rötliche Ding"
+    mini.write(tmp_path, form="json", with_images=False)
+    before = load(tmp_path)
+    for path in (tmp_path / "refcoco").iterdir():
+        path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    assert load(tmp_path).refs == before.refs
+
+
+def test_published_counts_are_those_of_what_can_be_read(tmp_path, monkeypatch):
+    mini = mini_refer()
+    counts = splits.ExpectedCounts(6, 3, 15, sentences_checked=True)
+    monkeypatch.setattr(splits, "expected_counts", lambda *_: counts)
+    mini.write(tmp_path, with_images=False)
+    assert load_refer(tmp_path, "refcoco", "val").warnings == ()
+    a_val_ref(mini)["sentences"][0]["raw"] = ""
+    mini.write(tmp_path, with_images=False)
+    with pytest.raises(ValueError, match="expected 15 sentences, got 14"):
+        load_refer(tmp_path, "refcoco", "val")
 
 
 @pytest.mark.parametrize("part", ["images", "annotations"])

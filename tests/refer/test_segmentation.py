@@ -172,7 +172,12 @@ BROKEN = {
     "beyond floats": ([[0, 0, 10**400, 0, 2, 2]], "coordinate"),
     "another size": ({"size": [4, 5], "counts": [20]}, r"\[4, 4\], height first, got \[4, 5\]"),
     "size swapped": ({"size": [2, 8], "counts": [16]}, r"got \[2, 8\]"),
-    "size in fractions": ({"size": [4.0, 4], "counts": [16]}, r"got \[4.0, 4\]"),
+    "size in fractions": ({"size": [4.5, 4], "counts": [16]}, r"got \[4.5, 4\]"),
+    "true as size": ({"size": [True, 4], "counts": [16]}, r"got \[True, 4\]"),
+    "a dense mask turned": ([[0, 1, 1, 0]] * 5, "rows of 4 pixels, got .* of 5 rows of 4"),
+    "a dense mask cut": ([[0, 1, 1, 0, 0, 0]] * 4, "rows of 4 pixels, got .* of 4 rows of 6"),
+    "a dense mask with a two": ([[0, 1, 1, 0]] * 3 + [[0, 1, 1, 2]], "got 4 numbers"),
+    "rows of other widths": ([[0, 1, 1, 0]] * 3 + [[0, 1]], "Part 0 of 4 .* got 4 numbers"),
     "no size": ({"counts": [16]}, "got None"),
     "no counts": ({"size": [4, 4]}, "got None"),
     "counts too short": ({"size": [4, 4], "counts": [3, 4]}, "16 pixels, got 2 runs"),
@@ -201,6 +206,32 @@ def test_broken_segmentations_are_refused(segmentation, says):
         gt_mask(segmentation, HW, overlapping_polygons_dropped=True)
     assert len(str(caught.value)) < 300
     assert outcome_of(check_segmentation, segmentation, HW) == str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [int, float, bool])
+def test_a_dense_mask_of_the_images_size_is_read_as_one(kind):
+    rng = np.random.default_rng(5)
+    for hw in ((4, 4), (6, 8), (7, 5), (1, 9), (9, 1)):
+        mask_HW = rng.random(hw) < 0.5
+        rows = [[kind(pixel) for pixel in row] for row in mask_HW]
+        for drop in (True, False):
+            drawn_HW = gt_mask(rows, hw, overlapping_polygons_dropped=drop)
+            np.testing.assert_array_equal(drawn_HW, mask_HW)
+            assert drawn_HW.dtype == bool
+        says = f"got a dense mask, {hw[0]} rows of {hw[1]} zeros and ones; write the mask so."
+        assert says in str(check_segmentation(rows, hw))
+
+
+def test_a_polygon_of_zeros_and_ones_is_a_pixel_in_the_corner():
+    corner = [[0, 0, 1, 0, 1, 1, 0, 1]]
+    assert as_rows(gt_mask(corner, HW, overlapping_polygons_dropped=True))[0] == "#..."
+    assert check_segmentation(corner, HW) is None
+
+
+def test_sizes_that_are_no_whole_numbers_are_read_and_said():
+    rle = {"size": [4.0, 4], "counts": [0, 16]}
+    assert gt_mask(rle, HW, overlapping_polygons_dropped=True).all()
+    assert "whole numbers, got the size [4.0, 4];" in str(check_segmentation([rle, rle], HW))
 
 
 def test_noise_in_compressed_runs_gives_the_right_size_or_an_error():
