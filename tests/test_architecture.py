@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import io
 import re
@@ -19,6 +18,7 @@ import refer.download
 import save_attn_gem
 from hybridgl import cli
 from hybridgl.config import FusionMode, Profile
+from hybridgl.program import ArgumentParser
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {"save_attn_gem": save_attn_gem, "hybridgl_main": hybridgl_main}
@@ -279,7 +279,7 @@ def test_every_flag_says_what_it_is(name):
     ids=["segment", "download", "doctor", "refer download", "refer doctor"],
 )
 def test_every_flag_of_the_commands_says_what_it_is(add):
-    parser = argparse.ArgumentParser()
+    parser = ArgumentParser()
     add(parser)
     assert [one.dest for one in parser._actions if not one.help] == []
 
