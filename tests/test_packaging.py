@@ -209,6 +209,7 @@ def test_installation_works_in_an_environment_of_its_own(which, wheel, beside, t
     assert found[:6] == here.splitlines()[:6]
     assert found[0].split() == ["noun", "phrase", "the", "circle"]
     assert found[5].startswith("box ")
+    shutil.rmtree(tmp_path / "venv")  # hundreds of MB, which pytest would keep
 
 
 def versions_of(pip):
