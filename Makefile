@@ -52,4 +52,4 @@ install:
 	fi
 
 clean:
-	rm -rf $(VENV) refer/data/shapes refer/data/images/shapes store runs
+	rm -rf $(VENV) build dist

@@ -8,6 +8,7 @@ import ctypes
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -163,6 +164,10 @@ def run_program(body: Callable[[], bool | None]) -> int:
     status, line = 0, ""
     try:
         status = _UNWELL if body() is False else 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has read enough, as `head` does
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (HybridGLError, OSError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         status, line = _FAILED, f"error: {text}\n"

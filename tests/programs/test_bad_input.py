@@ -11,6 +11,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +211,15 @@ def test_interruption_ends_with_a_line_and_the_usual_status(capsys):
 
     assert run_program(body) == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    """As in `program | head`."""
+    command = [sys.executable, "-m", "hybridgl", "doctor"]
+    reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    reader.stdout.close()
+    assert reader.stderr.read() == b""
+    assert reader.wait() in (0, 1)
 
 
 # Missing and damaged files
