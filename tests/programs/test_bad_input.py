@@ -216,10 +216,10 @@ def test_interruption_ends_with_a_line_and_the_usual_status(capsys):
 def test_a_reader_that_has_read_enough_is_no_error():
     """As in `program | head`."""
     command = [sys.executable, "-m", "hybridgl", "doctor"]
-    reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    reader.stdout.close()
-    assert reader.stderr.read() == b""
-    assert reader.wait() in (0, 1)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        program.stdout.close()
+        assert program.stderr.read() == b""
+    assert program.returncode in (0, 1)
 
 
 # Missing and damaged files
