@@ -576,11 +576,12 @@ class Run:
         except (HybridGLError, OSError) as error:
             _logger.warning("The figures could not be drawn: %s", error)
         text = self._write_scores(records, how)
+        masks = ", masks" if self.config.storage.save_masks else ""
         return "\n".join(
             [
                 text,
                 f"in {self.store.root}/: found {found}, made {missed}",
-                f"records, summary, report with all breakdowns, and figures: {self.folder}",
+                f"records, summary, report with all breakdowns, figures{masks}: {self.folder}",
             ]
         )
 

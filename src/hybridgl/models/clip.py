@@ -29,6 +29,7 @@ from hybridgl.devices import send
 from hybridgl.errors import WeightsError
 from hybridgl.models.transformer import linear, mlp, patch_tokens, quick_gelu_
 from hybridgl.timing import timer
+from hybridgl.weights.registry import known_activation
 from hybridgl.weights.states import read_state
 
 __all__ = [
@@ -308,7 +309,7 @@ class ClipEncoder:
         path: Path,
         *,
         architecture: str | None = None,
-        activation: str = "quickgelu",
+        activation: str | None = None,
         device: torch.device | str = "cpu",
     ) -> ClipEncoder:
         """Load OpenAI's TorchScript archive, or its tensors in any file that ``read_state`` reads.
@@ -316,7 +317,8 @@ class ClipEncoder:
         Args:
             path: a local file.
             architecture: the expected one, as ``ViT-B-16`` or ``RN50``; None takes any.
-            activation: of the blocks, "gelu" or "quickgelu": that which CLIP was trained with.
+            activation: of the blocks, "gelu" or "quickgelu", as CLIP was trained; None:
+                what the file's name says, else "quickgelu".
             device: where the weights go.
 
         Raises:
@@ -335,7 +337,8 @@ class ClipEncoder:
             tower = _Tower.of(state)
             _check_architecture(tower, path, architecture)
             _check_represented(tower, state, path)
-            return cls(state, torch.device(device), activation)
+            known = activation or known_activation(path) or "quickgelu"
+            return cls(state, torch.device(device), known)
         except (WeightsError, MemoryError):
             raise
         except Exception as error:  # shapes that fit no CLIP can fail anywhere in open_clip

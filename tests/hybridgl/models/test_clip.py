@@ -506,6 +506,8 @@ def test_activation_of_a_file_is_that_which_is_asked_for(state, tmp_path):
     assert_same_features(gelu, ClipEncoder(state, torch.device("cpu"), "gelu"))
     assert_same_features(quick, ClipEncoder.from_file(path))
     assert not torch.equal(gelu.encode_texts(["a cat"]), quick.encode_texts(["a cat"]))
+    named = ClipEncoder.from_file(save_npz(tmp_path / "laion2b.npz", state))
+    assert torch.equal(named.encode_texts(["a dog"]), gelu.encode_texts(["a dog"]))
 
 
 # Weights that fit, and are of a model that computes otherwise.
