@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from hybridgl.errors import ImageError
 from hybridgl.files import is_file
+from hybridgl.images import RgbImage, register_heic
 from refer.dataset import ImageErrors, ReferSplit
 from refer.entries import first_few
 from refer.segmentation import MaskRule
@@ -56,6 +59,7 @@ def find_image_errors(split: ReferSplit, *, apply_exif: bool | None = None) -> I
     wrong_size: dict[int, tuple[int, int]] = {}
     turned: list[int] = []
     tagged: list[int] = []
+    register_heic()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         for image_id, info in split.images.items():
@@ -110,7 +114,11 @@ def describe_image_errors(split: ReferSplit, image_errors: ImageErrors) -> list[
             [name[i] for i in image_errors.missing],
             f"{source[0].upper()}{source[1:]}.",
         ),
-        *line("are corrupt", [name[i] for i in image_errors.corrupt], "Fetch them again."),
+        *line(
+            "are corrupt",
+            [name[i] for i in image_errors.corrupt],
+            _first_reason(split, image_errors.corrupt),
+        ),
     ]
     lines += line(
         "are turned as their EXIF tags say",
@@ -126,6 +134,16 @@ def describe_image_errors(split: ReferSplit, image_errors: ImageErrors) -> list[
     if split.mask_rule is not MaskRule.PHRASECUT:  # whose images are published at other sizes
         lines += line("are of another size than annotated", sizes, "Fetch them again.")
     return lines
+
+
+def _first_reason(split: ReferSplit, image_ids: Sequence[int]) -> str:
+    """Say why the first of some images cannot be read."""
+    for image_id in image_ids[:1]:
+        try:
+            _ = RgbImage(split.image_path(image_id)).pil
+        except ImageError as error:
+            return f"The first: {error}"
+    return "Fetch them again."
 
 
 def where_from(split: ReferSplit) -> str:

@@ -21,7 +21,14 @@ from PIL import Image, ImageOps
 
 from hybridgl.errors import ImageError
 
-__all__ = ["MAX_ASPECT_RATIO", "MAX_PIXELS", "ImageSource", "RgbImage", "resized"]
+__all__ = [
+    "MAX_ASPECT_RATIO",
+    "MAX_PIXELS",
+    "ImageSource",
+    "RgbImage",
+    "register_heic",
+    "resized",
+]
 
 MAX_PIXELS = 50_000_000
 """Largest image, in pixels: beyond it the masks of one image fill the memory."""
@@ -156,7 +163,7 @@ def _read_file(path: Path) -> bytes:
 
 def _open(content: bytes, name: str) -> Image.Image:
     """Open a file by its header alone: one that claims gigapixels costs nothing."""
-    _register_heic()
+    register_heic()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -179,7 +186,8 @@ def _open(content: bytes, name: str) -> Image.Image:
 
 
 @cache  # once: where it is not installed, each import would search for it again
-def _register_heic() -> None:
+def register_heic() -> None:
+    """Have Pillow read HEIC, where the extra ``heic`` is installed."""
     with suppress(ImportError):
         import pillow_heif  # of the extra heic
 

@@ -135,13 +135,16 @@ def test_no_errors_need_no_words(split_of):
 
 def test_each_kind_of_error_gives_a_line_with_count_and_names(split_of, tmp_path):
     names = [f"{letter}.jpg" for letter in "abcdefghij"]
+    (tmp_path / "h.jpg").write_bytes(b"no image")
     image_errors = ImageErrors(
         missing=(7, 14, 21, 28, 35, 42, 49), corrupt=(56,), wrong_size={63: (2, 1), 70: (9, 8)}
     )
     assert describe_image_errors(split_of(*names), image_errors) == [
         "7 of 10 images of birds all are missing: a.jpg, b.jpg, c.jpg, d.jpg, e.jpg and 2 more. "
         f"Give --image_root DIR, as they are not in {tmp_path}.",
-        "1 of 10 images of birds all are corrupt: h.jpg. Fetch them again.",
+        "1 of 10 images of birds all are corrupt: h.jpg. The first: Expected an image in "
+        f"{tmp_path / 'h.jpg'}, got 8 bytes of something else; give a JPEG, PNG or another format "
+        "that Pillow reads.",
         "2 of 10 images of birds all are of another size than annotated: "
         "i.jpg (1 x 2, annotated 32 x 24), j.jpg (8 x 9, annotated 32 x 24). Fetch them again.",
     ]
@@ -151,6 +154,14 @@ def test_missing_images_of_published_datasets_are_said_to_be_published(split_of)
     split = dataclasses.replace(split_of("a.jpg"), dataset="refcoco")
     (line,) = describe_image_errors(split, ImageErrors(missing=(7,)))
     assert line.endswith("missing: a.jpg. See refer/README.md for where they come from.")
+
+
+def test_formats_that_a_phone_writes_are_read_with_the_extra(tmp_path, split_of, monkeypatch):
+    """Pillow is told of it before it reads a header."""
+    registered = []
+    monkeypatch.setattr("refer.image_errors.register_heic", lambda: registered.append("heic"))
+    find_image_errors(split_of("a.heic"))
+    assert registered == ["heic"]
 
 
 # Orientation.
