@@ -71,17 +71,20 @@ def find_images(split: ReferSplit) -> ReferSplit:
         Where several images would become one file by a shorter name, none of these is found.
     """
     folders = _Folders()
-    found: dict[int, Path] = {}
-    owners: dict[Path, set[str]] = {}
-    for image_id, info in split.images.items():
-        path = split.image_path(image_id)
-        if not is_file(path):
-            elsewhere = _find(info.file_name, split.image_roots, folders)
-            if elsewhere is None:
-                continue
-            path = found[image_id] = elsewhere
-        owners.setdefault(path, set()).add(info.file_name.replace("\\", "/"))
-    ambiguous = [image_id for image_id, path in found.items() if len(owners[path]) > 1]
+    plain = {image_id: split.image_path(image_id) for image_id in split.images}
+    elsewhere = {
+        image_id: _find(split.images[image_id].file_name, split.image_roots, folders)
+        for image_id, path in plain.items()
+        if not is_file(path)
+    }
+    found = {image_id: path for image_id, path in elsewhere.items() if path is not None}
+    if not found:
+        return split
+    names: dict[Path, set[str]] = {}
+    for image_id, path in {**plain, **found}.items():
+        name = split.images[image_id].file_name.replace("\\", "/")
+        names.setdefault(_resolved(path), set()).add(name)
+    ambiguous = [image_id for image_id, path in found.items() if len(names[_resolved(path)]) > 1]
     for image_id in ambiguous:
         del found[image_id]
     warnings = [
@@ -113,6 +116,11 @@ def _parts(name: str) -> Iterator[str]:
     for part in _DRIVE.sub("", name).replace("\\", "/").split("/"):
         if part not in ("", ".", ".."):
             yield part
+
+
+def _resolved(path: Path) -> Path:
+    """Return the one path of a file; a name that no file can have stays."""
+    return path.resolve() if is_file(path) else path
 
 
 def _renamed(split: ReferSplit, found: dict[int, Path]) -> list[str]:

@@ -506,6 +506,13 @@ def test_images_that_a_shorter_name_would_make_one_are_missing(named, tmp_path):
     assert find_image_errors(named(r"train\a.jpg", "train/a.jpg")).missing == ()
 
 
+def test_one_file_in_two_folders_of_images_is_one(named, tmp_path):
+    write_images(tmp_path / "images", ["a.jpg"])
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    split = named(r"link\x\a.jpg", "link/a.jpg")
+    assert find_image_errors(split).missing == (1,)
+
+
 def test_names_that_differ_by_case_alone_are_not_taken_for_each_other(named, tmp_path):
     write_images(tmp_path / "images", ["a.jpg", "A.jpg"])
     assert find_image_errors(named("a.JPG", "A.jpg")).missing == (1,)
