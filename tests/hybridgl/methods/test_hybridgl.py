@@ -264,7 +264,9 @@ class Waits(PretendGpu):
         return super().__torch_function__(func, types, args, kwargs)
 
 
-def test_a_gpu_is_awaited_no_more_often_for_more_masks_or_sentences(clip_file, image, proposals):
+def test_a_gpu_is_awaited_no_more_often_for_more_masks_or_sentences(
+    clip_file, image, proposals, monkeypatch
+):
     """In chunks of one mask, and of one attention map."""
     counts = []
     for masks, sentences in ((2, 2), (5, 2), (2, 5)):
@@ -275,8 +277,9 @@ def test_a_gpu_is_awaited_no_more_often_for_more_masks_or_sentences(clip_file, i
         expected = model.score(image, SENTENCES[:sentences], some)
         models.batches.sizes = dataclasses.replace(CPU_BATCHES, masks=1)
         models.clip._text_features.clear()
-        models.device = models.clip.device = torch.device("cuda")
-        with Waits() as waits, RecordOperations() as recorded:
+        with monkeypatch.context() as patch, Waits() as waits, RecordOperations() as recorded:
+            for one in (models, models.clip):  # which other tests may share
+                patch.setattr(one, "device", torch.device("cuda"))
             found = model.score(image, SENTENCES[:sentences], some)
         for one, other in zip(expected, found, strict=True):
             for name, array in one.arrays.items():
