@@ -21,7 +21,7 @@ __all__ = [
     "Metric",
     "PublishedRow",
     "Source",
-    "parser_warnings",
+    "parser_notes",
     "published",
 ]
 
@@ -121,7 +121,7 @@ def published(cell: Cell, method: str) -> list[PublishedRow]:
     return [row for row in ROWS if row.method == method and cell in row.cells]
 
 
-def parser_warnings(dataset: str, parsers: Iterable[Parser]) -> list[str]:
+def parser_notes(dataset: str, parsers: Iterable[Parser]) -> list[str]:
     """Return one line for every parser that the published numbers were not made with.
 
     Args:

@@ -27,7 +27,7 @@ from evaluation.proposals import (
     ProposalSource,
     SamSource,
 )
-from evaluation.published import parser_warnings
+from evaluation.published import parser_notes
 from evaluation.records import (
     Record,
     read_records,
@@ -596,12 +596,7 @@ class Run:
         """Write report and summary; returns the report in short."""
         report = self.report(records)
         parsers = [Parser(**one["parser"]) for one in made["parsers"] or []]
-        warnings = [
-            *self.warnings,
-            *self._unreadable(records),
-            *self._unmeetable(records),
-            *parser_warnings(self.split.dataset, parsers),
-        ]
+        warnings = [*self.warnings, *self._unreadable(records)]
         origin = Origin(**made["origin"]) if made["origin"] else None
         figures = drawn_figures(self.folder / _FIGURES)
         context = ReportContext(
@@ -614,7 +609,12 @@ class Run:
             warnings=tuple(warnings),
             origin=origin.lines() if origin else (),
             figures=[path.relative_to(self.folder).as_posix() for path in figures],
-            notes=(*self.notes, *_other_batch_sizes(made["batch_sizes"] or [])),
+            notes=(
+                *self.notes,
+                *self._unmeetable(records),
+                *parser_notes(self.split.dataset, parsers),
+                *_other_batch_sizes(made["batch_sizes"] or []),
+            ),
         )
         summary = {
             "settings": self.settings,

@@ -234,7 +234,7 @@ class _Job:
         protocol = table.protocol or self._arguments.protocol
         entries: list[Entry] = []
         set_otherwise: dict[str, None] = {}
-        warnings: dict[str, None] = {}
+        said: dict[str, None] = {}
         not_made: dict[PlannedRun, str] = {}
         for cell in self._cells:
             for row in table.rows:
@@ -244,7 +244,8 @@ class _Job:
                     entries.append(Entry(row, cell))
                     continue
                 config = planned.run.config
-                of_run = (read_summary(planned.run.folder) or {})["warnings"]
+                summary = read_summary(planned.run.folder) or {}
+                of_run = summary["warnings"]
                 others = _differences(config, self._config(row, cell[2]))
                 reasons = reasons_against(
                     planned.run.settings["models"],
@@ -252,7 +253,7 @@ class _Job:
                     set_otherwise=others,
                     whole=not of_run,
                 )
-                warnings |= dict.fromkeys(f"{cell[2]}: {warning}" for warning in of_run)
+                said |= dict.fromkeys(f"{cell[2]}: {line}" for line in (*of_run, *summary["notes"]))
                 set_otherwise |= dict.fromkeys(others)
                 report = self._report(planned, protocol, records[planned])
                 profile = config.choice.profile.value
@@ -265,7 +266,7 @@ class _Job:
         title = f"{table.title}: {self._label}"
         made = f"`{self._command}`, {date.today()}, {_machine()}"
         path = self._arguments.tables_folder / f"{name}-{self._label}"
-        print(write_table(path, title, made, cells, [*notes, *warnings, *more]))
+        print(write_table(path, title, made, cells, [*notes, *said, *more]))
 
     def _report(self, planned: PlannedRun, protocol: str, records: Sequence[Record]) -> Report:
         """Return the scores of a run, once for all rows that show it."""

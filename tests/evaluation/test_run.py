@@ -22,7 +22,7 @@ from PIL import Image
 
 import hybridgl_main
 from evaluation.evaluate import Evaluation
-from evaluation.published import parser_warnings
+from evaluation.published import parser_notes
 from evaluation.run import RunConfig
 from evaluation.samples import draw_samples
 from hybridgl.config import KNOWS_SHAPES_ONLY
@@ -80,7 +80,7 @@ def test_run_writes_records_report_and_summary(finished):
     assert summary["store"] == {"found": {}, "made": {"manifests": 1, "scores": 3}}
     assert summary["settings"]["method"]["name"] == "toy"
     assert set(summary["settings"]["models"]["sha256"]) == {"clip", "parser"}
-    whole, parser = summary["warnings"]
+    (whole,), (_, parser) = summary["warnings"], summary["notes"]
     assert whole.startswith("Not the whole of refcoco val")
     assert parser.startswith("Sentences were read by en_tiny_shapes 1 under spaCy ")
     report = (finished / "run" / "report.md").read_text()
@@ -231,7 +231,7 @@ def test_same_files_in_other_places_are_the_same_settings(toy, again, data_root,
 
 
 def parser_lines(folder):
-    return [line for line in summary_of(folder)["warnings"] if "Sentences were read by" in line]
+    return [line for line in summary_of(folder)["notes"] if "Sentences were read by" in line]
 
 
 def installed(monkeypatch, **versions):
@@ -263,7 +263,7 @@ def test_parser_that_read_the_sentences_is_recorded_wherever_records_are_made(
     assert parser_lines(tmp_path) == warnings
 
 
-def test_released_parser_is_not_warned_of(toy, tmp_path, monkeypatch):
+def test_released_parser_needs_no_note(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "hybridgl.weights.registry.RELEASED_PARSER", Parser("en_tiny_shapes", "1", "3.7.6")
     )
@@ -273,11 +273,11 @@ def test_released_parser_is_not_warned_of(toy, tmp_path, monkeypatch):
     assert summary_of(tmp_path)["parsers"][0]["images"] == 3
 
 
-def test_parser_of_data_without_published_numbers_is_not_warned_of():
+def test_parser_of_data_without_published_numbers_needs_no_note():
     other = Parser("en_core_web_sm", "3.8.0", "3.8.1")
-    assert parser_warnings("shapes", [other]) == parser_warnings("birds", [other]) == []
+    assert parser_notes("shapes", [other]) == parser_notes("birds", [other]) == []
     for dataset in ("refcoco", "refcoco+", "refcocog", "phrasecut"):
-        assert len(parser_warnings(dataset, [other])) == 1
+        assert len(parser_notes(dataset, [other])) == 1
 
 
 def test_method_without_a_parser_records_none(toy, tmp_path, monkeypatch):
@@ -593,7 +593,7 @@ def test_samples_without_ground_truth_stay_at_0_counted_and_named(toy, broken_ro
     assert summary["counts"]["refs_without_pixels"] == 1
     (line,) = [line for line in summary["warnings"] if "have a broken mask" in line]
     assert "Expected a polygon" in line
-    (line,) = [line for line in summary["warnings"] if "covers no pixel" in line]
+    (line,) = [line for line in summary["notes"] if "covers no pixel" in line]
     assert line.startswith("1 of 6 refs have a ground truth that covers no pixel")
     assert line in (tmp_path / "run" / "report.md").read_text()
     assert summary["settings"]["lenient"]
@@ -1021,7 +1021,7 @@ def test_summary_tells_the_batch_sizes_and_a_note_those_that_differ(toy, tmp_pat
     usual = {"sizes": {"masks": 2, "points": 16, "images": 1}, "images": 3}
     toy.run(tmp_path)
     assert summary_of(tmp_path)["batch_sizes"] == [usual]
-    assert summary_of(tmp_path)["notes"] == [KNOWS_SHAPES_ONLY]
+    assert summary_of(tmp_path)["notes"] == [KNOWS_SHAPES_ONLY, *parser_lines(tmp_path)]
     toy.run(tmp_path, "--protocol", "lavt")
     assert summary_of(tmp_path)["batch_sizes"] == [usual]
 

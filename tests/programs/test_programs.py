@@ -334,7 +334,8 @@ def test_refcoco_layout_with_openai_format_files(tmp_path, capsys):
     assert [record.sentence for record in records[:2]] == ["Red box  on the left", "the red one"]
     assert len(records) == 5
     assert max(record.oracle_iou for record in records) > 0.7
-    warning, limited, parser = summary_of(tmp_path)["warnings"]
+    warning, limited = summary_of(tmp_path)["warnings"]
+    parser = summary_of(tmp_path)["notes"][-1]
     assert "the first 1 of 3 images" in limited
     assert warning.startswith("Not the whole of refcoco testA (unc): expected 1975 refs, got 6;")
     printed = capsys.readouterr().out

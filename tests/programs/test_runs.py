@@ -623,7 +623,7 @@ def test_phrasecut_on_its_annotated_objects(method, phrasecut, tmp_path):
     tables = tables_of((tmp_path / "run" / "report.md").read_text())
     assert [row[:2] for row in tables["kind"][2:]] == [["seen", "3"], ["unseen", "6"], ["all", "9"]]
     assert all("-" in cell for cell in tables["kind"][1])
-    whole, parser = summary["warnings"]
+    (whole,), parser = summary["warnings"], summary["notes"][-1]
     assert whole.startswith("Not the whole of phrasecut val")
     assert parser.startswith("Sentences were read by en_tiny_shapes 1 under spaCy")
 
