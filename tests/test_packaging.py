@@ -133,8 +133,8 @@ def test_editable_installation_is_imported_beside_its_own_clone(beside, python):
 def for_cpus(python):
     """The same, with a torch and a torchvision for CPUs alone, the oldest that are allowed."""
     for name, version, needs in (
-        ("torch", "2.4.0+cpu", ""),
-        ("torchvision", "0.19.0+cpu", "Requires-Dist: torch==2.4.0\n"),
+        ("torch", "2.5.0+cpu", ""),
+        ("torchvision", "0.20.0+cpu", "Requires-Dist: torch==2.5.0\n"),
     ):
         folder = packages_of(python.parents[1]) / f"{name}-{version}.dist-info"
         folder.mkdir()

@@ -612,6 +612,7 @@ def test_duplicates_are_named(tmp_path, name):
 # Size.
 
 
+@pytest.mark.slow
 def test_fifty_thousand_refs_load_in_seconds(tmp_path):
     n_refs, n_images = 50_000, 20_000
     polygon = [round(8.25 + 0.5 * i, 2) for i in range(60)]
