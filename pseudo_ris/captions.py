@@ -203,6 +203,7 @@ def other_weights(similarity_NN: Tensor, quirks: PseudoQuirks) -> Tensor | None:
     return weights_NN / min(count - 1, _MOST_DISTINCT)
 
 
+@torch.inference_mode()
 def sample_chains(
     scorer: PrefixScorer,
     similarity_NN: Tensor,
@@ -273,6 +274,7 @@ def sample_chains(
     return _filled_up(tokens)
 
 
+@torch.inference_mode()
 def beam_search(
     scorer: PrefixScorer, num_masks: int, quirks: PseudoQuirks, device: torch.device | str = "cpu"
 ) -> NDArray[np.int64]:
