@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cache
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,14 +36,18 @@ __all__ = [
     "PrefixScorer",
     "Truncation",
     "beam_search",
+    "caption_texts",
     "drawn_by_generator",
     "drawn_by_numbers",
+    "other_weights",
     "sample_chains",
     "step_probabilities",
 ]
 
 START, END, ZERO = 49406, 49407, 0
 """Tokens of CLIP's vocabulary; 0 is "!", and what a finished caption is filled up with."""
+
+_START_TEXT, _END_TEXT = "<start_of_text>", "<end_of_text>"
 
 MOST_TOKENS = 30
 """Of a caption, start and end among them."""
@@ -361,6 +366,27 @@ class _Beams:
     def best(self) -> list[int]:
         """Return the best finished caption, without its end; of equal ones the later."""
         return self._finished[-1][1]
+
+
+def caption_texts(tokens_RL: NDArray[np.int64], quirks: PseudoQuirks) -> list[str]:
+    """Write captions as text.
+
+    Args:
+        tokens_RL: from ``beam_search`` or ``sample_chains``.
+        quirks: P20: what a caption is filled up with is written too, unless it has an end; it ends
+            in a blank.
+    """
+    tokenizer = _tokenizer()
+    texts = [tokenizer.decode(row).split(_END_TEXT)[0] for row in tokens_RL.tolist()]
+    texts = [text.replace(_START_TEXT, "") for text in texts]
+    return texts if quirks.token_zero_ends else [text.strip() for text in texts]
+
+
+@cache
+def _tokenizer() -> Any:
+    import open_clip
+
+    return open_clip.SimpleTokenizer()
 
 
 def _cut(captions: Sequence[list[int]]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Four crops of every mask, which a captioner describes: its object alone, and with ever more around.
+"""Four crops of every mask for a captioner: its object alone, and with ever more around it.
 
 Source: Pseudo-RIS section 3.2; quirks P8 to P10 of docs/quirks.md.
 Shapes: N masks, H x W image pixels, R side of the captioner's input, hw = (height, width).

@@ -61,8 +61,9 @@ def caption_pool(
         single_mask: whether the image has no other mask, so that scores have another scale.
 
     Example:
-        >>> caption_pool([1.5, 0.5], CaptionFilter.DISTINCTIVE, 1, PseudoQuirks(), single_mask=False)
-        Pool(indices=(0,), passed=True)
+        >>> rule, quirks = CaptionFilter.DISTINCTIVE, PseudoQuirks()
+        >>> caption_pool([1.5, 0.5], rule, 1, quirks, single_mask=False).indices
+        (0,)
     """
     everything = tuple(range(len(scores)))
     if rule is CaptionFilter.ALL:

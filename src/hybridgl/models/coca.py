@@ -132,7 +132,7 @@ class Coca:
 
     @torch.inference_mode()
     def embed_token(self, tokens_U: Tensor, place: int) -> Tensor:
-        """Return what enters the text tower for a token at a place of each of some texts, (U, D)."""
+        """Embed a token at a place of each of some texts, (U, D)."""
         text = self._model.text
         embedded_UD: Tensor = text.token_embedding(tokens_U) + text.positional_embedding[place]
         return embedded_UD
