@@ -4,7 +4,7 @@ The released program writes, line by line and appending, JSON, a table, the capt
 summary; here they are written whole or not at all.  Its table has pandas' digits, which come of
 reading the JSON with little precision; pandas is an extra.
 
-Source: Pseudo-RIS's released files; COCO's and REFER's formats; quirk P6 of docs/quirks.md.
+Source: Pseudo-RIS's released files.
 """
 
 from __future__ import annotations

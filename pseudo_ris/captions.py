@@ -9,22 +9,22 @@ that a scorer gives are projected linearly to logits, so that a sum of the other
 one projection of a sum of hidden states.
 
 Source: Pseudo-RIS section 3.2; quirks P12 to P20 of docs/quirks.md.
-Shapes: N masks, R chains, U prefixes of one length, M masks that a prefix is scored for, D width,
-V vocabulary, L tokens so far, the start among them.
+Shapes: N masks, A chains, U prefixes of one length, D width, V vocabulary, T tokens of a caption, K
+most probable ones. L is the number of tokens so far, the start among them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hybridgl.models.coca import decode_tokens
 from pseudo_ris.config import PseudoQuirks
 
 __all__ = [
@@ -58,6 +58,9 @@ _FIRST_END = 5
 _MOST_DISTINCT = 30
 """Masks that are compared."""
 
+_NUCLEUS_WIDTH = 256
+"""Tokens among which those of a truncation by probability are looked for first."""
+
 _BEAMS, _BEAMS_AS_RELEASED = 6, 2
 _POOL = 2
 """Finished captions that beam search keeps."""
@@ -82,10 +85,21 @@ class Truncation:
             return logits_AV >= least_A1
         if self.top_p is None:
             return torch.ones_like(logits_AV, dtype=torch.bool)
-        ascending_AV, order_AV = logits_AV.sort(dim=1)
-        above_AV = ascending_AV.softmax(dim=1).cumsum(dim=1) > 1 - self.top_p
-        above_AV[:, -1] = True
-        return torch.zeros_like(above_AV).scatter(1, order_AV, above_AV)
+        return _nucleus(logits_AV, self.top_p)
+
+
+def _nucleus(logits_AV: Tensor, top_p: float) -> Tensor:
+    """Tell which tokens are the fewest most probable ones that reach a probability together."""
+    total_A1 = logits_AV.logsumexp(dim=1, keepdim=True)
+    width, vocabulary = _NUCLEUS_WIDTH, logits_AV.shape[1]
+    while True:
+        best = logits_AV.topk(min(width, vocabulary), dim=1)
+        shares_AK = (best.values - total_A1).exp()
+        kept_AK = shares_AK.cumsum(dim=1) - shares_AK < top_p
+        kept_AK[:, 0] = True
+        if width >= vocabulary or not bool(kept_AK[:, -1].any()):
+            return torch.zeros_like(logits_AV, dtype=torch.bool).scatter(1, best.indices, kept_AK)
+        width *= 8
 
 
 TRUNCATIONS = (
@@ -107,7 +121,7 @@ class PrefixScorer(Protocol):
             tokens_U: token of each.
 
         Returns:
-            Hidden states of what comes next, (U, M, D), for every mask that a prefix is scored for.
+            Hidden states of what comes next, (U, N, D), for N masks that a prefix is scored for.
         """
 
     def project(self, hidden_AD: Tensor) -> Tensor:
@@ -118,16 +132,16 @@ Draw = Callable[[Tensor, Sequence[int], int], Tensor]
 """Draws a token for each of some chains: from probabilities (A, V), the chains' numbers, and L."""
 
 
-def drawn_by_numbers(uniform_RL: NDArray[np.float64]) -> Draw:
+def drawn_by_numbers(uniform_AT: NDArray[np.float64]) -> Draw:
     """Draw by given numbers: the first token at which the running sum of shares exceeds them.
 
     Args:
-        uniform_RL: between 0 and 1, one for every chain and number of tokens so far, float64.
+        uniform_AT: between 0 and 1, one for every chain and number of tokens so far, float64.
     """
 
     def draw(probabilities_AV: Tensor, rows: Sequence[int], length: int) -> Tensor:
         sums_AV = probabilities_AV.double().cumsum(dim=1)
-        wanted_A = torch.from_numpy(uniform_RL[list(rows), length]).to(sums_AV)
+        wanted_A = torch.from_numpy(uniform_AT[list(rows), length]).to(sums_AV)
         wanted_A1 = (wanted_A * sums_AV[:, -1])[:, None]
         return torch.searchsorted(sums_AV, wanted_A1, right=True)[:, 0]
 
@@ -135,7 +149,7 @@ def drawn_by_numbers(uniform_RL: NDArray[np.float64]) -> Draw:
 
 
 def drawn_by_generator(generator: torch.Generator | None = None) -> Draw:
-    """Draw with torch's generator, as released (P19): the chains' order is part of the result.
+    """Draw with torch's generator, as released: the chains' order is part of the result.
 
     Args:
         generator: None is torch's own.
@@ -233,7 +247,7 @@ def sample_chains(
         rows: of the chains that are sampled; None samples all.
 
     Returns:
-        Tokens from the start on, filled up with 0, int64, (R, length of the longest).
+        Tokens from the start on, filled up with 0, int64, (A, length of the longest).
     """
     count = len(similarity_NN)
     chains = list(range(count * len(truncations))) if rows is None else list(rows)
@@ -249,15 +263,15 @@ def sample_chains(
             for place in active:
                 tokens[place].append(END)
             break
-        hidden_UMD = scorer.extend(
+        hidden_UND = scorer.extend(
             torch.tensor(parents, device=device), torch.tensor(added, device=device)
         )
         prefixes = torch.tensor([prefix_of[place] for place in active], device=device)
         masks = torch.tensor([chains[place] % count for place in active], device=device)
-        own_AV = scorer.project(hidden_UMD[prefixes, masks])
+        own_AV = scorer.project(hidden_UND[prefixes, masks])
         others_AV = None
         if weights_NN is not None:
-            mixed_AD = torch.einsum("am,amd->ad", weights_NN[masks], hidden_UMD[prefixes])
+            mixed_AD = torch.einsum("an,and->ad", weights_NN[masks], hidden_UND[prefixes])
             others_AV = scorer.project(mixed_AD)
         some = [truncations[chains[place] // count] for place in active]
         probabilities_AV = step_probabilities(own_AV, others_AV, some, length, quirks)
@@ -368,25 +382,17 @@ class _Beams:
         return self._finished[-1][1]
 
 
-def caption_texts(tokens_RL: NDArray[np.int64], quirks: PseudoQuirks) -> list[str]:
+def caption_texts(tokens_AT: NDArray[np.int64], quirks: PseudoQuirks) -> list[str]:
     """Write captions as text.
 
     Args:
-        tokens_RL: from ``beam_search`` or ``sample_chains``.
+        tokens_AT: from ``beam_search`` or ``sample_chains``.
         quirks: P20: what a caption is filled up with is written too, unless it has an end; it ends
             in a blank.
     """
-    tokenizer = _tokenizer()
-    texts = [tokenizer.decode(row).split(_END_TEXT)[0] for row in tokens_RL.tolist()]
+    texts = [decode_tokens(row).split(_END_TEXT)[0] for row in tokens_AT.tolist()]
     texts = [text.replace(_START_TEXT, "") for text in texts]
     return texts if quirks.token_zero_ends else [text.strip() for text in texts]
-
-
-@cache
-def _tokenizer() -> Any:
-    import open_clip
-
-    return open_clip.SimpleTokenizer()
 
 
 def _cut(captions: Sequence[list[int]]) -> NDArray[np.int64]:

@@ -14,15 +14,11 @@ __all__ = ["PseudoQuirks"]
 class PseudoQuirks:
     """What the released program does that its authors cannot have meant; True reproduces it."""
 
-    images_in_bgr: bool = True
-    """P1: CutLER and SAM, which expect RGB, get images in BGR."""
     matching_by_overlap: bool = True
     """P3: CutLER's masks take the SAM mask of the largest overlap, also of none; not of the largest
     IoU."""
     sam_masks_repeat: bool = True
     """P4: several of CutLER's masks may take the same SAM mask."""
-    masks_renumbered: bool = True
-    """P6: masks that are read back are numbered without the degenerate ones among them."""
     crops_unnormalised_fill: bool = True
     """P8: crops are filled with CLIP's pixel mean, un-normalised."""
     boxes_end_before_last_pixel: bool = True
@@ -39,8 +35,6 @@ class PseudoQuirks:
     """P16: the end's probability is put back without rescaling the others'."""
     unlike_masks_attract: bool = True
     """P17: masks of negative similarity add their words instead of counting for nothing."""
-    draws_depend_on_order: bool = True
-    """P19: torch's generator draws for all chains of an image and crop kind together."""
     token_zero_ends: bool = True
     """P20: token 0, "!", ends a caption, which gets a tail of "!"."""
     nouns_of_first_child_only: bool = True

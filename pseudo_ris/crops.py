@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybridgl.views import CLIP_MEAN, CLIP_STD, channel_values, normalise
+from hybridgl.views import CLIP_MEAN, CLIP_STD, bilinear_taps, channel_values, normalise
 from pseudo_ris.config import PseudoQuirks
 
 __all__ = ["CROP_KINDS", "CropKind", "mask_crops", "usable_masks"]
@@ -139,17 +139,18 @@ def _squared(cut_3hw: Tensor, side: int, fill_311: Tensor) -> Tensor:
     """Pad a cut to a square, what is left over at the right and at the bottom."""
     _, height, width = cut_3hw.shape
     top, left = (side - height) // 2, (side - width) // 2
-    square_3SS = fill_311.expand(3, side, side).clone()
-    square_3SS[:, top : top + height, left : left + width] = cut_3hw
-    return square_3SS
+    square_3hh = fill_311.expand(3, side, side).clone()
+    square_3hh[:, top : top + height, left : left + width] = cut_3hw
+    return square_3hh
 
 
-def _resized(square_3SS: Tensor, side: int, quirks: PseudoQuirks) -> Tensor:
-    smooth = not quirks.crops_without_antialias
-    return F.interpolate(
-        square_3SS[None],
-        (side, side),
-        mode="bicubic" if smooth else "bilinear",
-        align_corners=False,
-        antialias=smooth,
-    )[0]
+def _resized(square_3hh: Tensor, side: int, quirks: PseudoQuirks) -> Tensor:
+    if not quirks.crops_without_antialias:
+        return F.interpolate(
+            square_3hh[None], (side, side), mode="bicubic", align_corners=False, antialias=True
+        )[0]
+    # Torch's own kernel rounds otherwise with one thread than with several.
+    ends = torch.tensor([[0], [square_3hh.shape[-1]]], device=square_3hh.device)
+    first_R, second_R, share_R = (one[0] for one in bilinear_taps(ends[0], ends[1], side))
+    rows_3Rh = torch.lerp(square_3hh[:, first_R], square_3hh[:, second_R], share_R[:, None])
+    return torch.lerp(rows_3Rh[:, :, first_R], rows_3Rh[:, :, second_R], share_R)

@@ -4,7 +4,7 @@ CutLER finds objects without labels, and its masks are coarse; SAM draws well, a
 background too. So every mask of the first takes the mask of the second that fits it.
 
 Source: Pseudo-RIS section 3.1; quirks P3 and P4 of docs/quirks.md.
-Shapes: N masks that find, M masks that are drawn, H x W image pixels.
+Shapes: N masks that find, K masks that are drawn, H x W image pixels.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["match_masks"]
 
 
 def match_masks(
-    found_NHW: NDArray[np.bool_], drawn_MHW: NDArray[np.bool_], quirks: PseudoQuirks
+    found_NHW: NDArray[np.bool_], drawn_KHW: NDArray[np.bool_], quirks: PseudoQuirks
 ) -> NDArray[np.int64]:
     """Choose a drawn mask for every mask that finds an object.
 
     Args:
         found_NHW: masks of CutLER or any detector, best first, bool, (N, H, W).
-        drawn_MHW: masks of SAM, bool, (M, H, W).
+        drawn_KHW: masks of SAM, bool, (K, H, W).
         quirks: P3 and P4.
 
     Returns:
@@ -40,15 +40,15 @@ def match_masks(
         >>> match_masks(found, drawn, PseudoQuirks()).tolist()
         [0, 0]
     """
-    if not len(drawn_MHW):
+    if not len(drawn_KHW):
         return np.zeros(0, dtype=np.int64)
-    fit_NM = intersections(found_NHW, drawn_MHW)
+    fit_NK = intersections(found_NHW, drawn_KHW)
     if not quirks.matching_by_overlap:
-        unions_NM = mask_areas(found_NHW)[:, None] + mask_areas(drawn_MHW) - fit_NM
-        fit_NM = fit_NM / np.maximum(unions_NM, 1)
-    best_N = fit_NM.argmax(axis=1)
+        unions_NK = mask_areas(found_NHW)[:, None] + mask_areas(drawn_KHW) - fit_NK
+        fit_NK = fit_NK / np.maximum(unions_NK, 1)
+    best_N = fit_NK.argmax(axis=1)
     if not quirks.matching_by_overlap:
-        best_N = best_N[fit_NM.max(axis=1) > 0]
+        best_N = best_N[fit_NK.max(axis=1) > 0]
     if not quirks.sam_masks_repeat:
         _, first = np.unique(best_N, return_index=True)
         best_N = best_N[np.sort(first)]

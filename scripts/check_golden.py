@@ -12,6 +12,8 @@ A folder of vectors holds any of these files, found by their names:
 * ``guidance.json`` and ``guidance.npz``: features and masks, scores and predictions;
 * ``metrics.json``: pairs of masks, their oIoU and mIoU.
 
+Or it holds those of Pseudo-RIS, which ``golden_pseudo.py`` describes.
+
 All are of the profile ``reference``. What is computed with tensors is computed on the device that
 is asked for, without TF32. Exit status: 0 where everything agrees, 1 where a difference is beyond
 its tolerance, 2 where the folder cannot be read.
@@ -28,7 +30,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 import sys
 import zipfile
@@ -53,8 +54,10 @@ from hybridgl.language import Position, Relation, parse_expression
 from hybridgl.methods import global_local
 from hybridgl.metrics import PROTOCOLS, intersection_and_union, scores
 from hybridgl.models.clip import ClipEncoder
+from scripts.golden import Comparison, FolderReport, errors, read_json, read_npz, unpack
+from scripts.golden_pseudo import compare_pseudo, is_pseudo
 
-__all__ = ["Comparison", "FolderReport", "compare_folder", "main"]
+__all__ = ["compare_folder", "main"]
 
 _TOLERANCES = {"cpu": 1e-4, "cuda": 1e-3}
 """Largest error of a feature, map or score, and of a metric in percent, by kind of device."""
@@ -100,72 +103,6 @@ _INPUTS = (_CLIP, "guidance.npz", *_TOWERS.values())
 _Array = NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One row of the report.
-
-    Attributes:
-        file: name of the file that holds the expected values.
-        subject: what was compared.
-        total: how many numbers, or cases that must match exactly.
-        matches: cases that match; None where errors were measured.
-        error: largest absolute error; infinite or NaN where none can be measured.
-        tolerance: largest error that passes.
-    """
-
-    file: str
-    subject: str
-    total: int
-    matches: int | None = None
-    error: float = 0.0
-    tolerance: float = _TOLERANCES["cpu"]
-
-    @property
-    def passed(self) -> bool:
-        """Tell whether all cases match, or the error is within the tolerance."""
-        if self.matches is not None:
-            return self.matches == self.total
-        return self.error <= self.tolerance
-
-    @property
-    def result(self) -> str:
-        """Return the number of matches, or the largest error."""
-        if self.matches is not None:
-            return f"{self.matches} of {self.total} exact"
-        return f"largest error {self.error:.1e} in {self.total}"
-
-
-@dataclass(frozen=True, slots=True)
-class FolderReport:
-    """What a folder gave.
-
-    Attributes:
-        comparisons: at least one.
-        not_compared: a line for every file that was left out, and why.
-    """
-
-    comparisons: tuple[Comparison, ...]
-    not_compared: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Tell whether every comparison passed."""
-        return all(comparison.passed for comparison in self.comparisons)
-
-    def __str__(self) -> str:
-        """Draw an aligned table, then list what was not compared."""
-        cells = [
-            (row.file, row.subject, "ok" if row.passed else "WRONG", row.result)
-            for row in self.comparisons
-        ]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in cells
-        ]
-        return "\n".join([*lines, *(f"not compared: {line}" for line in self.not_compared)])
-
-
 def compare_folder(folder: Path, device: torch.device = _CPU) -> FolderReport:
     """Compare every file that the library has a counterpart of.
 
@@ -182,6 +119,12 @@ def compare_folder(folder: Path, device: torch.device = _CPU) -> FolderReport:
             f"Expected a folder of golden vectors at {folder}, got no folder; check the path."
         )
     set_tf32(enabled=False)
+    report = _pseudo_report if is_pseudo(folder) else _report
+    return report(folder, device)
+
+
+def _report(folder: Path, device: torch.device) -> FolderReport:
+    """Compare the vectors of HybridGL and Global-Local CLIP."""
     clip = None
     if (folder / _CLIP).is_file():
         clip = ClipEncoder.from_file(folder / _CLIP, device=device)
@@ -215,14 +158,22 @@ def compare_folder(folder: Path, device: torch.device = _CPU) -> FolderReport:
     )
 
 
+def _pseudo_report(folder: Path, device: torch.device) -> FolderReport:
+    """Compare the vectors of Pseudo-RIS."""
+    try:
+        return compare_pseudo(folder, device)
+    except _UNUSABLE as error:
+        raise _unusable(folder, error) from error
+
+
 def compare_hybrid(path: Path, clip: ClipEncoder, device: torch.device) -> Iterator[Comparison]:
     """Compare views and features of the masks of one image."""
-    vectors = _read_npz(path)
-    masks_NHW = torch.from_numpy(_unpack(vectors["masks"], vectors["mask_shape"].tolist()))
+    vectors = read_npz(path)
+    masks_NHW = torch.from_numpy(unpack(vectors["masks"], vectors["mask_shape"].tolist()))
     masks_NHW = masks_NHW.to(device)
     inputs = _Inputs.of(vectors["image"], masks_NHW, clip)
     for name, views_N3RR in (("local", inputs.local_N3RR), ("global", inputs.global_N3RR)):
-        yield _errors(
+        yield errors(
             path,
             f"{name} views",
             (views_N3RR.mean(dim=(2, 3)), vectors[f"{name}_mean"]),
@@ -234,12 +185,12 @@ def compare_hybrid(path: Path, clip: ClipEncoder, device: torch.device) -> Itera
             features_NE = inputs.features(
                 clip, FusionConfig(fusion_mode=FusionMode.parse(mode), masking_block=int(block))
             )
-            yield _errors(path, f"{mode} from block {block}", (features_NE, vectors[key]))
+            yield errors(path, f"{mode} from block {block}", (features_NE, vectors[key]))
 
 
 def compare_gem(path: Path, clip: ClipEncoder, device: torch.device) -> Iterator[Comparison]:
     """Compare attention maps of images at the size of GEM's input and of the image."""
-    vectors = _read_npz(path)
+    vectors = read_npz(path)
     depth, iterations = map(int, re.findall(r"\d+", path.name))
     config = GemConfig(depth=depth, iterations=iterations)
     side = config.resolution_factor * clip.image_size
@@ -253,7 +204,7 @@ def compare_gem(path: Path, clip: ClipEncoder, device: torch.device) -> Iterator
             sim_Sgg = gem.patch_similarity(patches_1PE[0], texts_SE)
             input_SRR = gem.attention_map(sim_Sgg, side, (side, side))
             image_SHW = gem.attention_map(sim_Sgg, side, (image.height, image.width))
-            yield _errors(
+            yield errors(
                 path,
                 f"attention maps of image {index}",
                 (input_SRR[:, ::_MAP_STEP, ::_MAP_STEP], vectors[f"low_{index}"]),
@@ -263,12 +214,12 @@ def compare_gem(path: Path, clip: ClipEncoder, device: torch.device) -> Iterator
 
 def compare_text(path: Path, clip: ClipEncoder, device: torch.device) -> Iterator[Comparison]:
     """Compare tokens and features of texts."""
-    vectors = _read_npz(path)
+    vectors = read_npz(path)
     texts = [str(text) for text in vectors["texts"]]
     pairs = zip(clip.tokenize(texts), vectors["tokens"], strict=True)
     matches = sum(np.array_equal(*pair) for pair in pairs)
     yield Comparison(path.name, "tokens", len(texts), matches)
-    yield _errors(path, "features", (clip.encode_texts(texts), vectors["features"]))
+    yield errors(path, "features", (clip.encode_texts(texts), vectors["features"]))
 
 
 def compare_language(
@@ -279,7 +230,7 @@ def compare_language(
     from spacy.tokens import Doc
 
     vocabulary = spacy.blank("en").vocab
-    cases = _read_json(path, list)
+    cases = read_json(path, list)
     matches = dict.fromkeys(
         ("noun_phrase", "head_noun", "other_noun_phrases", "other_nouns", "position", "relation"),
         0,
@@ -310,8 +261,8 @@ def compare_guidance(
     path: Path, _: ClipEncoder | None, device: torch.device
 ) -> Iterator[Comparison]:
     """Compare scores and predictions."""
-    arrays = _read_npz(path.with_suffix(".npz"))
-    cases = _read_json(path, list)
+    arrays = read_npz(path.with_suffix(".npz"))
+    cases = read_json(path, list)
     exact: dict[str, list[bool]] = {}
     scores: dict[str, list[tuple[_Array, Any]]] = {}
     for case in cases:
@@ -332,18 +283,18 @@ def compare_guidance(
     for subject, matches in exact.items():
         yield Comparison(path.name, subject, len(matches), sum(matches))
     for subject, pairs in scores.items():
-        yield _errors(path, subject, *pairs)
+        yield errors(path, subject, *pairs)
 
 
 def compare_metrics(
     path: Path, _: ClipEncoder | None, device: torch.device
 ) -> Iterator[Comparison]:
     """Compare both metrics over all pairs of masks."""
-    vectors = _read_json(path, dict)
+    vectors = read_json(path, dict)
     counts = []
     for row in vectors["rows"]:
         prediction_1HW, gt_mask_1HW = (
-            _unpack(np.array([row[name]], dtype=np.uint8), (1, *row["shape"]))
+            unpack(np.array([row[name]], dtype=np.uint8), (1, *row["shape"]))
             for name in ("pred", "target")
         )
         counts.append(
@@ -352,14 +303,14 @@ def compare_metrics(
     intersections, unions = np.array(counts).T
     computed = scores(intersections, unions, PROTOCOLS["zero-shot"])
     for name in ("oIoU", "mIoU"):
-        yield _errors(path, f"{name} of {len(counts)} pairs", (computed[name], vectors[name]))
+        yield errors(path, f"{name} of {len(counts)} pairs", (computed[name], vectors[name]))
 
 
 def compare_global_local(
     path: Path, _: ClipEncoder | None, device: torch.device
 ) -> Iterator[Comparison]:
     """Compare boxes, crops and both features of Global-Local CLIP."""
-    vectors = _read_npz(path)
+    vectors = read_npz(path)
     towers = {
         name: _with_vision_tower(path.parent, file, device)
         for name, file in _TOWERS.items()
@@ -367,7 +318,7 @@ def compare_global_local(
     }
     for key in sorted({name.partition("|")[0] for name in vectors}):
         count, *hw = vectors[f"{key}|mask_shape"].tolist()
-        masks_NHW = torch.from_numpy(_unpack(vectors[f"{key}|masks"], (count, *hw))).to(device)
+        masks_NHW = torch.from_numpy(unpack(vectors[f"{key}|masks"], (count, *hw))).to(device)
         boxes_N4 = global_local.mask_boxes(masks_NHW)
         pairs = zip(boxes_N4.cpu().numpy(), vectors[f"{key}|boxes_xyxy"], strict=True)
         matches = sum(np.array_equal(*pair) for pair in pairs)
@@ -381,7 +332,7 @@ def compare_global_local(
             unnormalised_fill=_QUIRKS.crop_unnormalised_fill,
         )
         sample = crops_N3RR[:, :, ::_VIEW_STEP, ::_VIEW_STEP]
-        yield _errors(path, f"crops of image {key}", (sample, vectors[f"{key}|crop_sample"]))
+        yield errors(path, f"crops of image {key}", (sample, vectors[f"{key}|crop_sample"]))
         image_13RR = views.resize(scaled_13hw, (_CROP_SIDE, _CROP_SIDE))
         for name, clip in towers.items():
             coverage_NP = views.patch_coverage(masks_NHW, clip.grid)
@@ -391,13 +342,13 @@ def compare_global_local(
             for feature, computed_NE in (("mask", global_NE), ("crop", crop_NE)):
                 expected = vectors[f"{key}|{name}|{feature}_features"]
                 subject = f"{name} {feature} features of image {key}"
-                yield _errors(path, subject, (computed_NE, expected))
+                yield errors(path, subject, (computed_NE, expected))
 
 
 def _with_vision_tower(folder: Path, name: str, device: torch.device) -> ClipEncoder:
     """Load the CLIP of the folder with another vision tower."""
-    state = {key: value for key, value in _read_npz(folder / _CLIP).items() if "visual." not in key}
-    state |= {f"visual.{key}": value for key, value in _read_npz(folder / name).items()}
+    state = {key: value for key, value in read_npz(folder / _CLIP).items() if "visual." not in key}
+    state |= {f"visual.{key}": value for key, value in read_npz(folder / name).items()}
     tensors = {key: torch.from_numpy(value) for key, value in state.items()}
     return ClipEncoder(tensors, device)
 
@@ -475,7 +426,7 @@ def _choose(
         for name in ("sent", "np", "others", "feats", "heat")
     )
     hw = (case["height"], case["width"])
-    masks_NHW = _unpack(arrays[f"{case['id']}/masks"], (case["n"], *hw))
+    masks_NHW = unpack(arrays[f"{case['id']}/masks"], (case["n"], *hw))
     position, relation = Position(case["position"]), Relation(case["relation"])
     text_1E = _SENTENCE_WEIGHT * sentence + (1 - _SENTENCE_WEIGHT) * phrase
     similarity_N = _scores(features, text_1E)
@@ -511,53 +462,21 @@ def _scores(features_NE: Tensor, text_1E: Tensor) -> _Array:
     return np.asarray(scores_1N[0].double().cpu().numpy())
 
 
-def _errors(path: Path, subject: str, *pairs: tuple[Tensor | _Array | float, Any]) -> Comparison:
-    """Measure the largest error over pairs of what was computed and what was expected."""
-    errors = [0.0]
-    total = 0
-    for computed, expected in pairs:
-        if isinstance(computed, Tensor):
-            computed = computed.cpu()
-        computed = np.asarray(computed, np.float64)
-        expected = np.asarray(expected, np.float64)
-        total += expected.size
-        if computed.shape != expected.shape:
-            errors.append(np.inf)
-        elif expected.size:
-            errors.append(np.abs(computed - expected).max())
-    return Comparison(path.name, subject, total, error=float(np.max(errors)))
-
-
-def _unpack(packed_NB: _Array, shape: Sequence[int]) -> NDArray[np.bool_]:
-    """Unpack masks from ``np.packbits`` of each, bool, (N, H, W)."""
-    count, height, width = shape
-    bits = np.unpackbits(packed_NB, axis=1, count=height * width)
-    return bits.reshape(count, height, width).astype(bool)
-
-
-def _read_npz(path: Path) -> dict[str, _Array]:
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, kind):
-        raise TypeError(f"a {type(values).__name__} instead of a {kind.__name__}")
-    return values
-
-
 def _run(
     compare: _Compare, path: Path, clip: ClipEncoder | None, device: torch.device
 ) -> list[Comparison]:
     try:
         return list(compare(path, clip, device))
     except _UNUSABLE as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(
-            f"Expected golden vectors in {path}, got what cannot be compared "
-            f"({type(error).__name__}: {reason}); copy the file again."
-        ) from error
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: Exception) -> DataError:
+    reason = str(error).partition("\n")[0]
+    return DataError(
+        f"Expected golden vectors in {path}, got what cannot be compared "
+        f"({type(error).__name__}: {reason}); copy the file again."
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ UTILS_FROM = "refer"
 """The lowest floor that may import ``utils``, which imports none of ours."""
 
 HOMES = {
-    "open_clip": {"src/hybridgl/models/clip.py"},
+    "open_clip": {"src/hybridgl/models/clip.py", "src/hybridgl/models/coca.py"},
     "segment_anything": {"src/hybridgl/models/sam.py"},
     "spacy": {"src/hybridgl/models/parser.py"},
     "cv2": {"src/hybridgl/views.py", "src/hybridgl/masks.py"},

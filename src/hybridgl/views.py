@@ -26,6 +26,7 @@ __all__ = [
     "CLIP_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "bilinear_taps",
     "blur_background",
     "channel_values",
     "global_views",
@@ -154,3 +155,23 @@ def channel_values(values: tuple[float, float, float], device: torch.device) -> 
     """
     with torch.inference_mode(mode=False):  # kept for whoever trains, too
         return torch.tensor(values, device=device)[:, None, None]
+
+
+def bilinear_taps(start_N: Tensor, stop_N: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the two pixels that each output pixel reads along an axis of a crop, and their shares.
+
+    Args:
+        start_N: first pixel of every crop.
+        stop_N: the pixel after its last.
+        side: R.
+
+    Returns:
+        Two of int64 and one of float32, (N, R).
+    """
+    length_N1 = (stop_N - start_N)[:, None]
+    centers_R = torch.arange(side, device=start_N.device) + 0.5
+    place_NR = (length_N1.float() / side * centers_R - 0.5).clamp(min=0)
+    first_NR = place_NR.long()
+    second_NR = torch.minimum(first_NR + 1, length_N1 - 1)
+    share_NR = place_NR - first_NR
+    return start_N[:, None] + first_NR, start_N[:, None] + second_NR, share_NR

@@ -135,8 +135,8 @@ def crop_views(
     fill = views.IMAGENET_MEAN if unnormalised_fill else (0.0, 0.0, 0.0)
     fill_1311 = views.channel_values(fill, image_3HW.device)[None]
     x1_N, y1_N, x2_N, y2_N = mask_boxes(masks_NHW, crop_box).unbind(dim=1)
-    left_NR, right_NR, to_right_NR = _bilinear_taps(x1_N, x2_N, side)
-    upper_NR, lower_NR, to_lower_NR = _bilinear_taps(y1_N, y2_N, side)
+    left_NR, right_NR, to_right_NR = views.bilinear_taps(x1_N, x2_N, side)
+    upper_NR, lower_NR, to_lower_NR = views.bilinear_taps(y1_N, y2_N, side)
     mask_index_N11 = torch.arange(len(masks_NHW), device=masks_NHW.device)[:, None, None]
 
     def pixels(y_NR: Tensor, x_NR: Tensor) -> Tensor:
@@ -367,26 +367,6 @@ class GlobalLocalClip(Method):
                 )
                 chunks.append(torch.stack([global_NE, crop_features(self.clip, crops_N3RR)]))
         return torch.cat(chunks, dim=1)
-
-
-def _bilinear_taps(start_N: Tensor, stop_N: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the two pixels that each output pixel reads along an axis of a crop, and their shares.
-
-    Args:
-        start_N: first pixel of every crop.
-        stop_N: the pixel after its last.
-        side: R.
-
-    Returns:
-        Two of int64 and one of float32, (N, R).
-    """
-    length_N1 = (stop_N - start_N)[:, None]
-    centers_R = torch.arange(side, device=start_N.device) + 0.5
-    place_NR = (length_N1.float() / side * centers_R - 0.5).clamp(min=0)
-    first_NR = place_NR.long()
-    second_NR = torch.minimum(first_NR + 1, length_N1 - 1)
-    share_NR = place_NR - first_NR
-    return start_N[:, None] + first_NR, start_N[:, None] + second_NR, share_NR
 
 
 def _feature_map(resnet: ResNetTower, images_B3RR: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ position is computed, and prefixes that several captions share are computed once
 
 Source: Yu et al., "CoCa: Contrastive Captioners are Image-Text Foundation Models" (TMLR 2022), in
 open_clip's form: neither the text tower's last norm nor its class token takes part in captions.
-Shapes: N images, U prefixes of one length, M images that a prefix is read with, h heads, d head
-width, D width, T image tokens, E embedding width, V vocabulary, L tokens so far, R side of the
-input.
+Shapes: N images, U prefixes of one length, B pairs of a prefix and an image, A of any, h heads, d
+head width, D width, T tokens, E embedding width, V vocabulary, R side of the input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from hybridgl.models.clip import embed_patches, finish_block, qkv_heads, residua
 from hybridgl.models.transformer import linear
 from hybridgl.weights.states import read_state
 
-__all__ = ["Coca", "CocaHeads", "CocaImages", "CocaScorer"]
+__all__ = ["Coca", "CocaHeads", "CocaImages", "CocaScorer", "decode_tokens"]
 
 _ENTRIES = ("text_decoder.text_projection", "visual.attn_pool.query")
 """Tensors that every CoCa has, and no other model."""
@@ -168,43 +168,43 @@ class CocaScorer:
 
     @torch.inference_mode()
     def extend(self, parents_U: Tensor, tokens_U: Tensor) -> Tensor:
-        """Add a token to prefixes; return the hidden states of what comes next, (U, M, D)."""
+        """Add a token to prefixes; return the hidden states of what comes next, (U, N, D)."""
         self._image_U = self._image_U[parents_U]
         x_U1D = self._coca.embed_token(tokens_U, self._length)[:, None]
         for block, cache in zip(self._coca.text_layers, self._text, strict=True):
             x_U1D = cache.step(block, x_U1D, parents_U, self._length)
         count, read_with = len(parents_U), self._read_with
         rows = parents_U[:, None] * read_with + torch.arange(read_with, device=parents_U.device)
-        x_P1D = x_U1D.repeat_interleave(read_with, dim=0)
+        x_B1D = x_U1D.repeat_interleave(read_with, dim=0)
         decoder = self._coca.decoder
         for block, cross, cache, keys_values in zip(
             decoder.resblocks, decoder.cross_attn, self._decoder, self._keys_values, strict=True
         ):
-            x_P1D = cache.step(block, x_P1D, rows.flatten(), self._length)
-            x_P1D = self._read_images(cross, x_P1D, keys_values)
+            x_B1D = cache.step(block, x_B1D, rows.flatten(), self._length)
+            x_B1D = self._read_images(cross, x_B1D, keys_values)
         self._length += 1
-        return decoder.ln_final(x_P1D).view(count, read_with, -1)
+        return decoder.ln_final(x_B1D).view(count, read_with, -1)
 
     def project(self, hidden_AD: Tensor) -> Tensor:
         """Project hidden states to logits, float32, (A, V)."""
         return self._coca.project(hidden_AD)
 
-    def _read_images(self, block: Any, x_P1D: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+    def _read_images(self, block: Any, x_B1D: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
         """Run a cross-attention block: each prefix reads its images."""
         keys_NhTd, values_NhTd = keys_values
-        query_PD = _projected(block.attn, block.ln_1(x_P1D)[:, 0], slice(0, 1))[0]
+        query_BD = _projected(block.attn, block.ln_1(x_B1D)[:, 0], slice(0, 1))[0]
         heads, width = keys_NhTd.shape[1], keys_NhTd.shape[3]
         if self._together:  # an image is read by all prefixes at once, and need not be copied
             count = self._read_with
-            query_NhUd = query_PD.view(-1, count, heads, width).permute(1, 2, 0, 3)
+            query_NhUd = query_BD.view(-1, count, heads, width).permute(1, 2, 0, 3)
             attended_NhUd = F.scaled_dot_product_attention(query_NhUd, keys_NhTd, values_NhTd)
-            attended_PhTd = attended_NhUd.permute(2, 0, 1, 3).reshape(-1, heads, 1, width)
+            attended_Bh1d = attended_NhUd.permute(2, 0, 1, 3).reshape(-1, heads, 1, width)
         else:
-            query_UhTd = query_PD.view(-1, heads, 1, width)
-            attended_PhTd = F.scaled_dot_product_attention(
+            query_UhTd = query_BD.view(-1, heads, 1, width)
+            attended_Bh1d = F.scaled_dot_product_attention(
                 query_UhTd, keys_NhTd[self._image_U], values_NhTd[self._image_U]
             )
-        return finish_block(block, x_P1D, attended_PhTd)
+        return finish_block(block, x_B1D, attended_Bh1d)
 
 
 class _Cache:
@@ -244,6 +244,23 @@ class _Cache:
         if not in_place:
             self._keys_values = keys[parents_B], values[parents_B]
         return self._keys_values
+
+
+def decode_tokens(tokens: Sequence[int]) -> str:
+    """Write tokens of CLIP's vocabulary as text, start and end as their names.
+
+    >>> decode_tokens([49406, 320, 2368, 49407])
+    '<start_of_text>a cat <end_of_text>'
+    """
+    text: str = _tokenizer().decode(tokens)
+    return text
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    import open_clip
+
+    return open_clip.SimpleTokenizer()
 
 
 def _projected(attention: Any, x_AD: Tensor, parts: slice) -> tuple[Tensor, ...]:
