@@ -37,8 +37,10 @@ __all__ = [
     "ResNetTower",
     "VisionTower",
     "class_block",
+    "count_modules",
     "embed_patches",
     "finish_block",
+    "project_heads",
     "qkv_heads",
     "residual_block",
 ]
@@ -128,12 +130,21 @@ def qkv_heads(block: Any, normed_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Three tensors (B, h, T, d).
     """
-    q, k, v = _project_heads(block.attn, normed_BTD, slice(0, 3))
+    q, k, v = project_heads(block.attn, normed_BTD, slice(0, 3))
     return q, k, v
 
 
-def _project_heads(attention: Any, normed_BTD: Tensor, parts: slice) -> tuple[Tensor, ...]:
-    """Project to those of query, key and value that ``parts`` selects, each (B, h, T, d)."""
+def project_heads(attention: Any, normed_BTD: Tensor, parts: slice) -> tuple[Tensor, ...]:
+    """Project tokens to some of query, key and value, head by head.
+
+    Args:
+        attention: torch's ``MultiheadAttention``.
+        normed_BTD: tokens after a layer norm, (B, T, D).
+        parts: which of the three.
+
+    Returns:
+        Tensors (B, h, T, d), as many as were asked for.
+    """
     weight_3DD = attention.in_proj_weight.unflatten(0, (3, -1))[parts]
     bias_3D = attention.in_proj_bias.unflatten(0, (3, -1))[parts]
     projected = linear(normed_BTD, weight_3DD.flatten(0, 1), bias_3D.flatten())
@@ -184,8 +195,8 @@ def class_block(block: Any, tokens_BTD: Tensor, mask_B11T: Tensor | None = None)
         float32, (B, D).
     """
     normed_BTD = block.ln_1(tokens_BTD)
-    (q_Bh1d,) = _project_heads(block.attn, normed_BTD[:, :1], slice(0, 1))
-    k_BhTd, v_BhTd = _project_heads(block.attn, normed_BTD, slice(1, 3))
+    (q_Bh1d,) = project_heads(block.attn, normed_BTD[:, :1], slice(0, 1))
+    k_BhTd, v_BhTd = project_heads(block.attn, normed_BTD, slice(1, 3))
     attended_Bh1d = F.scaled_dot_product_attention(q_Bh1d, k_BhTd, v_BhTd, mask_B11T)
     return finish_block(block, tokens_BTD[:, :1], attended_Bh1d)[:, 0]
 
@@ -223,9 +234,9 @@ class _Tower:
         """Read the sizes off a state dict."""
         if "visual.proj" in state:
             width, _, patch, _ = state["visual.conv1.weight"].shape
-            blocks = _count(state, "visual.transformer.resblocks.")
+            blocks = count_modules(state, "visual.transformer.resblocks.")
             return cls(width, patch, blocks, state["visual.proj"].shape[1])
-        layers = tuple(_count(state, f"visual.layer{layer}.") for layer in (1, 2, 3, 4))
+        layers = tuple(count_modules(state, f"visual.layer{layer}.") for layer in (1, 2, 3, 4))
         width = len(state["visual.layer1.0.conv1.weight"])
         return cls(width, None, layers, len(state["visual.attnpool.c_proj.weight"]))
 
@@ -296,7 +307,7 @@ class ClipEncoder:
                 vocab_size=len(state["token_embedding.weight"]),
                 width=text_width,
                 heads=text_width // _HEAD_WIDTH,
-                layers=_count(state, "transformer.resblocks."),
+                layers=count_modules(state, "transformer.resblocks."),
             ),
             quick_gelu=activation == "quickgelu",
         )
@@ -466,7 +477,7 @@ class ClipEncoder:
         return tokens
 
 
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+def count_modules(state: Mapping[str, Tensor], prefix: str) -> int:
     """Count the numbered modules under a prefix."""
     numbers = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
     return len(numbers)

@@ -22,7 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridgl.errors import WeightsError
-from hybridgl.models.clip import embed_patches, finish_block, qkv_heads, residual_block
+from hybridgl.models.clip import (
+    count_modules,
+    embed_patches,
+    finish_block,
+    project_heads,
+    qkv_heads,
+    residual_block,
+)
 from hybridgl.models.transformer import linear
 from hybridgl.weights.states import read_state
 
@@ -161,7 +168,8 @@ class CocaScorer:
         self._read_with = count if together else 1
         self._length = 0
         self._keys_values = [
-            _cross_keys_values(block, images.tokens_NTD) for block in coca.decoder.cross_attn
+            project_heads(block.attn, block.ln_1_kv(images.tokens_NTD), slice(1, 3))
+            for block in coca.decoder.cross_attn
         ]
         self._text = [_Cache() for _ in coca.text_layers]
         self._decoder = [_Cache() for _ in coca.decoder.resblocks]
@@ -189,20 +197,17 @@ class CocaScorer:
         """Project hidden states to logits, float32, (A, V)."""
         return self._coca.project(hidden_AD)
 
-    def _read_images(self, block: Any, x_B1D: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+    def _read_images(self, block: Any, x_B1D: Tensor, keys_values: tuple[Tensor, ...]) -> Tensor:
         """Run a cross-attention block: each prefix reads its images."""
         keys_NhTd, values_NhTd = keys_values
-        query_BD = _projected(block.attn, block.ln_1(x_B1D)[:, 0], slice(0, 1))[0]
-        heads, width = keys_NhTd.shape[1], keys_NhTd.shape[3]
+        (query_Bh1d,) = project_heads(block.attn, block.ln_1(x_B1D), slice(0, 1))
         if self._together:  # an image is read by all prefixes at once, and need not be copied
-            count = self._read_with
-            query_NhUd = query_BD.view(-1, count, heads, width).permute(1, 2, 0, 3)
+            query_NhUd = query_Bh1d[:, :, 0].unflatten(0, (-1, self._read_with)).permute(1, 2, 0, 3)
             attended_NhUd = F.scaled_dot_product_attention(query_NhUd, keys_NhTd, values_NhTd)
-            attended_Bh1d = attended_NhUd.permute(2, 0, 1, 3).reshape(-1, heads, 1, width)
+            attended_Bh1d = attended_NhUd.permute(2, 0, 1, 3).flatten(0, 1)[:, :, None]
         else:
-            query_UhTd = query_BD.view(-1, heads, 1, width)
             attended_Bh1d = F.scaled_dot_product_attention(
-                query_UhTd, keys_NhTd[self._image_U], values_NhTd[self._image_U]
+                query_Bh1d, keys_NhTd[self._image_U], values_NhTd[self._image_U]
             )
         return finish_block(block, x_B1D, attended_Bh1d)
 
@@ -263,23 +268,6 @@ def _tokenizer() -> Any:
     return open_clip.SimpleTokenizer()
 
 
-def _projected(attention: Any, x_AD: Tensor, parts: slice) -> tuple[Tensor, ...]:
-    """Project to those of query, key and value that ``parts`` selects, each (A, D)."""
-    weight_3DD = attention.in_proj_weight.unflatten(0, (3, -1))[parts]
-    bias_3D = attention.in_proj_bias.unflatten(0, (3, -1))[parts]
-    return linear(x_AD, weight_3DD.flatten(0, 1), bias_3D.flatten()).chunk(len(weight_3DD), -1)
-
-
-def _cross_keys_values(block: Any, tokens_NTD: Tensor) -> tuple[Tensor, Tensor]:
-    """Project image tokens to keys and values of a cross-attention block, each (N, h, T, d)."""
-    keys_NTD, values_NTD = _projected(block.attn, block.ln_1_kv(tokens_NTD), slice(1, 3))
-    keys, values = (
-        part.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2).contiguous()
-        for part in (keys_NTD, values_NTD)
-    )
-    return keys, values
-
-
 def _built(state: Mapping[str, Tensor], heads: CocaHeads) -> Any:
     """Build open_clip's ``CoCa`` of the sizes that the weights have, and load them."""
     import open_clip
@@ -297,15 +285,15 @@ def _built(state: Mapping[str, Tensor], heads: CocaHeads) -> Any:
     with torch.device("meta"):  # its random weights are wanted by nobody
         model = CoCa(
             state["visual.proj"].shape[1],
-            MultimodalCfg(**text, layers=_count(state, "text_decoder.resblocks.")),
+            MultimodalCfg(**text, layers=count_modules(state, "text_decoder.resblocks.")),
             open_clip.CLIPTextCfg(
                 **text,
-                layers=_count(state, "text.transformer.resblocks."),
+                layers=count_modules(state, "text.transformer.resblocks."),
                 embed_cls=True,
                 output_tokens=True,
             ),
             open_clip.CLIPVisionCfg(
-                layers=_count(state, "visual.transformer.resblocks."),
+                layers=count_modules(state, "visual.transformer.resblocks."),
                 width=vision_width,
                 head_width=heads.vision_width,
                 patch_size=patch,
@@ -322,8 +310,3 @@ def _built(state: Mapping[str, Tensor], heads: CocaHeads) -> Any:
             if buffer.is_meta:
                 setattr(module, name, None)
     return model.eval().requires_grad_(False)
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    numbers = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
-    return len(numbers)
