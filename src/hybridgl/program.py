@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import ctypes
 import io
+import itertools
 import json
 import logging
 import os
@@ -76,10 +77,10 @@ class ArgumentParser(argparse.ArgumentParser):
         if config is None:
             return found
         return super().parse_known_args(
-            [*self._configured(config), *plain, *words[flags_end:]], namespace
+            [*self._configured(config, plain), *plain, *words[flags_end:]], namespace
         )
 
-    def _configured(self, path: str) -> list[str]:
+    def _configured(self, path: str, words: Sequence[str]) -> list[str]:
         """Return what the file of ``--config`` stands for, as words before all others."""
         try:
             content = json.loads(Path(path).read_bytes())
@@ -87,9 +88,12 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f"Expected JSON in --config {path}, got none that can be read ({error}).")
         if not isinstance(content, dict):
             self.error(f"Expected an object of flags in --config {path}, got {content!r:.60}.")
-        flags = [word for name, value in content.items() for word in _flag_words(name, value)]
+        # Flags of several values would add up with given ones.
+        given = {word.partition("=")[0] for word in words}
+        flags = [_flag_words(name, value) for name, value in content.items()]
+        left = [flag for flag in flags if flag and flag[0].partition("=")[0] not in given]
         # As the last of them, it ends a flag of several values.
-        return [*map(_underscored, flags), f"--config={path}"]
+        return [*itertools.chain.from_iterable(left), f"--config={path}"]
 
 
 def _flag_words(name: str, value: object) -> list[str]:
@@ -98,11 +102,12 @@ def _flag_words(name: str, value: object) -> list[str]:
     >>> _flag_words("alpha", 0.5), _flag_words("without", ["position"]), _flag_words("tf32", True)
     (['--alpha=0.5'], ['--without', 'position'], ['--tf32'])
     """
+    flag = _underscored(f"--{name}")
     if isinstance(value, bool) or value is None:
-        return [f"--{name}"] if value else []
+        return [flag] if value else []
     if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    return [f"--{name}={value}"]
+        return [flag, *map(str, value)]
+    return [f"{flag}={value}"]
 
 
 def _underscored(word: str) -> str:

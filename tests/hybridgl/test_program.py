@@ -60,7 +60,7 @@ def parser():
     parser.add_argument("image")
     parser.add_argument("--alpha", type=float, default=0.6)
     parser.add_argument("--fusion_mode")
-    parser.add_argument("--without", nargs="+", default=[])
+    parser.add_argument("--without", nargs="+", action="extend", default=[])
     parser.add_argument("--tf32", action="store_true")
     return parser
 
@@ -79,6 +79,8 @@ def test_file_of_settings_stands_for_flags_and_given_ones_win(parser, config, fl
     assert (found.image, found.alpha, found.fusion_mode) == ("a.jpg", 0.5, "L2G")
     assert (found.without, found.tf32) == (["position", "gem"], True)
     assert parser.parse_args(["a.jpg", f"{flag}={config}"]).alpha == 0.25
+    given = parser.parse_args(["a.jpg", flag, config, "--without", "coherence"])
+    assert given.without == ["coherence"]
     assert parser.parse_args(["a.jpg"]).alpha == 0.6
 
 
