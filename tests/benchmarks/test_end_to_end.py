@@ -67,6 +67,7 @@ def test_reports_runs_that_predict_the_same(tmp_path, capsys):
         assert all(seconds > 0 for seconds in rows[stage].values()), stage
 
 
+@pytest.mark.slow
 def test_reference_schedule_predicts_as_the_method_does(workload, tmp_path):
     split = load_refer(tmp_path / "data", "refcoco", "val", "unc", check_counts=False)
     drawn = {image_id: drawn_masks(image_id, count) for image_id, count in MASK_COUNTS.items()}

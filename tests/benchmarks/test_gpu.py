@@ -70,6 +70,7 @@ def found(tmp_path_factory):
     return values
 
 
+@pytest.mark.slow
 @linux_only
 def test_all_parts_are_measured_and_nothing_fails(found):
     assert found["failed"] == {}
@@ -82,6 +83,7 @@ def test_all_parts_are_measured_and_nothing_fails(found):
     assert found["seconds"].keys() >= {"all", "exact, float32"}
 
 
+@pytest.mark.slow
 @linux_only
 def test_a_cpu_predicts_what_a_cpu_predicts(found):
     assert found["exact"]["golden vectors"]["wrong"] == []
@@ -93,6 +95,7 @@ def test_a_cpu_predicts_what_a_cpu_predicts(found):
         assert compared["differing"] == []
 
 
+@pytest.mark.slow
 @linux_only
 def test_runs_and_stages_tell_what_the_tables_need(found):
     ours = found["run"]["float32"]
@@ -222,6 +225,7 @@ def test_all_forms_of_attention_agree(name):
 # Parses.
 
 
+@pytest.mark.slow
 def test_stored_parses_are_those_of_the_bundled_parser(tmp_path):
     assert parses.parsed(parses.sentences(tmp_path)) == FILE.read_text(encoding="utf-8")
 

@@ -161,6 +161,7 @@ def test_masks_boxes_scores_and_order_are_the_librarys(sam, config, image):
     assert len(records) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small and thin", "fine noise"])
 def test_masks_of_crops_through_all_filters_are_the_librarys(sam, name):
     image = IMAGES[name]()

@@ -221,6 +221,7 @@ def kinds_of(scene: Scene, index: int) -> Counter[str]:
     return Counter(e.kind for _ in range(10) for e in expressions_for(scene, index, rng, 20))
 
 
+@pytest.mark.slow
 def test_expression_is_true_of_its_object_and_of_no_other():
     assert len(written()) > 1500
     reader = Reader(written()[0][0])
