@@ -6,6 +6,7 @@ Shapes: N masks, H x W image pixels, R side of the captioner's input, hw = (heig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ def usable_masks(masks_NHW: NDArray[np.bool_]) -> NDArray[np.bool_]:
         [False, False, False]
     """
     areas_N = np.count_nonzero(masks_NHW, axis=(1, 2))
-    return (areas_N > 1) & (areas_N < masks_NHW[0].size if len(masks_NHW) else areas_N > 0)
+    return (areas_N > 1) & (areas_N < math.prod(masks_NHW.shape[1:]))
 
 
 def mask_crops(

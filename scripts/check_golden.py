@@ -54,12 +54,20 @@ from hybridgl.language import Position, Relation, parse_expression
 from hybridgl.methods import global_local
 from hybridgl.metrics import PROTOCOLS, intersection_and_union, scores
 from hybridgl.models.clip import ClipEncoder
-from scripts.golden import Comparison, FolderReport, errors, read_json, read_npz, unpack
+from scripts.golden import (
+    TOLERANCE,
+    Comparison,
+    FolderReport,
+    errors,
+    read_json,
+    read_npz,
+    unpack,
+)
 from scripts.golden_pseudo import compare_pseudo, is_pseudo
 
 __all__ = ["compare_folder", "main"]
 
-_TOLERANCES = {"cpu": 1e-4, "cuda": 1e-3}
+_TOLERANCES = {"cpu": TOLERANCE, "cuda": 1e-3}
 """Largest error of a feature, map or score, and of a metric in percent, by kind of device."""
 
 _CPU = torch.device("cpu")

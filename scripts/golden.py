@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
+    "TOLERANCE",
     "Comparison",
     "FolderReport",
     "errors",
@@ -20,6 +21,9 @@ __all__ = [
     "read_npz",
     "unpack",
 ]
+
+TOLERANCE = 1e-4
+"""Largest error that passes where nothing else is said."""
 
 _Array = NDArray[Any]
 
@@ -42,7 +46,7 @@ class Comparison:
     total: int
     matches: int | None = None
     error: float = 0.0
-    tolerance: float = 1e-4
+    tolerance: float = TOLERANCE
 
     @property
     def passed(self) -> bool:
@@ -94,7 +98,7 @@ def errors(
     path: Path,
     subject: str,
     *pairs: tuple[Tensor | _Array | float, Any],
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
 ) -> Comparison:
     """Measure the largest error over pairs of what was computed and what was expected."""
     largest = [0.0]

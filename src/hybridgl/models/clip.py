@@ -29,8 +29,8 @@ from hybridgl.devices import send
 from hybridgl.errors import WeightsError
 from hybridgl.models.transformer import linear, mlp, patch_tokens, quick_gelu_
 from hybridgl.timing import timer
-from hybridgl.weights.registry import known_activation
-from hybridgl.weights.states import read_state
+from hybridgl.weights.registry import activation_of
+from hybridgl.weights.states import building, read_state
 
 __all__ = [
     "ClipEncoder",
@@ -49,6 +49,8 @@ _logger = logging.getLogger(__name__)
 
 _ENTRIES = ("text_projection", "visual.conv1.weight")
 """Tensors that every CLIP in the layout of OpenAI's has, and no other model."""
+
+_FIX = "give another file with --clip_weights"
 
 _WEIGHTS_OF_NO_MODULE = ("input_resolution", "context_length", "vocab_size")
 """Settings that stand among the tensors of OpenAI's archives."""
@@ -339,26 +341,16 @@ class ClipEncoder:
             path,
             _ENTRIES,
             expected="CLIP weights",
-            fix="give another file with --clip_weights",
+            fix=_FIX,
             fits=lambda some: _fits(some, architecture),
         )
         for name in _WEIGHTS_OF_NO_MODULE:
             state.pop(name, None)
-        try:
+        with building(path, "a whole CLIP in OpenAI's layout", _FIX):
             tower = _Tower.of(state)
             _check_architecture(tower, path, architecture)
             _check_represented(tower, state, path)
-            known = activation or known_activation(path) or "quickgelu"
-            return cls(state, torch.device(device), known)
-        except (WeightsError, MemoryError):
-            raise
-        except Exception as error:  # shapes that fit no CLIP can fail anywhere in open_clip
-            reason = " ".join(str(error).split())[:200]
-            raise WeightsError(
-                f"Expected the weights of a whole CLIP in OpenAI's layout in {path}, got some that "
-                f"none can be built from ({type(error).__name__}: {reason}); give another file "
-                f"with --clip_weights."
-            ) from error
+            return cls(state, torch.device(device), activation_of(path, activation))
 
     @property
     def visual(self) -> VisionTower:

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridgl.errors import WeightsError
 from hybridgl.models.clip import (
     count_modules,
     embed_patches,
@@ -31,7 +30,7 @@ from hybridgl.models.clip import (
     residual_block,
 )
 from hybridgl.models.transformer import linear
-from hybridgl.weights.states import read_state
+from hybridgl.weights.states import building, read_state
 
 __all__ = ["Coca", "CocaHeads", "CocaImages", "CocaScorer", "decode_tokens"]
 
@@ -111,16 +110,8 @@ class Coca:
         """
         fix = "give another file with --coca_weights"
         state = read_state(path, _ENTRIES, expected="CoCa weights", fix=fix, fits=lambda _: True)
-        try:
+        with building(path, "a whole CoCa", fix):
             return cls(state, heads, device)
-        except (WeightsError, MemoryError):
-            raise
-        except Exception as error:  # shapes that fit no CoCa can fail anywhere in open_clip
-            reason = " ".join(str(error).split())[:200]
-            raise WeightsError(
-                f"Expected the weights of a whole CoCa in {path}, got some that none can be built "
-                f"from ({type(error).__name__}: {reason}); {fix}."
-            ) from error
 
     @torch.inference_mode()
     def encode_images(self, images_N3RR: Tensor) -> CocaImages:

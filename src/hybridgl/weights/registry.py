@@ -31,6 +31,7 @@ __all__ = [
     "Parser",
     "WeightSet",
     "WeightsFile",
+    "activation_of",
     "is_torchscript",
     "known_activation",
     "weight_set",
@@ -169,7 +170,7 @@ class WeightSet:
     @property
     def activation(self) -> str:
         """Activation of CLIP's blocks, a key of ``ACTIVATIONS``: QuickGELU where it is unknown."""
-        return self.clip_activation or known_activation(self.clip_weights) or "quickgelu"
+        return activation_of(self.clip_weights, self.clip_activation)
 
     @property
     def parser(self) -> Parser:
@@ -313,6 +314,16 @@ class WeightSet:
                 if file.hash and file.parts[0] == name and file.suffix != ".pyc"
             } or {name: package.version}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def activation_of(clip_weights: Path, asked: str | None = None) -> str:
+    """Return the activation that a CLIP is computed with: QuickGELU where it is not known.
+
+    Args:
+        clip_weights: its file.
+        asked: the one that was asked for, a key of ``ACTIVATIONS``; None takes what is known.
+    """
+    return asked or known_activation(clip_weights) or "quickgelu"
 
 
 def known_activation(clip_weights: Path) -> str | None:

@@ -7,6 +7,7 @@ meant.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -27,7 +28,7 @@ from torch import Tensor
 from hybridgl.errors import WeightsError
 from hybridgl.weights.registry import is_torchscript
 
-__all__ = ["read_state"]
+__all__ = ["building", "read_state"]
 
 _logger = logging.getLogger(__name__)
 
@@ -155,6 +156,30 @@ def read_state(
         fixes = " or ".join(filter(None, (refusal.fix, fix)))
         raise WeightsError(f"Expected {expected} in {path}, got {refusal}; {fixes}.") from refusal
     return weights.tensors
+
+
+@contextlib.contextmanager
+def building(path: Path, expected: str, fix: str) -> Iterator[None]:
+    """Name the file whose weights no model can be built from, whatever fails in it.
+
+    Args:
+        path: of the weights.
+        expected: what they should be of, for the message.
+        fix: what helps.
+
+    Raises:
+        WeightsError: something failed; running out of memory is raised as it is.
+    """
+    try:
+        yield
+    except (WeightsError, MemoryError):
+        raise
+    except Exception as error:  # shapes that fit no model can fail anywhere in its package
+        reason = _line(str(error), 200)
+        raise WeightsError(
+            f"Expected the weights of {expected} in {path}, got some that none can be built from "
+            f"({type(error).__name__}: {reason}); {fix}."
+        ) from error
 
 
 # Formats.
